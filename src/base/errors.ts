@@ -1,0 +1,50 @@
+/**
+ * Three kinds of failure, never mixed:
+ *
+ * - `FsError`: an expected answer to a caller (ENOENT, ENOSPC, ETXTBSY…). Translated to a reply in one place.
+ * - `CorruptionError`: bytes on the region are not what the format says. Names the place, what was expected and
+ *   what was found. The mount is refused, or turns read-only.
+ * - `InvariantError`: our own bug. The daemon stops rather than write on top of a state it does not understand.
+ */
+import { Errno, type ErrnoName, errnoName } from "./errno.ts";
+
+export class FsError extends Error {
+  readonly errno: number;
+
+  constructor(name: ErrnoName, detail?: string) {
+    super(detail === undefined ? name : `${name}: ${detail}`);
+    this.name = "FsError";
+    this.errno = Errno[name];
+  }
+
+  get code(): string {
+    return errnoName(this.errno);
+  }
+}
+
+export class CorruptionError extends Error {
+  /** Where on the region: a structure and its byte offset. */
+  readonly where: string;
+  readonly expected: string;
+  readonly found: string;
+
+  constructor(where: string, expected: string, found: string) {
+    super(`damaged ${where}: expected ${expected}, found ${found}`);
+    this.name = "CorruptionError";
+    this.where = where;
+    this.expected = expected;
+    this.found = found;
+  }
+}
+
+export class InvariantError extends Error {
+  constructor(detail: string) {
+    super(`invariant violated: ${detail}`);
+    this.name = "InvariantError";
+  }
+}
+
+/** Stop on a broken assumption of our own. Never use it for input that comes from outside. */
+export function invariant(condition: boolean, detail: string | (() => string)): asserts condition {
+  if (!condition) throw new InvariantError(typeof detail === "string" ? detail : detail());
+}

@@ -1,0 +1,152 @@
+/**
+ * What the client library and the daemon say to each other: ioctls on any open file of the mount. Declared here once;
+ * `scripts/generate.mjs` writes native/client/wire.h from it (`npm run check` fails when the two differ).
+ *
+ * FUSE copies exactly the bytes that the ioctl number's size and direction bits name (restricted ioctls,
+ * Documentation/filesystems/fuse), so each request has one fixed-size struct that goes in and comes out.
+ */
+import { big64, bytes, struct, text, u32, u64 } from "../layout/struct.ts";
+
+/** The mmap flag. Not the 2017 value (0x80000), which is MAP_SYNC since Linux 4.15. */
+export const MAP_DIRECT = 0x200000;
+
+export const WIRE_VERSION = 1;
+
+/** Largest payload of a restricted ioctl: 14 bits of size, rounded down to a multiple of 8. */
+export const IOCTL_BYTES_MAX = 16376;
+
+export const LeaseKind = { DEFAULT: 0, SEAL: 1, BREAKABLE: 2 } as const;
+export type LeaseKindValue = 1 | 2;
+
+export const LeaseFlag = {
+  /** Any size change of the file is a conflict, not only changes of the range (the rule of patch series v4). */
+  WHOLE_FILE: 1,
+  /** The caller wants MAP_SYNC: refuse with EOPNOTSUPP unless a CPU flush alone makes stores durable. */
+  SYNC: 2,
+  /** Run `prepare` on the range first. */
+  PREPARE: 4,
+} as const;
+
+export const ExtentState = { HOLE: 0, UNWRITTEN: 1, WRITTEN: 2, SHARED: 3 } as const;
+export type ExtentStateValue = 0 | 1 | 2 | 3;
+
+export const RegionKind = { FILE: 1, BLOCK: 2, DEVDAX: 3 } as const;
+
+export const RegionFlag = {
+  /** Cache-line granular persistence: a CPU flush alone makes stores durable. */
+  CACHELINE: 1,
+  /** Declared by --assume-pmem rather than found. */
+  ASSUMED: 2,
+  /** The region itself must be mapped with MAP_SYNC for that to be true (a file on a DAX file system). */
+  NEEDS_MAP_SYNC: 4,
+  /** Mounted read-only: no direct mappings. */
+  READ_ONLY: 8,
+} as const;
+
+export const WireExtent = struct(
+  "mapdirect_wire_extent",
+  "One piece of a file's block map.",
+  {
+    offset: big64("byte offset in the file"),
+    physical: u64("byte offset in the region; 0 for a hole"),
+    length: big64("bytes"),
+    state: u32("ExtentState"),
+    reserved0: u32("zero"),
+  },
+  32,
+);
+
+export const WireRegion = struct(
+  "mapdirect_wire_region",
+  "Names the region behind a mount, so that a client can open it with its own credentials and check it.",
+  {
+    version: u32("WIRE_VERSION"),
+    kind: u32("RegionKind"),
+    flags: u32("RegionFlag bits"),
+    blockSize: u32("bytes; the unit of extents"),
+    regionBytes: u64("size of the region in bytes"),
+    mapAlignment: u64("alignment of physical offset, length and address that the backing needs, bytes"),
+    uuid: bytes(16, "volume uuid, as in the superblock"),
+    superblockUuidOffset: u64("byte offset of the uuid in the region"),
+    device: big64("st_dev of a region file; st_rdev of a device"),
+    inode: big64("st_ino of a region file; 0 for a device"),
+    defaultKind: u32("LeaseKind that the mount hands out when asked for DEFAULT"),
+    pathBytes: u32("length of path, without NUL"),
+    path: text(4096, "absolute path of the region, as the daemon sees it"),
+  },
+  4184,
+);
+
+export const WIRE_EXTENTS_MAX = 508;
+
+/** Header of GRANT and EXTENTS; `WIRE_EXTENTS_MAX` WireExtents follow it. */
+export const WireMap = struct(
+  "mapdirect_wire_map",
+  "Request and reply of GRANT and EXTENTS. Extents that do not fit are fetched with EXTENTS from nextOffset.",
+  {
+    version: u32("in: WIRE_VERSION"),
+    kind: u32("in: LeaseKind (GRANT); out: the kind granted"),
+    flags: u32("in: LeaseFlag bits (GRANT)"),
+    count: u32("out: number of extents that follow"),
+    offset: big64("in: byte offset in the file; multiple of the block size for GRANT"),
+    length: big64("in: bytes; GRANT rounds up to whole blocks"),
+    leaseId: u64("out: lease id (GRANT)"),
+    generation: u64("out: generation of the block map that these extents were read under"),
+    nextOffset: big64("out: where to continue, 0 when complete"),
+    fileBytes: big64("out: size of the file"),
+    inode: u64("out: inode number"),
+    mapBytes: big64("out: offset of the first byte past the file's last block"),
+    reserved: bytes(16, "zero"),
+  },
+  96,
+);
+
+export const WIRE_MAP_BYTES = 96 + WIRE_EXTENTS_MAX * 32;
+
+export const WireRange = struct(
+  "mapdirect_wire_range",
+  "PREPARE: a range of the file. END: a lease id in `leaseId`.",
+  {
+    version: u32("WIRE_VERSION"),
+    flags: u32("zero"),
+    offset: big64("byte offset in the file"),
+    length: big64("bytes; 0 for up to the end of the file"),
+    leaseId: u64("lease id (END)"),
+  },
+  32,
+);
+
+export const WIRE_CONTROL_TEXT = 16336;
+
+export const WireControl = struct(
+  "mapdirect_wire_control",
+  "A question to the daemon and a slice of its answer, UTF-8 JSON. Ask again with token and offset for the next slice.",
+  {
+    version: u32("in: WIRE_VERSION"),
+    question: u32("in: Question"),
+    token: u32("in: 0 for a new answer; out: names the answer"),
+    count: u32("out: bytes of text in this slice"),
+    offset: u64("in: where in the answer to continue"),
+    total: u64("out: bytes of the whole answer"),
+    argument: u64("in: meaning depends on the question"),
+    text: bytes(WIRE_CONTROL_TEXT, "out: the slice"),
+  },
+  16376,
+);
+
+export const Question = { INFO: 1, LEASES: 2, STATS: 3, BREAK: 4, CHECK: 5 } as const;
+
+const IOC_WRITE = 1;
+const IOC_READ = 2;
+/** _IOC(dir, type, nr, size) of asm-generic/ioctl.h; x86-64 and aarch64 share it. */
+const ioc = (direction: number, number: number, size: number): number =>
+  ((direction << 30) | (size << 16) | (0x4d << 8) | number) >>> 0;
+
+export const Ioctl = {
+  REGION: ioc(IOC_READ, 0xd0, WireRegion.size),
+  GRANT: ioc(IOC_READ | IOC_WRITE, 0xd1, WIRE_MAP_BYTES),
+  EXTENTS: ioc(IOC_READ | IOC_WRITE, 0xd2, WIRE_MAP_BYTES),
+  END: ioc(IOC_WRITE, 0xd3, WireRange.size),
+  PREPARE: ioc(IOC_WRITE, 0xd4, WireRange.size),
+  CONTROL: ioc(IOC_READ | IOC_WRITE, 0xd5, WireControl.size),
+} as const;

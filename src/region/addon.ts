@@ -1,0 +1,97 @@
+/**
+ * The only loader of the .node file, and the types of what it exports. Native methods throw `Error` with `code` (errno
+ * name) and `errno` (positive number); they validate what is cheap and rely on their TypeScript callers for the rest.
+ */
+import { existsSync } from "node:fs";
+import { createRequire } from "node:module";
+import { dirname, join } from "node:path";
+import { fileURLToPath } from "node:url";
+
+export interface NativeRegionInfo {
+  kind: "file" | "block" | "devdax";
+  sizeBytes: number;
+  mapSync: boolean;
+  mapAlignmentBytes: number;
+  /** Why MAP_SYNC was not granted, "" when it was. */
+  mapSyncRefusal: string;
+  device: bigint;
+  inode: bigint;
+}
+
+/** A mapped region. All offsets and lengths are bytes. */
+export interface NativeRegion {
+  readonly info: NativeRegionInfo;
+  /** Choose how stores become durable, once, after open: true = non-temporal stores + flush; false = plain stores. */
+  setCacheline(on: boolean): void;
+  read(offset: number, target: Uint8Array, targetStart: number, length: number): void;
+  write(offset: number, source: Uint8Array, sourceStart: number, length: number): void;
+  zero(offset: number, length: number): void;
+  copy(sourceOffset: number, targetOffset: number, length: number): void;
+  drain(): void;
+  /** msync(MS_SYNC) of the dirty whole (or fdatasync), on the thread pool. */
+  sync(): Promise<void>;
+  close(): void;
+}
+
+export interface Channel {
+  /** Stop watching and close the descriptor. */
+  close(): void;
+  /** Answer with `length` bytes of `payload` from `start`; error is a positive errno or 0. Returns 0 or a positive errno of the write. */
+  reply(unique: bigint, error: number, payload: Uint8Array, start: number, length: number): number;
+  /** Answer a READ by writev from the region: `pieces` holds `count` pairs (region offset or -1 for zeros, length). */
+  replyRegion(unique: bigint, region: NativeRegion, pieces: Float64Array, count: number): number;
+  /** FUSE notification (unique 0, error = code), written on the thread pool because the kernel may need the server
+   *  meanwhile. Resolves with 0 or the positive errno (ENOENT: the kernel knows no such node; fine). */
+  notify(code: number, payload: Uint8Array): Promise<number>;
+  /** Requests read, wake-ups, busy-poll hits: for the statistics. */
+  readonly counters: { requests: number; wakeups: number; pollHits: number };
+}
+
+export interface Addon {
+  readonly flushMethod: string;
+  crc32c(data: Uint8Array, start: number, length: number, seed: number): number;
+  /** mapSync: try MAP_SYNC. readOnly: O_RDONLY + PROT_READ. Takes flock(LOCK_EX) unless lock is false: EBUSY if held. */
+  openRegion(path: string, options: { readOnly: boolean; lock: boolean; mapSync: boolean }): NativeRegion;
+  /** mount(2) as root; the returned descriptor is /dev/fuse. */
+  mountRoot(source: string, mountpoint: string, fsType: string, options: string, flags: number): number;
+  unmount(mountpoint: string, lazy: boolean): void;
+  /** Start /dev/fuse descriptor hand-over through fusermount3; see mount.ts. Returns a connected socket pair. */
+  socketpair(): [number, number];
+  receiveDescriptor(socket: number): number;
+  /**
+   * Watch a /dev/fuse descriptor with uv_poll. `onRequest(length)` is called on the event loop for each request, which
+   * lies in buffer[0, length) until it returns. `onEnd(errno)`: 0 when the file system was unmounted (ENODEV).
+   */
+  openChannel(
+    descriptor: number,
+    buffer: Uint8Array,
+    options: { busyPollMicros: number; batch: number },
+    onRequest: (length: number) => void,
+    onEnd: (errno: number) => void,
+  ): Channel;
+  /** ioctl(2) with a buffer that goes in and out; returns its non-negative result or throws. */
+  ioctl(descriptor: number, request: number, argument: Uint8Array): number;
+  /** fallocate(2), lseek(2) SEEK_DATA/SEEK_HOLE and such, for tests and tools that Node has no call for. */
+  fallocate(descriptor: number, mode: number, offset: bigint, length: bigint): void;
+  lseek(descriptor: number, offset: bigint, whence: number): bigint;
+  renameat2(source: string, target: string, flags: number): void;
+  setxattr(path: string, name: string, value: Uint8Array, flags: number): void;
+  getxattr(path: string, name: string): Buffer;
+  listxattr(path: string): string[];
+  removexattr(path: string, name: string): void;
+}
+
+let loaded: Addon | undefined;
+
+/** The directory that holds package.json: two levels up, in src/ as in dist/. */
+export const packageRoot = join(dirname(fileURLToPath(import.meta.url)), "..", "..");
+
+/** Load the addon, once. Throws with the command that builds it when it is missing. */
+export function addon(): Addon {
+  if (loaded === undefined) {
+    const file = join(packageRoot, "build", "Release", "mapdirect.node");
+    if (!existsSync(file)) throw new Error(`${file} is missing: run 'npm run build' in ${packageRoot}`);
+    loaded = createRequire(import.meta.url)(file) as Addon;
+  }
+  return loaded;
+}

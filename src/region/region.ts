@@ -1,0 +1,62 @@
+/**
+ * A region: a run of bytes that survives the daemon, mapped into it. Everything above sees only this interface, so that
+ * a test can put a recording or failing region in its place.
+ *
+ * Invariants every backend keeps (test/contract/region.contract.ts):
+ * - what `write`, `zero` and `copy` stored is visible at once to every other mapping of the region, and survives the
+ *   death of the daemon at any later instruction;
+ * - CACHELINE granularity: what was stored before `drain()` returned survives a power cut after it;
+ * - PAGE granularity: what was stored before `sync()` was called survives a power cut after its promise resolved;
+ *   `drain()` does nothing. A failed sync rejects, and stays failed (see syncError) until the region is reopened:
+ *   after a failed fsync the kernel may have dropped the dirty pages (PostgreSQL's fsync lesson, 2018);
+ * - a range outside [0, sizeBytes) is an InvariantError, never a stray access;
+ * - a media error (SIGBUS in the daemon's mapping) is FsError(EIO), never the daemon's death.
+ */
+export type RegionKindName = "file" | "block" | "devdax" | "memory";
+export type Granularity = "cacheline" | "page";
+
+/** Hardware truth, discovered once at open and kept as a value. */
+export interface RegionFacts {
+  readonly path: string;
+  readonly kind: RegionKindName;
+  readonly sizeBytes: number;
+  readonly granularity: Granularity;
+  /** The mapping was made with MAP_SYNC (DAX): flushing CPU caches makes even a new page table entry durable. */
+  readonly mapSync: boolean;
+  /** --assume-pmem: cacheline granularity was declared, not found. */
+  readonly assumed: boolean;
+  /** Alignment in bytes that offset, length and address of a mapping of this region need (4096; device-dax often 2 MiB). */
+  readonly mapAlignmentBytes: number;
+  /** "clwb", "clflushopt", "clflush", "dc cvap", "dc cvac", "msync". */
+  readonly flushMethod: string;
+  /** st_dev of a file, st_rdev of a device; bigint because dev_t is 64 bits. */
+  readonly device: bigint;
+  /** st_ino of a file, 0 for a device. */
+  readonly inode: bigint;
+  /** What could not be had, and why: shown by `mapdirect info`. */
+  readonly fallbacks: readonly string[];
+}
+
+export interface Region {
+  readonly facts: RegionFacts;
+  /** Set once a sync failed; every later sync rejects with it. */
+  readonly syncError: Error | null;
+
+  read(offset: number, target: Uint8Array, targetStart: number, length: number): void;
+  /** Store bytes; on cacheline granularity with non-temporal stores or store + flush, so that `drain()` completes them. */
+  write(offset: number, source: Uint8Array, sourceStart: number, length: number): void;
+  zero(offset: number, length: number): void;
+  /** Copy within the region; the ranges do not overlap. */
+  copy(sourceOffset: number, targetOffset: number, length: number): void;
+  /** Order and complete everything stored so far (store fence) on cacheline granularity; nothing on page granularity. */
+  drain(): void;
+  /** Make durable everything stored so far: off the event loop; on cacheline granularity it drains and resolves. */
+  sync(): Promise<void>;
+  close(): void;
+}
+
+/** A region whose bytes the /dev/fuse channel can send without a copy through JavaScript. */
+export interface NativeBacked {
+  /** The addon's own object behind this region; opaque outside the channel. */
+  readonly native: object;
+}
