@@ -233,7 +233,9 @@ export function toC(declared: Struct<Fields>): string {
     lines.push(`  ${C_TYPE[part.field.scalar]} ${snake(part.name)}${array}; /* ${part.field.doc} */`);
   }
   lines.push("};");
-  lines.push(`_Static_assert(sizeof(struct ${declared.name}) == ${declared.size}, "${declared.name}: size");`);
+  lines.push(
+    `_Static_assert(sizeof(struct ${declared.name}) == ${declared.size}, "${declared.name}: size");`,
+  );
   for (const part of declared.fields) {
     lines.push(
       `_Static_assert(offsetof(struct ${declared.name}, ${snake(part.name)}) == ${part.offset}, "${declared.name}.${snake(part.name)}");`,

@@ -74,7 +74,7 @@ export const WireRegion = struct(
     pathBytes: u32("length of path, without NUL"),
     path: text(4096, "absolute path of the region, as the daemon sees it"),
   },
-  4184,
+  4176,
 );
 
 export const WIRE_EXTENTS_MAX = 508;

@@ -38,10 +38,12 @@ export interface Channel {
   close(): void;
   /** Answer with `length` bytes of `payload` from `start`; error is a positive errno or 0. Returns 0 or a positive errno of the write. */
   reply(unique: bigint, error: number, payload: Uint8Array, start: number, length: number): number;
-  /** Answer a READ by writev from the region: `pieces` holds `count` pairs (region offset or -1 for zeros, length). */
+  /** Answer a READ by writev from the region: `pieces` holds `count` pairs (region offset or -1 for zeros, length).
+   *  When the region cannot deliver them, the request is answered with EIO and EIO is returned. */
   replyRegion(unique: bigint, region: NativeRegion, pieces: Float64Array, count: number): number;
-  /** FUSE notification (unique 0, error = code), written on the thread pool because the kernel may need the server
-   *  meanwhile. Resolves with 0 or the positive errno (ENOENT: the kernel knows no such node; fine). */
+  /** FUSE notification (unique 0, error = code). Written in order by a thread of the channel's own, because the kernel
+   *  may need the server meanwhile; poll wake-ups, for which it never does, go out at once. Resolves with 0 or the
+   *  positive errno (ENOENT: the kernel knows no such node; fine. ENODEV: the channel was closed first). */
   notify(code: number, payload: Uint8Array): Promise<number>;
   /** Requests read, wake-ups, busy-poll hits: for the statistics. */
   readonly counters: { requests: number; wakeups: number; pollHits: number };
@@ -49,15 +51,21 @@ export interface Channel {
 
 export interface Addon {
   readonly flushMethod: string;
+  /** How crc32c is computed: "sse4.2", "armv8-crc" or "table". */
+  readonly checksumMethod: string;
   crc32c(data: Uint8Array, start: number, length: number, seed: number): number;
   /** mapSync: try MAP_SYNC. readOnly: O_RDONLY + PROT_READ. Takes flock(LOCK_EX) unless lock is false: EBUSY if held. */
   openRegion(path: string, options: { readOnly: boolean; lock: boolean; mapSync: boolean }): NativeRegion;
-  /** mount(2) as root; the returned descriptor is /dev/fuse. */
+  /** mount(2) as root; the returned descriptor is /dev/fuse. `options` are the kernel's, without `fd=`. */
   mountRoot(source: string, mountpoint: string, fsType: string, options: string, flags: number): number;
   unmount(mountpoint: string, lazy: boolean): void;
-  /** Start /dev/fuse descriptor hand-over through fusermount3; see mount.ts. Returns a connected socket pair. */
+  /** The same on the thread pool, for a daemon that unmounts itself: the kernel may need it meanwhile. */
+  unmountAsync(mountpoint: string, lazy: boolean): Promise<void>;
+  /** For the hand-over of a /dev/fuse descriptor by fusermount3 (fusemount.ts): a connected pair, closed on exec. */
   socketpair(): [number, number];
   receiveDescriptor(socket: number): number;
+  /** flock(LOCK_EX | LOCK_NB): EBUSY if held by another open file description. */
+  lockDescriptor(descriptor: number): void;
   /**
    * Watch a /dev/fuse descriptor with uv_poll. `onRequest(length)` is called on the event loop for each request, which
    * lies in buffer[0, length) until it returns. `onEnd(errno)`: 0 when the file system was unmounted (ENODEV).

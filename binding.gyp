@@ -1,0 +1,42 @@
+# Three products: the addon (mapdirect.node) and, for native/client/, the C library and the preload shim.
+# Nothing here names a CPU: code that needs more than the baseline is compiled by function (target attributes) and
+# chosen at run time, so that one build serves every machine of its architecture.
+{
+  "target_defaults": {
+    "defines": ["_GNU_SOURCE", "_FILE_OFFSET_BITS=64"],
+    "cflags": ["-Wall", "-Wextra", "-Wconversion", "-fvisibility=hidden"],
+    "cflags_cc": ["-std=c++20", "-fno-exceptions", "-fno-rtti"],
+    "cflags_cc!": ["-std=gnu++17", "-std=gnu++1y", "-std=gnu++20"]
+  },
+  "targets": [
+    {
+      "target_name": "mapdirect",
+      "sources": [
+        "native/persist/crc32c.cc",
+        "native/persist/flush.cc",
+        "native/persist/copy.cc",
+        "native/region/guard.cc",
+        "native/region/devdax.cc",
+        "native/region/mapping.cc",
+        "native/fuse/device.cc",
+        "native/fuse/busypoll.cc",
+        "native/fuse/channel.cc",
+        "native/fuse/notifier.cc",
+        "native/fuse/mount.cc",
+        "native/napi/failure.cc",
+        "native/napi/region_object.cc",
+        "native/napi/channel_object.cc",
+        "native/napi/system_calls.cc",
+        "native/napi/addon.cc"
+      ],
+      "include_dirs": ["native"],
+      # Headers of others are not held to our warnings: -isystem instead of include_dirs.
+      "cflags_cc": ["-isystem <(module_root_dir)/<!(node -p \"require('node-addon-api').include_dir\")"],
+      "defines": ["NAPI_VERSION=8", "NODE_ADDON_API_DISABLE_DEPRECATED", "NAPI_DISABLE_CPP_EXCEPTIONS"],
+      # The SIGBUS handler stays installed for the life of the process, so its code must never be unmapped
+      # (Node unloads addons when a worker thread ends).
+      "ldflags": ["-Wl,-z,nodelete"]
+    }
+    # --- native/client/: targets `libmapdirect` and `libmapdirect_preload` go below this line ---
+  ]
+}

@@ -1,0 +1,121 @@
+/* The public functions: errno in, errno out. What each promises is in mapdirect.h. */
+#include "internal.h"
+
+#include <string.h>
+#include <sys/ioctl.h>
+
+#include "syscall.h"
+
+#define TEXT_OF(value) #value
+#define VERSION_OF(major, minor, patch) TEXT_OF(major) "." TEXT_OF(minor) "." TEXT_OF(patch)
+
+/* errno is the caller's while we succeed, whatever libc did with it on the way. */
+static int answer(int errno_before, ssize_t error) {
+  errno = error < 0 ? (int)-error : errno_before;
+  return error < 0 ? -1 : 0;
+}
+
+void *mapdirect_map(void *addr, size_t length, int prot, int flags, int fd, off_t offset, unsigned lease) {
+  void *result = MAP_FAILED;
+  int errno_before = errno;
+  int error = core_map(addr, length, prot, flags | MAP_DIRECT, fd, offset, lease, &result);
+  return answer(errno_before, error) == 0 ? result : MAP_FAILED;
+}
+
+int mapdirect_unmap(void *addr, size_t length) {
+  int errno_before = errno;
+  return answer(errno_before, core_unmap((uintptr_t)addr, length));
+}
+
+void *mapdirect_remap(void *old_addr, size_t old_length, size_t new_length, int flags, void *new_addr) {
+  void *result = MAP_FAILED;
+  int errno_before = errno;
+  int error = core_remap((uintptr_t)old_addr, old_length, new_length, flags, (uintptr_t)new_addr, &result);
+  return answer(errno_before, error) == 0 ? result : MAP_FAILED;
+}
+
+int mapdirect_persist(const void *addr, size_t length) {
+  return answer(errno, core_persist((uintptr_t)addr, length));
+}
+
+static int prepare(int fd, off_t offset, off_t length) {
+  struct stat status;
+  struct mapdirect_wire_region region;
+  if (offset < 0 || length < 0) return -EINVAL;
+  int error = region_of(fd, &status, &region);
+  if (error != 0) return error;
+  struct mapdirect_wire_range range = {
+      .version = MAPDIRECT_WIRE_VERSION, .offset = (uint64_t)offset, .length = (uint64_t)length};
+  return ioctl(fd, (unsigned long)MAPDIRECT_IOCTL_PREPARE, &range) == 0 ? 0 : -errno;
+}
+
+int mapdirect_prepare(int fd, off_t offset, off_t length) {
+  int errno_before = errno;
+  return answer(errno_before, prepare(fd, offset, length));
+}
+
+static ssize_t extents_of(int fd, off_t offset, off_t length, struct mapdirect_extent *extents,
+                          size_t capacity, struct mapdirect_map_info *info) {
+  struct stat status;
+  struct mapdirect_wire_region region;
+  if (offset < 0 || length < 0 || (capacity > 0 && extents == NULL)) return -EINVAL;
+  int error = region_of(fd, &status, &region);
+  if (error != 0) return error;
+  struct mapdirect_wire_map_full wire;
+  memset(&wire.map, 0, sizeof wire.map);
+  wire.map.version = MAPDIRECT_WIRE_VERSION;
+  wire.map.offset = (uint64_t)offset;
+  wire.map.length = (uint64_t)length;
+  if (ioctl(fd, (unsigned long)MAPDIRECT_IOCTL_EXTENTS, &wire) != 0) return -errno;
+  if (wire.map.count > MAPDIRECT_WIRE_EXTENTS_MAX) return -EIO;
+  size_t count = wire.map.count < capacity ? wire.map.count : capacity;
+  for (size_t index = 0; index < count; index++) {
+    const struct mapdirect_wire_extent *from = &wire.extents[index];
+    extents[index] = (struct mapdirect_extent){
+        .offset = from->offset, .physical = from->physical, .length = from->length, .state = from->state};
+  }
+  if (info != NULL) {
+    *info = (struct mapdirect_map_info){
+        .generation = wire.map.generation,
+        .next_offset = count < wire.map.count ? wire.extents[count].offset : wire.map.next_offset,
+        .file_bytes = wire.map.file_bytes,
+        .map_bytes = wire.map.map_bytes,
+        .inode = wire.map.inode,
+    };
+  }
+  return (ssize_t)count;
+}
+
+ssize_t mapdirect_extents(int fd, off_t offset, off_t length, struct mapdirect_extent *extents,
+                          size_t capacity, struct mapdirect_map_info *info) {
+  int errno_before = errno;
+  ssize_t count = extents_of(fd, offset, length, extents, capacity, info);
+  return answer(errno_before, count) == 0 ? count : -1;
+}
+
+int mapdirect_query(const void *addr, struct mapdirect_lease_info *info) {
+  uintptr_t address = (uintptr_t)addr;
+  struct piece_view view;
+  if (!table_find(address, &view) || view.piece.start > address) return answer(errno, -EFAULT);
+  uint64_t delta = address - view.piece.start;
+  bool written = view.piece.state == PIECE_DIRECT;
+  *info = (struct mapdirect_lease_info){
+      .lease_id = view.mapping.lease_id,
+      .generation = view.mapping.generation,
+      .offset = view.piece.offset + delta,
+      .physical = written ? view.piece.physical + delta : 0,
+      .length = view.piece.end - address,
+      .inode = view.mapping.inode,
+      .device = view.mapping.device,
+      .kind = view.mapping.kind,
+      .state = written                            ? MAPDIRECT_WRITTEN
+               : view.piece.state == PIECE_BEYOND ? MAPDIRECT_BEYOND
+                                                  : MAPDIRECT_HOLE,
+      .cacheline = view.mapping.cacheline,
+  };
+  return 0;
+}
+
+const char *mapdirect_version(void) {
+  return VERSION_OF(MAPDIRECT_VERSION_MAJOR, MAPDIRECT_VERSION_MINOR, MAPDIRECT_VERSION_PATCH);
+}

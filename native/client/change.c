@@ -1,0 +1,456 @@
+/*
+ * What happens to direct mappings after they were made: munmap, mremap, something else mapped on top,
+ * madvise.
+ *
+ * The system call and the change of the table happen under one hold of the lock, so that no other thread's
+ * mapping can take the addresses in between and then be taken for direct.
+ */
+#include "internal.h"
+
+#include <string.h>
+#include <sys/ioctl.h>
+
+#include "syscall.h"
+
+/* ---- the end of a mapping */
+
+static void run_retire(struct request *request) {
+  struct mapping *mapping = (struct mapping *)(void *)((char *)request - offsetof(struct mapping, retire));
+  if (!mapping->forked) {
+    /* The kernel tells the daemon, too (RELEASE, when the last reference to the description is gone, which is
+     * now), but queues that behind other background requests; a truncate of ours that follows must find the
+     * lease gone. */
+    struct mapdirect_wire_range range = {.version = MAPDIRECT_WIRE_VERSION, .lease_id = mapping->lease_id};
+    ioctl(mapping->lease_fd, (unsigned long)MAPDIRECT_IOCTL_END, &range);
+  }
+  raw_close(mapping->lease_fd);
+  request->error = 0;
+}
+
+void change_bury(struct mapping *dead) {
+  for (; dead != NULL; dead = dead->next) {
+    raw_munmap(dead->anchor, page_bytes());
+    table_remove_anchor(dead->anchor);
+    if (dead->lease_fd >= 0 && dead->keeper_generation != keeper_generation()) dead->lease_fd = -1;
+    if (dead->lease_fd < 0) continue;
+    dead->retire.run = run_retire;
+    keeper_push(&dead->retire);
+  }
+}
+
+static void free_all(struct mapping *dead) {
+  sigset_t mask;
+  core_lock(&mask);
+  while (dead != NULL) {
+    struct mapping *next = dead->next;
+    mapping_free(dead);
+    dead = next;
+  }
+  core_unlock(&mask);
+}
+
+void change_mourn(struct mapping *dead) {
+  if (dead == NULL) return;
+  keeper_kick(); /* also to let it see that it may end */
+  for (struct mapping *mapping = dead; mapping != NULL; mapping = mapping->next) {
+    if (mapping->lease_fd >= 0) keeper_wait(&mapping->retire);
+  }
+  free_all(dead);
+}
+
+/* ---- anchors in the way */
+
+/* Another place for an anchor, outside [start, end). */
+static long place_outside(uintptr_t start, uintptr_t end) {
+  enum { ATTEMPTS = 64 };
+  uintptr_t inside[ATTEMPTS];
+  size_t count = 0;
+  long place = -ENOMEM;
+  while (count < ATTEMPTS) {
+    place = raw_mmap(0, page_bytes(), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (raw_failed(place) || (uintptr_t)place < start || (uintptr_t)place >= end) break;
+    inside[count++] =
+        (uintptr_t)place; /* a gap of the range itself: hold it, so that the next one is another */
+    place = -ENOMEM;
+  }
+  while (count > 0)
+    raw_munmap(inside[--count], page_bytes());
+  return place;
+}
+
+/* The program does not know of anchors: it may unmap or map over one that lies in a gap of its own mappings.
+ */
+static int move_anchors_out(uintptr_t start, uintptr_t end) {
+  for (;;) {
+    size_t index = table_empty() ? 0 : table_lower(start);
+    while (index < table_count() && table_at(index)->state != PIECE_ANCHOR)
+      index++;
+    if (index == table_count() || table_at(index)->start >= end) return 0;
+    struct piece anchor = *table_at(index);
+    long place = place_outside(start, end);
+    if (raw_failed(place)) return (int)place;
+    long moved =
+        raw_mremap(anchor.start, page_bytes(), page_bytes(), MREMAP_MAYMOVE | MREMAP_FIXED, (uintptr_t)place);
+    if (raw_failed(moved)) {
+      raw_munmap((uintptr_t)place, page_bytes());
+      return (int)moved;
+    }
+    table_remove_anchor(anchor.start);
+    anchor.start = (uintptr_t)moved;
+    anchor.end = anchor.start + page_bytes();
+    table_insert(&anchor, 1);
+  }
+}
+
+int change_replace(uintptr_t start, uintptr_t end, int (*act)(void *context), void *context,
+                   struct mapping **dead) {
+  int error = table_reserve(2); /* one for a split, one for an anchor between its two places */
+  if (error == 0) error = move_anchors_out(start, end);
+  if (error == 0) error = act(context);
+  if (error == 0) table_cut(start, end, dead);
+  return error;
+}
+
+/* ---- munmap */
+
+struct unmap_context {
+  uintptr_t start;
+  size_t length;
+};
+
+static int act_unmap(void *context) {
+  const struct unmap_context *unmap = context;
+  return raw_munmap(unmap->start, unmap->length);
+}
+
+int core_unmap(uintptr_t start, size_t length) {
+  if (!is_aligned(start, page_bytes()) || length == 0) return -EINVAL;
+  if (length > UINTPTR_MAX - start - page_bytes()) return -EINVAL;
+  struct unmap_context context = {.start = start, .length = length};
+  struct mapping *dead = NULL;
+  sigset_t mask;
+  core_lock(&mask);
+  int error = change_replace(start, start + round_up(length, page_bytes()), act_unmap, &context, &dead);
+  change_bury(dead);
+  core_unlock(&mask);
+  change_mourn(dead);
+  return error;
+}
+
+/* ---- mmap(MAP_FIXED) of something else on top */
+
+struct over_context {
+  void *addr;
+  size_t length;
+  int prot;
+  int flags;
+  int fd;
+  off_t offset;
+};
+
+static int act_over(void *context) {
+  const struct over_context *over = context;
+  long result =
+      raw_mmap((uintptr_t)over->addr, over->length, over->prot, over->flags, over->fd, over->offset);
+  return raw_failed(result) ? (int)result : 0;
+}
+
+int core_map_over(void *addr, size_t length, int prot, int flags, int fd, off_t offset, void **result) {
+  struct over_context context = {
+      .addr = addr, .length = length, .prot = prot, .flags = flags, .fd = fd, .offset = offset};
+  uintptr_t start = (uintptr_t)addr;
+  if (!is_aligned(start, page_bytes()) || length == 0) return -EINVAL;
+  if (length > UINTPTR_MAX - start - page_bytes()) return -ENOMEM;
+  struct mapping *dead = NULL;
+  sigset_t mask;
+  core_lock(&mask);
+  int error = change_replace(start, start + round_up(length, page_bytes()), act_over, &context, &dead);
+  change_bury(dead);
+  core_unlock(&mask);
+  change_mourn(dead);
+  if (error == 0) *result = addr;
+  return error;
+}
+
+/* ---- mremap */
+
+struct remap_request {
+  struct request base;
+  uintptr_t old;
+  size_t old_length;
+  size_t new_length;
+  int flags;
+  uintptr_t new;
+  struct mapping *dead;
+};
+
+/* The mapping whose pieces cover [start, end) without a gap; NULL when there is none. */
+static struct mapping *sole_mapping(uintptr_t start, uintptr_t end) {
+  if (table_empty()) return NULL;
+  size_t index = table_lower(start);
+  struct mapping *mapping = NULL;
+  for (uintptr_t at = start; at < end; index++) {
+    if (index == table_count()) return NULL;
+    const struct piece *piece = table_at(index);
+    if (piece->start > at || piece->state == PIECE_ANCHOR) return NULL;
+    if (mapping != NULL && piece->mapping != mapping) return NULL;
+    mapping = piece->mapping;
+    at = piece->end;
+  }
+  return mapping;
+}
+
+static int reserve(uintptr_t start, size_t length, int how) {
+  long result = raw_mmap(start, length, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | how, -1, 0);
+  return raw_failed(result) ? (int)result : 0;
+}
+
+/*
+ * Move memory onto a reservation. The program's mprotect may have split it into several VMAs, which mremap
+ * refuses with EFAULT (before 6.17): halve until each part lies in one. A refused mremap may have unmapped
+ * the target already, so the reservation is renewed; whoever took the place in between keeps it, and the move
+ * fails. *moved counts bytes.
+ */
+static int move_memory(uintptr_t from, size_t length, uintptr_t to, size_t *moved) {
+  long result = raw_mremap(from, length, length, MREMAP_MAYMOVE | MREMAP_FIXED, to);
+  if (!raw_failed(result)) {
+    *moved += length;
+    return 0;
+  }
+  if (result != -EFAULT || length <= page_bytes()) return (int)result;
+  int error = reserve(to, length, MAP_FIXED_NOREPLACE);
+  if (error != 0 && error != -EEXIST) return error;
+  if (error == -EEXIST) {
+    /* Either the kernel left the target alone, or somebody is in it: ours is the one that is PROT_NONE and
+     * private, and asking which would be a race again. Refuse rather than overwrite. */
+    return -ENOMEM;
+  }
+  size_t half = round_up(length / 2, page_bytes());
+  error = move_memory(from, half, to, moved);
+  if (error == 0) error = move_memory(from + half, length - half, to + half, moved);
+  return error;
+}
+
+/* A hole cannot be moved (mremap drops the userfaultfd registration): make it there, drop it here. */
+static int move_piece(enum piece_state state, uintptr_t from, size_t length, uintptr_t to, int prot,
+                      size_t *moved) {
+  if (state != PIECE_HOLE) return move_memory(from, length, to, moved);
+  int error = hole_place(to, length, prot, MAP_FIXED);
+  if (error != 0) return error;
+  raw_munmap(from, length);
+  *moved += length;
+  return 0;
+}
+
+static int act_reserve(void *context) {
+  const struct unmap_context *range = context;
+  return reserve(range->start, range->length, MAP_FIXED);
+}
+
+/* Move [old, old + length) to `new`, both in the address space and in the table. With the lock held. */
+static int move_range(const struct remap_request *remap, size_t length, struct mapping *mapping,
+                      struct mapping **dead) {
+  uintptr_t old = remap->old;
+  uintptr_t new = remap->new;
+  struct unmap_context target = {.start = new, .length = length};
+  int error = change_replace(new, new + length, act_reserve, &target, dead);
+  if (error != 0) return error;
+
+  size_t count = 0;
+  for (size_t index = table_lower(old); index < table_count() && table_at(index)->start < old + length;
+       index++)
+    count++;
+  size_t run_bytes = round_up(count * sizeof(struct piece), page_bytes());
+  struct piece *run = page_alloc(run_bytes);
+  error = run == NULL ? -ENOMEM : table_reserve(count + 1);
+  size_t moved = 0; /* bytes from old */
+  if (error == 0) {
+    memcpy(run, table_at(table_lower(old)), count * sizeof(struct piece));
+    for (size_t at = 0; at < count; at++) { /* clip to the range, then shift */
+      struct piece *piece = &run[at];
+      if (piece->start < old) {
+        piece->offset += old - piece->start;
+        if (piece->state == PIECE_DIRECT) piece->physical += old - piece->start;
+        piece->start = old;
+      }
+      if (piece->end > old + length) piece->end = old + length;
+      piece->start = piece->start - old + new;
+      piece->end = piece->end - old + new;
+    }
+    for (size_t at = 0; at < count && error == 0; at++) {
+      error = move_piece((enum piece_state)run[at].state, run[at].start - new + old,
+                         run[at].end - run[at].start, run[at].start, mapping->prot, &moved);
+    }
+  }
+  if (error == 0) {
+    table_insert(run, count); /* before the cut, so that the mapping never looks dead */
+    table_cut(old, old + length, dead);
+  } else {
+    for (size_t at = 0; at < count && moved > 0; at++) { /* put back what moved */
+      size_t part = run[at].end - run[at].start < moved ? run[at].end - run[at].start : moved;
+      size_t returned = 0;
+      move_piece((enum piece_state)run[at].state, run[at].start, part, run[at].start - new + old,
+                 mapping->prot, &returned);
+      moved -= part;
+    }
+    raw_munmap(new, length);
+  }
+  page_free(run, run_bytes);
+  return error;
+}
+
+static int remap_locked(struct remap_request *remap) {
+  uintptr_t page = page_bytes();
+  struct mapping *mapping = sole_mapping(remap->old, remap->old + remap->old_length);
+  if (mapping == NULL) return -EFAULT;
+  bool fixed = (remap->flags & MREMAP_FIXED) != 0;
+  if (fixed) {
+    bool apart = remap->new + remap->new_length <= remap->old || remap->old + remap->old_length <= remap->new;
+    if (!is_aligned(remap->new, page) || !apart || remap->new + remap->new_length < remap->new)
+      return -EINVAL;
+    if (!is_aligned(remap->new - remap->old, mapping->map_alignment)) return -EINVAL;
+  }
+  if (remap->new_length < remap->old_length) {
+    struct unmap_context tail = {.start = remap->old + remap->new_length,
+                                 .length = remap->old_length - remap->new_length};
+    int error = change_replace(tail.start, tail.start + tail.length, act_unmap, &tail, &remap->dead);
+    if (error != 0) return error;
+  }
+  return fixed ? move_range(remap, remap->new_length, mapping, &remap->dead) : 0;
+}
+
+static void run_remap(struct request *base) {
+  struct remap_request *remap = (struct remap_request *)(void *)base;
+  sigset_t mask;
+  core_lock(&mask);
+  base->error = remap_locked(remap);
+  change_bury(remap->dead);
+  core_unlock(&mask);
+}
+
+int core_remap(uintptr_t old, size_t old_length, size_t new_length, int flags, uintptr_t new, void **result) {
+  uintptr_t page = page_bytes();
+  if ((flags & ~(MREMAP_MAYMOVE | MREMAP_FIXED)) != 0)
+    return -EINVAL; /* MREMAP_DONTUNMAP would leave a second copy */
+  if ((flags & MREMAP_FIXED) != 0 && (flags & MREMAP_MAYMOVE) == 0) return -EINVAL;
+  if (!is_aligned(old, page) || old_length == 0 || new_length == 0) return -EINVAL;
+  if (old_length > UINTPTR_MAX - old - page || new_length > SIZE_MAX - page) return -EINVAL;
+  old_length = round_up(old_length, page);
+  new_length = round_up(new_length, page);
+  if (new_length > old_length) return -EINVAL;             /* never beyond the grant */
+  struct remap_request *remap = page_alloc(sizeof *remap); /* not on the stack: see map.c */
+  if (remap == NULL) return -ENOMEM;
+  remap->base.run = run_remap;
+  remap->old = old;
+  remap->old_length = old_length;
+  remap->new_length = new_length;
+  remap->flags = flags;
+  remap->new = new;
+  int error = keeper_run(&remap->base);
+  change_mourn(remap->dead);
+  page_free(remap, sizeof *remap);
+  if (error == 0) *result = (void *)((flags & MREMAP_FIXED) != 0 ? new : old);
+  return error;
+}
+
+/* Does any piece (or anchor) lie in [start, end)? With the lock held. */
+static bool occupied(uintptr_t start, uintptr_t end) {
+  size_t index = table_lower(start);
+  return index < table_count() && table_at(index)->start < end;
+}
+
+struct move_context {
+  uintptr_t old;
+  size_t old_length;
+  size_t new_length;
+  int flags;
+  uintptr_t new;
+  long result;
+};
+
+static int act_move(void *context) {
+  struct move_context *move = context;
+  move->result = raw_mremap(move->old, move->old_length, move->new_length, move->flags, move->new);
+  return raw_failed(move->result) ? (int)move->result : 0;
+}
+
+int core_remap_any(uintptr_t old, size_t old_length, size_t new_length, int flags, uintptr_t new,
+                   void **result) {
+  uintptr_t page = page_bytes();
+  uintptr_t old_end = old + (old_length == 0 ? 1 : old_length);
+  if (old_end < old) return -EINVAL;
+  sigset_t mask;
+  core_lock(&mask);
+  bool from_direct = occupied(old, old_end);
+  if (from_direct) {
+    core_unlock(&mask);
+    return core_remap(old, old_length, new_length, flags, new, result);
+  }
+  /* Other memory: the kernel's mremap, which may land on a direct mapping. */
+  struct move_context move = {
+      .old = old, .old_length = old_length, .new_length = new_length, .flags = flags, .new = new};
+  struct mapping *dead = NULL;
+  int error;
+  bool onto = (flags & MREMAP_FIXED) != 0 && is_aligned(new, page) && new_length > 0 &&
+              new_length < UINTPTR_MAX - new - page &&occupied(new, new + round_up(new_length, page));
+  if (onto)
+    error = change_replace(new, new + round_up(new_length, page), act_move, &move, &dead);
+  else
+    error = act_move(&move);
+  change_bury(dead);
+  core_unlock(&mask);
+  change_mourn(dead);
+  if (error == 0) *result = (void *)move.result;
+  return error;
+}
+
+/* ---- madvise */
+
+#ifndef MADV_DONTNEED_LOCKED
+#define MADV_DONTNEED_LOCKED 24
+#endif
+
+/* Advice that would take the write protection off a hole, or let a child inherit it without. What it asks for
+ * is so already: a hole's pages are zeros that take no memory. */
+static bool harms_hole(int advice) {
+  switch (advice) {
+  case MADV_DONTNEED:
+  case MADV_DONTNEED_LOCKED:
+  case MADV_FREE:
+  case MADV_REMOVE:
+  case MADV_DOFORK:
+  case MADV_WIPEONFORK:
+  case MADV_KEEPONFORK:
+    return true;
+  default:
+    return false;
+  }
+}
+
+int core_madvise(uintptr_t start, size_t length, int advice) {
+  if (!is_aligned(start, page_bytes()) || length > UINTPTR_MAX - start - page_bytes()) return -EINVAL;
+  uintptr_t end = start + round_up(length, page_bytes());
+  bool unmapped = false;
+  for (uintptr_t at = start; at < end;) {
+    struct piece_view view;
+    uintptr_t upto = end;
+    bool direct = false;
+    if (table_find(at, &view) && view.piece.start < end) {
+      direct = view.piece.start <= at;
+      upto = direct ? view.piece.end : view.piece.start;
+      if (upto > end) upto = end;
+    }
+    /* MADV_REMOVE punches the file: a change of the block map under our own lease, and the file would be the
+     * region. */
+    if (direct && advice == MADV_REMOVE) return -ETXTBSY;
+    if (!(direct && view.piece.state == PIECE_HOLE && harms_hole(advice))) {
+      int error = raw_madvise(at, upto - at, advice);
+      if (error == -ENOMEM)
+        unmapped = true; /* the kernel goes on over gaps and tells at the end */
+      else if (error != 0)
+        return error;
+    }
+    at = upto;
+  }
+  return unmapped ? -ENOMEM : 0;
+}

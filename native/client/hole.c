@@ -1,0 +1,187 @@
+/*
+ * Pages without blocks behind them.
+ *
+ * A hole or an unwritten extent is anonymous memory, write-protected by userfaultfd with UFFD_FEATURE_SIGBUS:
+ * loads read the kernel's zero page, stores raise SIGBUS (BUS_ADRERR, exact address), system calls get
+ * EFAULT. No handler thread is involved. UFFD_USER_MODE_ONLY needs no privilege and makes no difference here:
+ * with UFFD_FEATURE_SIGBUS faults from kernel mode fail the same way with and without it.
+ *
+ * UFFD_FEATURE_WP_UNPOPULATED (Linux 6.4) protects pages that do not exist yet. Before, zero pages are put in
+ * place first.
+ *
+ * fork(2) drops the userfaultfd registration in the child: there a store would go into the child's anonymous
+ * memory and be lost without a word. Hence MADV_DONTFORK: a child that was not made by fork() gets SIGSEGV;
+ * one that was gets the pages made again by our fork handler.
+ *
+ * Past the end of the file's last block: a shared mapping of an empty memfd. Every access is past its end:
+ * SIGBUS.
+ */
+#include "internal.h"
+
+#include <fcntl.h>
+#include <linux/userfaultfd.h>
+#include <string.h>
+#include <sys/ioctl.h>
+
+#include "syscall.h"
+
+/* Newer than the headers of the build machine. */
+#ifndef UFFD_USER_MODE_ONLY
+#define UFFD_USER_MODE_ONLY 1
+#endif
+#define FEATURE_WP_UNPOPULATED (1u << 13)
+#ifndef MADV_POPULATE_READ
+#define MADV_POPULATE_READ 22
+#endif
+#ifndef MFD_CLOEXEC
+#define MFD_CLOEXEC 1u
+#endif
+#ifndef MFD_NOEXEC_SEAL
+#define MFD_NOEXEC_SEAL 8u
+#endif
+
+/* The keeper's alone. A child writes it too, in its fork handler, before it has a keeper. */
+static struct {
+  bool open;
+  int fd;
+  bool protects_unpopulated;
+} uffd;
+
+static int open_with(uint64_t features) {
+  long fd = raw_syscall(SYS_userfaultfd, O_CLOEXEC | UFFD_USER_MODE_ONLY, 0, 0, 0, 0, 0);
+  if (fd == -EINVAL) fd = raw_syscall(SYS_userfaultfd, O_CLOEXEC, 0, 0, 0, 0, 0); /* before 5.11 */
+  if (fd < 0) return (int)fd;
+  struct uffdio_api api = {.api = UFFD_API, .features = features};
+  if (ioctl((int)fd, UFFDIO_API, &api) != 0) {
+    int error = -errno;
+    raw_close((int)fd);
+    return error;
+  }
+  return (int)fd;
+}
+
+static int open_once(void) {
+  if (uffd.open) return 0;
+  const uint64_t needed = UFFD_FEATURE_SIGBUS | UFFD_FEATURE_PAGEFAULT_FLAG_WP;
+  uffd.protects_unpopulated = true;
+  int fd = open_with(needed | FEATURE_WP_UNPOPULATED);
+  if (fd == -EINVAL) {
+    uffd.protects_unpopulated = false;
+    fd = open_with(needed);
+  }
+  if (fd == -EMFILE || fd == -ENFILE || fd == -ENOMEM) return fd;
+  if (fd < 0) return -EOPNOTSUPP; /* no userfaultfd, or not for us */
+  uffd.fd = fd;
+  uffd.open = true;
+  return 0;
+}
+
+void hole_close(void) {
+  if (uffd.open) raw_close(uffd.fd);
+  uffd.open = false;
+}
+
+void hole_forget(void) {
+  uffd.open = false;
+}
+
+/* Put a zero page everywhere, for kernels that protect only what is there. */
+static int populate(uintptr_t start, size_t length) {
+  int error = raw_madvise(start, length, MADV_POPULATE_READ); /* 5.14 */
+  if (error != -EINVAL) return error;
+  for (size_t at = 0; at < length; at += page_bytes())
+    (void)*(volatile const char *)(start + at);
+  return 0;
+}
+
+int hole_place(uintptr_t start, size_t length, int prot, int how) {
+  int error = open_once();
+  if (error != 0) return error;
+  int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | how;
+  /* Readable in any case: a program that asked for PROT_WRITE alone can read on every architecture that we
+   * know. */
+  long mapped = raw_mmap(start, length, prot | PROT_READ, flags, -1, 0);
+  if (raw_failed(mapped)) return (int)mapped;
+  if ((uintptr_t)mapped != start) { /* a kernel that does not know MAP_FIXED_NOREPLACE takes it for a hint */
+    raw_munmap((uintptr_t)mapped, length);
+    return -EEXIST;
+  }
+  struct uffdio_register registration = {
+      .range = {.start = start, .len = length},
+      .mode = UFFDIO_REGISTER_MODE_WP,
+  };
+  struct uffdio_writeprotect protection = {
+      .range = {.start = start, .len = length},
+      .mode = UFFDIO_WRITEPROTECT_MODE_WP,
+  };
+  error = raw_madvise(start, length, MADV_DONTFORK);
+  if (error == 0 && ioctl(uffd.fd, UFFDIO_REGISTER, &registration) != 0) error = -errno;
+  if (error == 0 && !uffd.protects_unpopulated) error = populate(start, length);
+  if (error == 0 && ioctl(uffd.fd, UFFDIO_WRITEPROTECT, &protection) != 0) error = -errno;
+  if (error == 0) return 0;
+  /* Leave the reservation: it is the caller's to unmap as a whole. */
+  if (how == MAP_FIXED)
+    raw_mmap(start, length, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+  else
+    raw_munmap(start, length);
+  return error == -ENOMEM || error == -EAGAIN ? -ENOMEM : -EOPNOTSUPP;
+}
+
+int beyond_place(uintptr_t start, size_t length, int prot) {
+  /* NOEXEC_SEAL keeps a kernel with vm.memfd_noexec quiet; older ones do not know it. */
+  long fd =
+      raw_syscall(SYS_memfd_create, (long)"mapdirect-beyond", MFD_CLOEXEC | MFD_NOEXEC_SEAL, 0, 0, 0, 0);
+  if (fd == -EINVAL) fd = raw_syscall(SYS_memfd_create, (long)"mapdirect-beyond", MFD_CLOEXEC, 0, 0, 0, 0);
+  if (fd < 0) return (int)fd;
+  long mapped =
+      raw_mmap(start, length, prot & ~PROT_EXEC, MAP_SHARED | MAP_NORESERVE | MAP_FIXED, (int)fd, 0);
+  raw_close((int)fd);
+  return raw_failed(mapped) ? (int)mapped : 0;
+}
+
+/* ---- in a forked child */
+
+/* Take every hole piece out of the table that `keep` does not want. */
+static void rebuild(bool (*keep)(const struct piece *piece)) {
+  struct mapping *dead = NULL;
+  sigset_t mask;
+  core_lock(&mask);
+  size_t index = 0;
+  while (index < table_count()) {
+    struct piece piece = *table_at(index);
+    if (piece.state == PIECE_HOLE && !keep(&piece))
+      table_cut(piece.start, piece.end, &dead);
+    else
+      index++;
+  }
+  change_bury(dead);
+  core_unlock(&mask);
+  change_mourn(dead); /* descriptors of the parent's keeper are not ours: nothing to wait for */
+}
+
+static bool place_again(const struct piece *piece) {
+  return hole_place(piece->start, piece->end - piece->start, piece->mapping->prot, MAP_FIXED_NOREPLACE) == 0;
+}
+
+static bool give_up(const struct piece *piece) {
+  (void)piece;
+  return false;
+}
+
+static void run_rebuild(struct request *request) {
+  rebuild(place_again);
+  request->error = 0;
+}
+
+/* What cannot be made again is left unmapped: SIGSEGV says so, rather than memory that loses stores. */
+void hole_rebuild_all(void) {
+  bool any = false;
+  sigset_t mask;
+  core_lock(&mask);
+  for (size_t index = 0; index < table_count(); index++)
+    any |= table_at(index)->state == PIECE_HOLE;
+  core_unlock(&mask);
+  if (!any) return;
+  struct request request = {.run = run_rebuild};
+  if (keeper_run(&request) != 0) rebuild(give_up); /* no thread could be started */
+}

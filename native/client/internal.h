@@ -1,0 +1,242 @@
+/*
+ * Shared by the parts of the client library. Floors, each using only what is above it:
+ *
+ *     syscall.h   system calls without libc in between
+ *     table.c     which addresses are direct mappings; the one lock
+ *     keeper.c    the thread that owns every descriptor
+ *     hole.c      pages that read zeros and refuse stores (userfaultfd), pages past the end
+ *     map.c       asking for a lease and building the mapping
+ *     change.c    munmap, mremap, MAP_FIXED on top, madvise
+ *     persist.c   cache-line flush, msync
+ *     api.c       the public functions
+ *     preload.c   mmap(2) and its relatives, interposed (only in libmapdirect_preload.so)
+ *
+ * Rules of the house:
+ * - No malloc and no stdio: mmap and munmap are called by allocators that hold their own locks. Memory comes
+ * from the kernel directly (page_alloc).
+ * - The lock is held with every signal blocked, so that a handler may unmap.
+ * - Nobody waits for the keeper while holding the lock: the keeper takes it.
+ * - Internal functions return 0 or a negative errno; only api.c and preload.c touch errno.
+ */
+#ifndef MAPDIRECT_INTERNAL_H
+#define MAPDIRECT_INTERNAL_H
+
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/types.h>
+
+#include "mapdirect.h"
+#include "wire.h"
+
+_Static_assert(MAP_DIRECT == MAPDIRECT_WIRE_MAP_DIRECT, "the flag is the same on both sides");
+_Static_assert(MAPDIRECT_SEAL == MAPDIRECT_WIRE_LEASE_KIND_SEAL, "lease kinds are the wire's");
+_Static_assert(MAPDIRECT_BREAKABLE == MAPDIRECT_WIRE_LEASE_KIND_BREAKABLE, "lease kinds are the wire's");
+_Static_assert(MAPDIRECT_HOLE == MAPDIRECT_WIRE_EXTENT_STATE_HOLE, "extent states are the wire's");
+_Static_assert(MAPDIRECT_UNWRITTEN == MAPDIRECT_WIRE_EXTENT_STATE_UNWRITTEN, "extent states are the wire's");
+_Static_assert(MAPDIRECT_WRITTEN == MAPDIRECT_WIRE_EXTENT_STATE_WRITTEN, "extent states are the wire's");
+_Static_assert(MAPDIRECT_SHARED == MAPDIRECT_WIRE_EXTENT_STATE_SHARED, "extent states are the wire's");
+
+/* Newer than the headers of the build machine. */
+#ifndef MAP_SHARED_VALIDATE
+#define MAP_SHARED_VALIDATE 0x03
+#endif
+#ifndef MAP_SYNC
+#define MAP_SYNC 0x80000
+#endif
+#ifndef MAP_FIXED_NOREPLACE
+#define MAP_FIXED_NOREPLACE 0x100000
+#endif
+#ifndef MREMAP_DONTUNMAP
+#define MREMAP_DONTUNMAP 4
+#endif
+/* mmap and mmap64 are one function: 64-bit machines only. */
+_Static_assert(sizeof(off_t) == 8 && sizeof(void *) == 8, "a 64-bit machine");
+#define MAP_TYPE_BITS 0x0f
+
+/* Bounds. A mapping in more pieces is refused with ENOMEM: vm.max_map_count is 65,530 for the whole process.
+ */
+#define PIECES_MAX 16384u
+/* Each 2 MiB of a hole costs a page table: 64 GiB, 128 MiB. */
+#define HOLE_BYTES_MAX (64ull << 30)
+#define HUGE_PAGE_BYTES (2ull << 20)
+
+/* ------------------------------------------------------------------------------------------------ table.c */
+
+enum piece_state {
+  PIECE_DIRECT, /* MAP_SHARED of the region */
+  PIECE_HOLE,   /* anonymous, write-protected by userfaultfd */
+  PIECE_BEYOND, /* past the end of an empty memfd */
+  PIECE_ANCHOR, /* the PROT_NONE page of the lease description; not part of what the program asked for */
+};
+
+/* A run of addresses of one kind. Guarded by the lock; readers without it go through table_find(). */
+struct piece {
+  uintptr_t start;
+  uintptr_t end;
+  uint64_t offset;   /* in the file, of start */
+  uint64_t physical; /* in the region, of start; DIRECT only */
+  struct mapping *mapping;
+  uint64_t state; /* enum piece_state */
+};
+
+/* Work for the keeper. It lies inside the struct of whoever waits for it. */
+struct request {
+  struct request *next;
+  void (*run)(struct request *request);
+  _Atomic uint32_t done;
+  int error; /* result of run: 0 or a negative errno */
+};
+
+/* One successful mapdirect_map(). Fields above the line never change after publication. */
+struct mapping {
+  uint64_t lease_id;
+  uint64_t generation;
+  uint64_t device; /* of the file */
+  uint64_t inode;
+  uint64_t map_alignment;
+  uint32_t kind;
+  bool cacheline;
+  int prot;
+  uint32_t keeper_generation; /* the keeper whose table lease_fd is in */
+  /* ---- guarded by the lock */
+  int lease_fd; /* in the keeper's table; -1: not kept */
+  bool forked;  /* some child may hold a copy of the anchor: the kernel alone knows when the lease ends */
+  size_t piece_count; /* without the anchor; 0: the mapping is gone */
+  uintptr_t anchor;
+  struct mapping *next; /* free list, or list of those that just died */
+  struct request retire;
+};
+
+/* A copy of what table_find() found. */
+struct piece_view {
+  struct piece piece;
+  struct mapping mapping;
+};
+
+struct table_bounds {
+  _Atomic uintptr_t low;  /* of any piece; UINTPTR_MAX when there is none */
+  _Atomic uintptr_t high; /* 0 when there is none */
+};
+extern struct table_bounds table_bounds;
+
+/* Does [start, start + length) come near a direct mapping? Lock-free; "no" is certain, "yes" is a maybe. */
+static inline bool table_near(const void *address, size_t length) {
+  uintptr_t start = (uintptr_t)address;
+  uintptr_t end = start + length;
+  if (end < start) end = UINTPTR_MAX;
+  uintptr_t high = atomic_load_explicit(&table_bounds.high, memory_order_acquire);
+  return start < high && end > atomic_load_explicit(&table_bounds.low, memory_order_relaxed);
+}
+
+void core_lock(sigset_t *saved);
+void core_unlock(const sigset_t *saved);
+
+uintptr_t page_bytes(void);
+static inline uint64_t round_up(uint64_t value, uint64_t unit) {
+  return (value + unit - 1) / unit * unit;
+}
+static inline bool is_aligned(uint64_t value, uint64_t unit) {
+  return value % unit == 0;
+}
+/* Zeroed memory straight from the kernel; NULL when there is none. */
+void *page_alloc(size_t bytes);
+void page_free(void *memory, size_t bytes);
+
+/* With the lock held: */
+int table_reserve(size_t extra);       /* room for `extra` more pieces, so that what follows cannot fail */
+size_t table_lower(uintptr_t address); /* index of the first piece that ends after address */
+size_t table_count(void);
+struct piece *table_at(size_t index);
+void table_insert(const struct piece *run, size_t count); /* adjacent in the table; room was reserved */
+/* Take [start, end) out of the table (no anchors in it). Mappings without pieces are prepended to *dead. */
+void table_cut(uintptr_t start, uintptr_t end, struct mapping **dead);
+void table_remove_anchor(uintptr_t anchor);
+/* Nothing in the table? */
+bool table_empty(void);
+struct mapping *mapping_alloc(void); /* NULL: no memory */
+void mapping_free(struct mapping *mapping);
+
+/* Without the lock: the first piece that ends after address. False when there is none. */
+bool table_find(uintptr_t address, struct piece_view *view);
+
+/* ------------------------------------------------------------------------------------------------ keeper.c
+ */
+
+/* Run `request` on the keeper and wait. Returns request->error, or why there is no keeper. */
+int keeper_run(struct request *request);
+/* In two steps, for work found while holding the lock: push, unlock, then kick and wait for each. */
+void keeper_push(struct request *request);
+void keeper_kick(void);
+int keeper_wait(struct request *request);
+/* With the lock held. */
+uint32_t keeper_generation(void);
+/* Register the fork handlers; 0 or a negative errno. */
+int keeper_prepare_forks(void);
+
+/* The caller's file-system identity: a thread may have its own (setfsuid), and the keeper acts in its place.
+ */
+struct identity {
+  uid_t fsuid;
+  gid_t fsgid;
+};
+struct identity identity_of_caller(void);
+/* On the keeper: take on an identity; returns the one before. */
+struct identity identity_assume(struct identity identity);
+
+/* ------------------------------------------------------------------------------------------------ hole.c */
+
+/* On the keeper. how: MAP_FIXED or MAP_FIXED_NOREPLACE. */
+int hole_place(uintptr_t start, size_t length, int prot, int how);
+int beyond_place(uintptr_t start, size_t length, int prot);
+/* In a forked child: the userfaultfd of the parent's keeper is not ours. */
+void hole_forget(void);
+/* On the keeper, when it ends. */
+void hole_close(void);
+/* In a forked child: hole pieces did not come along (MADV_DONTFORK); make them again. */
+void hole_rebuild_all(void);
+
+/* ------------------------------------------------------------------------------------------------ map.c,
+ * change.c */
+
+int core_map(void *addr, size_t length, int prot, int flags, int fd, off_t offset, unsigned lease,
+             void **result);
+/* Flag checks that come before anything about the descriptor: R3. */
+int core_check_type(int flags);
+
+/* The region behind the mount of fd; -EOPNOTSUPP when it is not a regular file of a mapdirect mount. */
+int region_of(int fd, struct stat *status, struct mapdirect_wire_region *region);
+
+int core_unmap(uintptr_t start, size_t length);
+/* mmap(MAP_FIXED) of something else on top of [start, start + length). */
+int core_map_over(void *addr, size_t length, int prot, int flags, int fd, off_t offset, void **result);
+int core_remap(uintptr_t old, size_t old_length, size_t new_length, int flags, uintptr_t new, void **result);
+/* mremap(2) as a whole: of direct mappings, and of other memory onto one. */
+int core_remap_any(uintptr_t old, size_t old_length, size_t new_length, int flags, uintptr_t new,
+                   void **result);
+int core_madvise(uintptr_t start, size_t length, int advice);
+
+/*
+ * With the lock held: replace [start, end) by what `act` does to the address space. Anchors in the way are
+ * moved out of it, then act runs, and if it succeeds the table forgets the range. Dead mappings are prepended
+ * to *dead: pass them to change_bury() (which unmaps their anchors), unlock, then change_mourn().
+ */
+int change_replace(uintptr_t start, uintptr_t end, int (*act)(void *context), void *context,
+                   struct mapping **dead);
+/* With the lock held: unmap anchors of the dead, hand their leases to the keeper. */
+void change_bury(struct mapping *dead);
+/* Without the lock, and not on the keeper: wait until the keeper has let go of them. */
+void change_mourn(struct mapping *dead);
+
+/* ------------------------------------------------------------------------------------------------ persist.c
+ */
+
+bool persist_can_flush(void);
+int core_persist(uintptr_t start, size_t length);
+int core_msync(uintptr_t start, size_t length, int flags);
+
+#endif

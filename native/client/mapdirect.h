@@ -1,0 +1,226 @@
+/*
+ * mapdirect.h - map a file so that stores go straight into the file's physical blocks.
+ *
+ * SYNOPSIS
+ *     #include <mapdirect.h>
+ *     cc program.c -lmapdirect
+ *
+ * DESCRIPTION
+ *     A direct mapping behaves like MAP_SHARED and in addition:
+ *       - the block map (file offset -> physical block) of the range is pinned while the mapping lives:
+ * whoever tries to change it is refused with ETXTBSY (a seal) or waits a bounded time (a breakable lease);
+ *       - stores bypass every kernel indirection: they land in the file's physical blocks, modulo CPU caches,
+ * and mapdirect_persist() makes them durable;
+ *       - read(2) and write(2) see what the mapping stores and the mapping sees what they wrote, at once.
+ *
+ *     There are two doors to it with the same behaviour: this library, and mmap(2) with
+ *     MAP_SHARED_VALIDATE | MAP_DIRECT in a program that runs under libmapdirect_preload.so. A program that
+ * uses this library without the preload library must unmap with mapdirect_unmap() and move with
+ * mapdirect_remap(); munmap(2) and mremap(2) would take the memory away and leave the lease in place until
+ * the process ends.
+ *
+ *     The mapping, not a file descriptor, holds the lease: it ends with the last munmap, exit, exec or death
+ * of every process that has a copy (a forked child has one). No descriptor of the library ever appears in the
+ * program's descriptor table: one thread of the library, with every signal blocked and a descriptor table of
+ * its own, holds what has to live. It exists while the process has direct mappings and for a second after.
+ *
+ * ERRORS
+ *     Functions return -1, or MAP_FAILED, and set errno. Functions that succeed leave errno alone.
+ *
+ * UNITS
+ *     Every offset, length and size is in bytes. "Page" is sysconf(_SC_PAGESIZE).
+ *
+ * THREADS AND SIGNALS
+ *     Every function may be called by several threads at a time. mapdirect_persist() and mapdirect_query()
+ * take no lock and may be called in a signal handler.
+ */
+#ifndef MAPDIRECT_H
+#define MAPDIRECT_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define MAPDIRECT_VERSION_MAJOR 0
+#define MAPDIRECT_VERSION_MINOR 1
+#define MAPDIRECT_VERSION_PATCH 0
+
+#if defined(__GNUC__)
+#define MAPDIRECT_API __attribute__((visibility("default")))
+#else
+#define MAPDIRECT_API
+#endif
+
+/*
+ * The mmap(2) flag. Only together with MAP_SHARED_VALIDATE. A kernel without the preload library answers
+ * EOPNOTSUPP. It is not the value of the 2017 patches (0x80000), which has been MAP_SYNC since Linux 4.15.
+ */
+#ifndef MAP_DIRECT
+#define MAP_DIRECT 0x200000
+#endif
+
+/* Which lease: the low bits of the argument `lease` of mapdirect_map(). */
+#define MAPDIRECT_DEFAULT 0u /* what the mount hands out by default */
+#define MAPDIRECT_SEAL 1u /* conflicting operations fail with ETXTBSY; for the file's owner and root only */
+#define MAPDIRECT_BREAKABLE 2u /* conflicting operations wait, bounded, and then succeed */
+
+/* Options, to be combined with one of the above. */
+#define MAPDIRECT_WHOLE_FILE                                                                                 \
+  0x100u /* any size change of the file is a conflict, not only changes of the range */
+#define MAPDIRECT_PREPARE 0x200u /* do mapdirect_prepare() on the range first */
+
+/* States of an extent. */
+#define MAPDIRECT_HOLE 0u /* no blocks: loads give zeros, stores SIGBUS */
+#define MAPDIRECT_UNWRITTEN                                                                                  \
+  1u                         /* blocks allocated, content not defined yet: loads give zeros, stores SIGBUS */
+#define MAPDIRECT_WRITTEN 2u /* the page is the physical block itself */
+#define MAPDIRECT_SHARED                                                                                     \
+  3u /* blocks shared with another file: cannot be mapped; mapdirect_prepare() unshares */
+#define MAPDIRECT_BEYOND 4u /* past the file's last block: every access SIGBUS (only in mapdirect_query) */
+
+/*
+ * mapdirect_map - map a range of a file directly.
+ *
+ *   addr    NULL, a hint, or with MAP_FIXED / MAP_FIXED_NOREPLACE the address. Without either the library
+ * chooses an address that is congruent with the physical blocks modulo 2 MiB, so that the kernel can use huge
+ * pages. length  bytes, > 0; rounded up to whole pages. prot    PROT_WRITE, as a rule with PROT_READ;
+ * PROT_EXEC may be added. flags   MAP_SHARED_VALIDATE (MAP_DIRECT is implied, and may be given). May be
+ * combined with MAP_SYNC, MAP_POPULATE, MAP_NONBLOCK, MAP_NORESERVE, MAP_LOCKED, MAP_FIXED and
+ * MAP_FIXED_NOREPLACE. Nothing else. fd      open for reading and writing. May be closed afterwards. offset
+ * bytes from the start of the file; a multiple of the page size. lease   MAPDIRECT_DEFAULT, MAPDIRECT_SEAL or
+ * MAPDIRECT_BREAKABLE, and options.
+ *
+ * The range may reach into holes, unwritten extents and past the end of the file: see the states above for
+ * what such pages do. They stay so for the life of the mapping, also when the file grows: map again to reach
+ * new blocks. A system call that is handed an address which would raise SIGBUS answers EFAULT.
+ *
+ * Mapping never allocates, zeroes or unshares (without MAPDIRECT_PREPARE). When it returns, the metadata that
+ * locates the blocks is durable.
+ *
+ * MAP_SYNC is honoured exactly where a CPU cache flush alone makes stores durable, and refused elsewhere.
+ *
+ * Returns the address, or MAP_FAILED and errno:
+ *   EACCES      without PROT_WRITE; fd not open for reading and writing; a seal asked for by somebody who is
+ * neither the file's owner nor root; the region (the storage behind the mount) cannot be opened by the caller
+ *   EAGAIN      a limit on leases (`mapdirect leases` names it); a break of the range is under way; memory
+ * cannot be locked (MAP_LOCKED); no thread could be started EBADF       not an open descriptor EEXIST
+ * MAP_FIXED_NOREPLACE and something is mapped there EINVAL      MAP_PRIVATE, MAP_ANONYMOUS or plain
+ * MAP_SHARED; zero length; offset or address not aligned to pages or to what the backing needs (device-dax:
+ * often 2 MiB); unknown bits in prot or lease EMFILE, ENFILE  too many open files (the library's own table
+ * has the limit RLIMIT_NOFILE, too) ENOMEM      no address space; the range is in more than 16,384 pieces or
+ * would exceed vm.max_map_count; more than 64 GiB of it are holes EOPNOTSUPP  unknown flags; not a regular
+ * file of a mapdirect mount; the region is not the one that the mount names; MAP_SYNC where it would not be
+ * true; /proc is not mounted; the kernel lacks userfaultfd and the range has holes EOVERFLOW   offset +
+ * length exceeds the largest file offset EPERM       the range has shared extents ETXTBSY MAPDIRECT_PREPARE
+ * would change the block map of a range that somebody holds a lease on With MAP_FIXED, what was mapped there
+ * may be gone also when the call fails late, as with mmap(2).
+ */
+MAPDIRECT_API void *mapdirect_map(void *addr, size_t length, int prot, int flags, int fd, off_t offset,
+                                  unsigned lease);
+
+/*
+ * mapdirect_unmap - like munmap(2), for direct mappings and anything else in the range.
+ *
+ * Part of a mapping may go; the lease, which covers the whole range that was asked for, ends with the last
+ * piece. When the call returns and the process never forked with the mapping, the lease has ended: a truncate
+ * that follows is not refused because of it.
+ *
+ * Errors: EINVAL (addr not page aligned, zero length), ENOMEM.
+ */
+MAPDIRECT_API int mapdirect_unmap(void *addr, size_t length);
+
+/*
+ * mapdirect_remap - like mremap(2): move (MREMAP_MAYMOVE | MREMAP_FIXED with new_addr) or shrink.
+ *
+ * Growing is refused, also back to the size before a shrink: map again. Pages that move are in neither place
+ * for a moment, as with mremap(2); the lease stays.
+ *
+ * Returns the new address, or MAP_FAILED and errno: EFAULT (the old range is not wholly inside one direct
+ * mapping), EINVAL (growth, zero length, MREMAP_DONTUNMAP, overlapping or unaligned ranges), ENOMEM.
+ */
+MAPDIRECT_API void *mapdirect_remap(void *old_addr, size_t old_length, size_t new_length, int flags,
+                                    void *new_addr);
+
+/*
+ * mapdirect_persist - make the stores to [addr, addr + length) durable. No alignment is needed.
+ *
+ * Where the region has cache-line granularity: flushes the CPU's cache lines and fences, no system call.
+ * Elsewhere: msync(MS_SYNC) of the pages. Errors: ENOMEM (the range is not wholly in direct mappings), EIO
+ * (from msync).
+ */
+MAPDIRECT_API int mapdirect_persist(const void *addr, size_t length);
+
+/*
+ * mapdirect_prepare - make [offset, offset + length) of the file ready to be mapped and stored to: holes and
+ * unwritten extents become written zeros, shared extents are unshared, durably. length 0 means up to the end
+ * of the file. The file's size does not change.
+ *
+ * Errors: EBADF, EACCES (fd is not writable), EINVAL, ENOSPC, ETXTBSY (somebody holds a lease on the range
+ * and it is not ready yet), EOPNOTSUPP (not a file of a mapdirect mount).
+ */
+MAPDIRECT_API int mapdirect_prepare(int fd, off_t offset, off_t length);
+
+/* One piece of a file's block map. */
+struct mapdirect_extent {
+  uint64_t offset;   /* in the file */
+  uint64_t physical; /* in the region; 0 for a hole. Valid only while a lease covers it. */
+  uint64_t length;
+  uint32_t state; /* MAPDIRECT_HOLE ... MAPDIRECT_SHARED */
+  uint32_t reserved;
+};
+
+/* About the whole answer of mapdirect_extents(). */
+struct mapdirect_map_info {
+  uint64_t generation;  /* of the block map that was read: the same number, the same map */
+  uint64_t next_offset; /* where to continue; 0 when the answer is complete */
+  uint64_t file_bytes;  /* size of the file */
+  uint64_t map_bytes;   /* offset of the first byte past the file's last block */
+  uint64_t inode;
+};
+
+/*
+ * mapdirect_extents - read the block map of [offset, offset + length) into extents[0 .. capacity). `info` may
+ * be NULL.
+ *
+ * Without a lease the physical offsets are a snapshot which may be wrong by the time it is read: take them
+ * from mapdirect_query() on a mapping, or compare generations under one.
+ *
+ * Returns the number of extents, or -1 and errno: EBADF, EINVAL, EOPNOTSUPP (not a file of a mapdirect
+ * mount).
+ */
+MAPDIRECT_API ssize_t mapdirect_extents(int fd, off_t offset, off_t length, struct mapdirect_extent *extents,
+                                        size_t capacity, struct mapdirect_map_info *info);
+
+/* What an address of a direct mapping is. */
+struct mapdirect_lease_info {
+  uint64_t lease_id;
+  uint64_t generation; /* of the block map, pinned by the lease */
+  uint64_t offset;     /* file offset of the address */
+  uint64_t physical;   /* region offset of the address; 0 unless state is MAPDIRECT_WRITTEN */
+  uint64_t length;     /* bytes from the address to the end of its piece */
+  uint64_t inode;      /* of the file */
+  uint64_t device;     /* st_dev of the file */
+  uint32_t kind;       /* MAPDIRECT_SEAL or MAPDIRECT_BREAKABLE */
+  uint32_t state;      /* MAPDIRECT_WRITTEN, MAPDIRECT_HOLE (hole or unwritten), MAPDIRECT_BEYOND */
+  uint32_t cacheline;  /* 1: a CPU cache flush makes stores durable; 0: msync does */
+  uint32_t reserved;
+};
+
+/*
+ * mapdirect_query - which lease, file offset and physical offset an address has. The physical offset is valid
+ * as long as the mapping is. Errors: EFAULT (not in a direct mapping of this process).
+ */
+MAPDIRECT_API int mapdirect_query(const void *addr, struct mapdirect_lease_info *info);
+
+/* The version of the library that runs, as "major.minor.patch". */
+MAPDIRECT_API const char *mapdirect_version(void);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

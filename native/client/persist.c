@@ -1,0 +1,165 @@
+/*
+ * Making stores durable: CPU cache flush and fence where the region has cache-line granularity, msync
+ * elsewhere.
+ *
+ * The flush instruction is chosen once, from what the CPU says. clwb keeps the line cached and may be ordered
+ * freely; clflushopt evicts it; clflush is ordered with itself and slow. A store fence completes the first
+ * two.
+ */
+#include "internal.h"
+
+#include "syscall.h"
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+
+#define LINE_BYTES 64u
+
+enum flush_method { FLUSH_UNKNOWN, FLUSH_CLFLUSH, FLUSH_CLFLUSHOPT, FLUSH_CLWB };
+
+static enum flush_method flush_method(void) {
+  static _Atomic int chosen;
+  int method = atomic_load_explicit(&chosen, memory_order_relaxed);
+  if (method == FLUSH_UNKNOWN) {
+    unsigned a = 0;
+    unsigned b = 0;
+    unsigned c = 0;
+    unsigned d = 0;
+    __get_cpuid_count(7, 0, &a, &b, &c, &d);
+    if ((b & (1u << 24)) != 0)
+      method = FLUSH_CLWB;
+    else if ((b & (1u << 23)) != 0)
+      method = FLUSH_CLFLUSHOPT;
+    else
+      method = FLUSH_CLFLUSH; /* part of the x86-64 baseline (SSE2) */
+    atomic_store_explicit(&chosen, method, memory_order_relaxed);
+  }
+  return (enum flush_method)method;
+}
+
+bool persist_can_flush(void) {
+  return true;
+}
+
+static void flush_lines(uintptr_t start, uintptr_t end) {
+  uintptr_t line = start & ~(uintptr_t)(LINE_BYTES - 1);
+  switch (flush_method()) {
+  case FLUSH_CLWB:
+    for (; line < end; line += LINE_BYTES)
+      __asm__ volatile("clwb %0" : "+m"(*(volatile char *)line));
+    break;
+  case FLUSH_CLFLUSHOPT:
+    for (; line < end; line += LINE_BYTES)
+      __asm__ volatile("clflushopt %0" : "+m"(*(volatile char *)line));
+    break;
+  default:
+    for (; line < end; line += LINE_BYTES)
+      __asm__ volatile("clflush %0" : "+m"(*(volatile char *)line));
+  }
+}
+
+static void fence(void) {
+  __asm__ volatile("sfence" ::: "memory");
+}
+
+#elif defined(__aarch64__)
+#include <sys/auxv.h>
+
+#ifndef HWCAP_DCPOP
+#define HWCAP_DCPOP (1ul << 16)
+#endif
+
+bool persist_can_flush(void) {
+  return true;
+}
+
+static void flush_lines(uintptr_t start, uintptr_t end) {
+  uint64_t cache_type;
+  __asm__("mrs %0, ctr_el0" : "=r"(cache_type));
+  uintptr_t line_bytes = (uintptr_t)4 << ((cache_type >> 16) & 15);
+  uintptr_t line = start & ~(line_bytes - 1);
+  /* To the point of persistence where the CPU knows one, else to the point of coherency. */
+  if ((getauxval(AT_HWCAP) & HWCAP_DCPOP) != 0) {
+    for (; line < end; line += line_bytes)
+      __asm__ volatile("sys #3, c7, c12, #1, %0" ::"r"(line) : "memory");
+  } else {
+    for (; line < end; line += line_bytes)
+      __asm__ volatile("dc cvac, %0" ::"r"(line) : "memory");
+  }
+}
+
+static void fence(void) {
+  __asm__ volatile("dsb sy" ::: "memory");
+}
+
+#else
+
+bool persist_can_flush(void) {
+  return false;
+}
+static void flush_lines(uintptr_t start, uintptr_t end) {
+  (void)start, (void)end;
+}
+static void fence(void) {
+  __atomic_thread_fence(__ATOMIC_SEQ_CST);
+}
+
+#endif
+
+/* One piece of [at, end): flushed when cache lines make it durable, else left to msync. */
+static bool flush_piece(const struct piece_view *view, uintptr_t at, uintptr_t upto) {
+  if (view->piece.state != PIECE_DIRECT || !view->mapping.cacheline) return false;
+  flush_lines(at, upto);
+  return true;
+}
+
+int core_persist(uintptr_t start, size_t length) {
+  uintptr_t page = page_bytes();
+  uintptr_t end = start + length;
+  if (end < start) return -ENOMEM;
+  int error = 0;
+  for (uintptr_t at = start; at < end;) {
+    struct piece_view view;
+    if (!table_find(at, &view) || view.piece.start > at) return -ENOMEM;
+    uintptr_t upto = view.piece.end < end ? view.piece.end : end;
+    if (!flush_piece(&view, at, upto) && view.piece.state == PIECE_DIRECT) {
+      uintptr_t first = at / page * page;
+      int result = raw_msync(first, upto - first, MS_SYNC);
+      if (result != 0 && error == 0) error = result; /* the rest of the range deserves its chance */
+    }
+    at = upto;
+  }
+  fence();
+  return error;
+}
+
+int core_msync(uintptr_t start, size_t length, int flags) {
+  uintptr_t page = page_bytes();
+  bool known = (flags & ~(MS_ASYNC | MS_INVALIDATE | MS_SYNC)) == 0;
+  bool both = (flags & MS_ASYNC) != 0 && (flags & MS_SYNC) != 0;
+  if (!known || both || !is_aligned(start, page)) return -EINVAL;
+  if (length > UINTPTR_MAX - start - page) return -ENOMEM;
+  uintptr_t end = start + round_up(length, page);
+  bool unmapped = false;
+  for (uintptr_t at = start; at < end;) {
+    struct piece_view view;
+    uintptr_t upto = end;
+    bool flushed = false;
+    if (table_find(at, &view) && view.piece.start < end) {
+      bool direct = view.piece.start <= at;
+      upto = direct ? view.piece.end : view.piece.start;
+      if (upto > end) upto = end;
+      flushed = direct && flush_piece(&view, at, upto); /* device-dax has no msync */
+    }
+    if (!flushed) {
+      int error = raw_msync(at, upto - at, flags);
+      if (error == -ENOMEM)
+        unmapped = true; /* the kernel goes on over gaps and tells at the end */
+      else if (error != 0)
+        return error;
+    }
+    at = upto;
+  }
+  fence();
+  return unmapped ? -ENOMEM : 0;
+}

@@ -1,0 +1,105 @@
+/*
+ * The other door: mmap(2) with MAP_SHARED_VALIDATE | MAP_DIRECT, for programs that run under
+ * LD_PRELOAD=libmapdirect_preload.so. Interposes mmap, mmap64, munmap, mremap, msync, madvise.
+ *
+ * Calls that have nothing to do with direct mappings go straight to the kernel, with one system call
+ * instruction, no lock and no other function: allocators and the dynamic linker call these while nothing else
+ * works yet.
+ *
+ * MAPDIRECT_LEASE=seal|breakable in the environment chooses the kind of lease (unset or "default": what the
+ * mount hands out). Any other value makes MAP_DIRECT fail with EINVAL.
+ */
+#include "internal.h"
+
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "syscall.h"
+
+static void *pointer_answer(long result) {
+  if (!raw_failed(result)) return (void *)result;
+  errno = (int)-result;
+  return MAP_FAILED;
+}
+
+static int integer_answer(int result) {
+  if (result >= 0) return result;
+  errno = -result;
+  return -1;
+}
+
+/* -1: not a kind. */
+static int lease_from_environment(void) {
+  const char *value = getenv("MAPDIRECT_LEASE");
+  if (value == NULL || value[0] == 0 || strcmp(value, "default") == 0) return (int)MAPDIRECT_DEFAULT;
+  if (strcmp(value, "seal") == 0) return (int)MAPDIRECT_SEAL;
+  if (strcmp(value, "breakable") == 0) return (int)MAPDIRECT_BREAKABLE;
+  return -1;
+}
+
+static void *map_direct(void *addr, size_t length, int prot, int flags, int fd, off_t offset) {
+  int errno_before = errno;
+  void *result = MAP_FAILED;
+  int lease = lease_from_environment();
+  int error = lease < 0 ? -EINVAL : core_map(addr, length, prot, flags, fd, offset, (unsigned)lease, &result);
+  errno = error == 0 ? errno_before : -error;
+  return result;
+}
+
+static void *map_over(void *addr, size_t length, int prot, int flags, int fd, off_t offset) {
+  int errno_before = errno;
+  void *result = MAP_FAILED;
+  int error = core_map_over(addr, length, prot, flags, fd, offset, &result);
+  errno = error == 0 ? errno_before : -error;
+  return result;
+}
+
+MAPDIRECT_API void *mmap(void *addr, size_t length, int prot, int flags, int fd, off_t offset) {
+  if (__builtin_expect((flags & MAP_DIRECT) != 0, 0))
+    return map_direct(addr, length, prot, flags, fd, offset);
+  if ((flags & (MAP_FIXED | MAP_FIXED_NOREPLACE)) == MAP_FIXED && table_near(addr, length))
+    return map_over(addr, length, prot, flags, fd, offset);
+  return pointer_answer(raw_mmap((uintptr_t)addr, length, prot, flags, fd, offset));
+}
+
+MAPDIRECT_API void *mmap64(void *addr, size_t length, int prot, int flags, int fd, off_t offset)
+    __attribute__((alias("mmap")));
+
+MAPDIRECT_API int munmap(void *addr, size_t length) {
+  if (!table_near(addr, length)) return integer_answer(raw_munmap((uintptr_t)addr, length));
+  int errno_before = errno;
+  int error = core_unmap((uintptr_t)addr, length);
+  errno = errno_before;
+  return integer_answer(error);
+}
+
+MAPDIRECT_API void *mremap(void *old_addr, size_t old_length, size_t new_length, int flags, ...) {
+  void *new_addr = NULL;
+  if ((flags & (MREMAP_FIXED | MREMAP_DONTUNMAP)) != 0) {
+    va_list list;
+    va_start(list, flags);
+    new_addr = va_arg(list, void *);
+    va_end(list);
+  }
+  bool onto = (flags & MREMAP_FIXED) != 0 && table_near(new_addr, new_length);
+  if (!onto && !table_near(old_addr, old_length == 0 ? 1 : old_length))
+    return pointer_answer(
+        raw_mremap((uintptr_t)old_addr, old_length, new_length, flags, (uintptr_t)new_addr));
+  int errno_before = errno;
+  void *result = MAP_FAILED;
+  int error =
+      core_remap_any((uintptr_t)old_addr, old_length, new_length, flags, (uintptr_t)new_addr, &result);
+  errno = error == 0 ? errno_before : -error;
+  return result;
+}
+
+MAPDIRECT_API int msync(void *addr, size_t length, int flags) {
+  if (!table_near(addr, length)) return integer_answer(raw_msync((uintptr_t)addr, length, flags));
+  return integer_answer(core_msync((uintptr_t)addr, length, flags));
+}
+
+MAPDIRECT_API int madvise(void *addr, size_t length, int advice) {
+  if (!table_near(addr, length)) return integer_answer(raw_madvise((uintptr_t)addr, length, advice));
+  return integer_answer(core_madvise((uintptr_t)addr, length, advice));
+}

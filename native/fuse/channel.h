@@ -1,0 +1,78 @@
+// Serves a /dev/fuse descriptor on a libuv event loop.
+//
+// Invariants:
+// - everything here runs on the loop's thread;
+// - after `close` or after `onEnd` the listener is never called again, even when `close` came from inside a
+// call;
+// - one wake-up serves at most `batch` requests, so that timers and other descriptors get their turn;
+// - the loop is kept alive while the channel is watched, and not a moment longer.
+#pragma once
+
+#include "fuse/busypoll.h"
+#include "fuse/device.h"
+
+#include <memory>
+#include <uv.h>
+
+namespace mapdirect {
+
+class ChannelListener {
+public:
+  virtual void onRequest(size_t length) = 0;
+  // 0: the file system was unmounted. Otherwise a positive errno.
+  virtual void onEnd(int error) = 0;
+
+protected:
+  ~ChannelListener() = default;
+};
+
+struct ChannelOptions {
+  uint64_t busyPollNanos;
+  uint32_t batch;
+};
+
+struct ChannelCounters {
+  uint64_t requests;
+  uint64_t wakeups;
+  uint64_t pollHits;
+};
+
+class Channel : public std::enable_shared_from_this<Channel> {
+public:
+  // The channel owns the descriptor from success on. `buffer` must outlive the watching.
+  static int open(uv_loop_t *loop, int descriptor, void *buffer, size_t capacity,
+                  const ChannelOptions &options, ChannelListener *listener,
+                  std::shared_ptr<Channel> &channel);
+  ~Channel();
+
+  // `afterClose` runs on a later turn of the loop, when libuv has let go.
+  void close(void (*afterClose)(void *) = nullptr, void *argument = nullptr);
+  bool closed() const { return poll_ == nullptr; }
+
+  // Null once closed.
+  const std::shared_ptr<Descriptor> &descriptor() const { return descriptor_; }
+  const ChannelCounters &counters() const { return counters_; }
+
+private:
+  Channel(const ChannelOptions &options, bool severalCpus)
+      : options_(options), busyPoll_(options.busyPollNanos, severalCpus) {}
+  static void onReadable(uv_poll_t *poll, int status, int events);
+  void serve();
+  // Wait for the next request until the window has passed. Returns as readRequest.
+  ssize_t pollOn(uint64_t sinceNanos);
+  void end(int error);
+
+  const ChannelOptions options_;
+  BusyPoll busyPoll_;
+  uv_poll_t *poll_ = nullptr;
+  ChannelListener *listener_ = nullptr;
+  std::shared_ptr<Descriptor> descriptor_;
+  void *buffer_ = nullptr;
+  size_t capacity_ = 0;
+  bool watching_ = false;
+  bool serving_ = false;
+  uint64_t idleSinceNanos_ = 0; // 0 when the last wake-up ended with requests left
+  ChannelCounters counters_{};
+};
+
+} // namespace mapdirect

@@ -1,0 +1,55 @@
+// Channel of src/region/addon.ts: serves one /dev/fuse descriptor from the event loop.
+//
+// Invariants:
+// - while open it holds itself, the buffer and the callbacks; after close() or the end of the file system,
+// nothing;
+// - each request is one top-level callback: when it returns, process.nextTick and promise jobs have run;
+// - what a callback throws becomes an uncaught exception of the process, as from any event handler;
+// - closing settles every notification still under way with ENODEV.
+#pragma once
+
+#include "fuse/channel.h"
+#include "fuse/notifier.h"
+
+#include <map>
+#include <memory>
+#include <napi.h>
+
+namespace mapdirect {
+
+class ChannelObject : public Napi::ObjectWrap<ChannelObject>, private ChannelListener {
+public:
+  static void define(Napi::Env env);
+  // openChannel(descriptor, buffer, { busyPollMicros, batch }, onRequest, onEnd)
+  static Napi::Value open(const Napi::CallbackInfo &info);
+
+  explicit ChannelObject(const Napi::CallbackInfo &info);
+  ~ChannelObject() override;
+
+private:
+  Napi::Value reply(const Napi::CallbackInfo &info);
+  Napi::Value replyRegion(const Napi::CallbackInfo &info);
+  Napi::Value notify(const Napi::CallbackInfo &info);
+  void close(const Napi::CallbackInfo &info);
+  Napi::Value counters(const Napi::CallbackInfo &info);
+
+  void onRequest(size_t length) override;
+  void onEnd(int error) override;
+  void call(const Napi::FunctionReference &callback, double argument);
+  void settle(uint64_t ticket, int error);
+  void shut();
+
+  static void onEnvironmentEnd(napi_async_cleanup_hook_handle hook, void *argument);
+
+  std::shared_ptr<Channel> channel_;
+  std::unique_ptr<Notifier> notifier_;
+  std::unique_ptr<Napi::AsyncContext> context_;
+  Napi::Reference<Napi::Uint8Array> buffer_;
+  Napi::FunctionReference onRequest_;
+  Napi::FunctionReference onEnd_;
+  std::map<uint64_t, Napi::Promise::Deferred> notifications_;
+  uint64_t nextTicket_ = 1;
+  napi_async_cleanup_hook_handle hook_ = nullptr;
+};
+
+} // namespace mapdirect

@@ -1,0 +1,207 @@
+#include "napi/region_object.h"
+
+#include "napi/failure.h"
+
+#include <algorithm>
+#include <cerrno>
+
+namespace mapdirect {
+namespace {
+
+const char *kindName(RegionKind kind) {
+  switch (kind) {
+  case RegionKind::file:
+    return "file";
+  case RegionKind::block:
+    return "block";
+  case RegionKind::devdax:
+    return "devdax";
+  }
+  return "";
+}
+
+std::string rangeText(const char *operation, uint64_t offset, uint64_t length) {
+  return std::string(operation) + " " + std::to_string(length) + " bytes at " + std::to_string(offset) +
+         " of the region";
+}
+
+bool getFlag(Napi::Object options, const char *name) {
+  return options.Get(name).ToBoolean().Value();
+}
+
+// msync on the thread pool.
+class SyncWorker : public Napi::AsyncWorker {
+public:
+  SyncWorker(Napi::Env env, std::shared_ptr<Mapping> mapping)
+      : Napi::AsyncWorker(env, "mapdirect.sync"), deferred_(Napi::Promise::Deferred::New(env)),
+        mapping_(std::move(mapping)) {}
+  Napi::Promise promise() const { return deferred_.Promise(); }
+
+  void Execute() override { result_ = mapping_->sync(); }
+  void OnOK() override {
+    if (result_ == 0)
+      deferred_.Resolve(Env().Undefined());
+    else
+      deferred_.Reject(makeFailure(Env(), result_, "sync the region").Value());
+  }
+
+private:
+  Napi::Promise::Deferred deferred_;
+  std::shared_ptr<Mapping> mapping_;
+  int result_ = 0;
+};
+
+} // namespace
+
+void RegionObject::define(Napi::Env env) {
+  AddonState::of(env).regionClass =
+      Napi::Persistent(DefineClass(env, "NativeRegion",
+                                   {
+                                       InstanceMethod<&RegionObject::setCacheline>("setCacheline"),
+                                       InstanceMethod<&RegionObject::read>("read"),
+                                       InstanceMethod<&RegionObject::write>("write"),
+                                       InstanceMethod<&RegionObject::zero>("zero"),
+                                       InstanceMethod<&RegionObject::copy>("copy"),
+                                       InstanceMethod<&RegionObject::drain>("drain"),
+                                       InstanceMethod<&RegionObject::sync>("sync"),
+                                       InstanceMethod<&RegionObject::close>("close"),
+                                   }));
+}
+
+Napi::Value RegionObject::open(const Napi::CallbackInfo &info) {
+  const Napi::Env env = info.Env();
+  if (!info[0].IsString() || !info[1].IsObject()) return fail(env, -EINVAL, "openRegion(path, options)");
+  const std::string path = info[0].As<Napi::String>();
+  const Napi::Object options = info[1].As<Napi::Object>();
+  const RegionOptions wanted{getFlag(options, "readOnly"), getFlag(options, "lock"),
+                             getFlag(options, "mapSync")};
+  std::shared_ptr<Mapping> mapping;
+  const char *step = "";
+  if (const int failure = Mapping::open(path.c_str(), wanted, mapping, step); failure != 0)
+    return fail(env, failure, std::string(step) + " " + path);
+  return AddonState::of(env).regionClass.New({Napi::External<std::shared_ptr<Mapping>>::New(env, &mapping)});
+}
+
+RegionObject::RegionObject(const Napi::CallbackInfo &info)
+    : Napi::ObjectWrap<RegionObject>(info), open_(AddonState::of(info.Env()).regions) {
+  const Napi::Env env = info.Env();
+  if (!info[0].IsExternal()) {
+    fail(env, -EINVAL, "a NativeRegion comes from openRegion");
+    return;
+  }
+  mapping_ = *info[0].As<Napi::External<std::shared_ptr<Mapping>>>().Data();
+  open_->push_back(this);
+
+  const RegionInfo &facts = mapping_->info();
+  Napi::Object description = Napi::Object::New(env);
+  description.Set("kind", kindName(facts.kind));
+  description.Set("sizeBytes", static_cast<double>(facts.sizeBytes));
+  description.Set("mapSync", facts.mapSync);
+  description.Set("mapAlignmentBytes", static_cast<double>(facts.mapAlignmentBytes));
+  description.Set("mapSyncRefusal", facts.mapSyncRefusal);
+  description.Set("device", Napi::BigInt::New(env, facts.device));
+  description.Set("inode", Napi::BigInt::New(env, facts.inode));
+  description.Freeze();
+  info.This().As<Napi::Object>().DefineProperty(
+      Napi::PropertyDescriptor::Value("info", description, napi_enumerable));
+}
+
+RegionObject::~RegionObject() {
+  forget();
+}
+
+void RegionObject::forget() {
+  std::erase(*open_, this);
+}
+
+Mapping *RegionObject::mappingOf(Napi::Env env, napi_value value) {
+  void *wrapped = nullptr;
+  if (napi_unwrap(env, value, &wrapped) != napi_ok) return nullptr;
+  const std::vector<RegionObject *> &open = *AddonState::of(env).regions;
+  const auto found = std::find(open.begin(), open.end(), static_cast<RegionObject *>(wrapped));
+  return found == open.end() ? nullptr : (*found)->mapping_.get();
+}
+
+bool RegionObject::checkOpen(Napi::Env env, const char *operation) {
+  if (mapping_ != nullptr) return true;
+  fail(env, -EBADF, std::string(operation) + ": the region is closed");
+  return false;
+}
+
+void RegionObject::setCacheline(const Napi::CallbackInfo &info) {
+  if (!checkOpen(info.Env(), "setCacheline")) return;
+  cacheline_ = info[0].ToBoolean().Value();
+  mapping_->setCacheline(cacheline_);
+}
+
+void RegionObject::read(const Napi::CallbackInfo &info) {
+  const Napi::Env env = info.Env();
+  uint64_t offset = 0;
+  Bytes target;
+  if (!checkOpen(env, "read") || !getCount(env, info[0], "offset", offset) ||
+      !getSlice(env, info[1], info[2], info[3], target))
+    return;
+  if (const int failure = mapping_->read(offset, target.data, target.length); failure != 0)
+    fail(env, failure, rangeText("read", offset, target.length));
+}
+
+void RegionObject::write(const Napi::CallbackInfo &info) {
+  const Napi::Env env = info.Env();
+  uint64_t offset = 0;
+  Bytes source;
+  if (!checkOpen(env, "write") || !getCount(env, info[0], "offset", offset) ||
+      !getSlice(env, info[1], info[2], info[3], source))
+    return;
+  if (const int failure = mapping_->write(offset, source.data, source.length); failure != 0)
+    fail(env, failure, rangeText("write", offset, source.length));
+}
+
+void RegionObject::zero(const Napi::CallbackInfo &info) {
+  const Napi::Env env = info.Env();
+  uint64_t offset = 0;
+  uint64_t length = 0;
+  if (!checkOpen(env, "zero") || !getCount(env, info[0], "offset", offset) ||
+      !getCount(env, info[1], "length", length))
+    return;
+  if (const int failure = mapping_->zero(offset, length); failure != 0)
+    fail(env, failure, rangeText("zero", offset, length));
+}
+
+void RegionObject::copy(const Napi::CallbackInfo &info) {
+  const Napi::Env env = info.Env();
+  uint64_t source = 0;
+  uint64_t target = 0;
+  uint64_t length = 0;
+  if (!checkOpen(env, "copy") || !getCount(env, info[0], "sourceOffset", source) ||
+      !getCount(env, info[1], "targetOffset", target) || !getCount(env, info[2], "length", length))
+    return;
+  if (const int failure = mapping_->copy(source, target, length); failure != 0)
+    fail(env, failure, rangeText("copy", source, length) + " to " + std::to_string(target));
+}
+
+void RegionObject::drain(const Napi::CallbackInfo &info) {
+  if (checkOpen(info.Env(), "drain")) mapping_->drain();
+}
+
+Napi::Value RegionObject::sync(const Napi::CallbackInfo &info) {
+  const Napi::Env env = info.Env();
+  if (!checkOpen(env, "sync")) return Napi::Value();
+  if (cacheline_) {
+    // A store fence orders the stores of the thread that runs it: never send it to another one.
+    mapping_->drain();
+    const Napi::Promise::Deferred deferred = Napi::Promise::Deferred::New(env);
+    deferred.Resolve(env.Undefined());
+    return deferred.Promise();
+  }
+  SyncWorker *worker = new SyncWorker(env, mapping_);
+  const Napi::Promise promise = worker->promise();
+  worker->Queue();
+  return promise;
+}
+
+void RegionObject::close(const Napi::CallbackInfo &) {
+  forget();
+  mapping_.reset();
+}
+
+} // namespace mapdirect

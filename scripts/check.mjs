@@ -1,0 +1,45 @@
+/**
+ * `npm run check`: everything that can be said about the sources without running them. Every check runs, also after one
+ * that failed; a check whose tool is missing says so and does not fail.
+ */
+import { spawnSync } from "node:child_process";
+import { existsSync, readFileSync } from "node:fs";
+import { join } from "node:path";
+import { fail, hasCommand, localBin, nativeSources, root, setup } from "./setup.mjs";
+
+try {
+  setup();
+} catch (error) {
+  fail(error);
+}
+
+const sh = (command, args) => spawnSync(command, args, { cwd: root, stdio: "inherit" }).status === 0;
+
+const checks = {
+  "format and lint": () => sh(localBin("biome"), ["ci", "--error-on-warnings", "."]),
+  types: () => sh(localBin("tsc"), ["-p", "tsconfig.json", "--noEmit"]),
+  "native format": () => {
+    const files = nativeSources();
+    if (files.length === 0) return "no native sources";
+    if (!hasCommand("clang-format")) return "clang-format is not installed";
+    return sh("clang-format", ["--dry-run", "-Werror", ...files]);
+  },
+  "generated files": () => {
+    if (!existsSync(join(root, "scripts/generate.mjs"))) return "nothing is generated";
+    return sh(process.execPath, ["scripts/generate.mjs", "--check"]);
+  },
+  floors: () => sh(localBin("vitest"), ["run", "--reporter=dot", "test/floors.test.ts"]),
+  "lock file": () => {
+    // A registry's address in the lock file would bind every clone to it.
+    return !/"resolved":/.test(readFileSync(join(root, "package-lock.json"), "utf8"));
+  },
+};
+
+let failed = 0;
+for (const [name, check] of Object.entries(checks)) {
+  const result = check();
+  const word = result === true ? "ok" : result === false ? "FAILED" : `skipped: ${result}`;
+  if (result === false) failed += 1;
+  console.log(`check: ${name}: ${word}`);
+}
+process.exitCode = failed === 0 ? 0 : 1;

@@ -1,0 +1,148 @@
+/**
+ * Makes a clone ready to build: system packages, node_modules, git hook. Uses only what Node itself brings, since it
+ * runs before anything is installed.
+ *
+ * Invariants:
+ * - does nothing, quickly, when nothing is missing;
+ * - installs system packages in CI only (CI=true, as root); elsewhere it names the command and stops;
+ * - `npm ci` runs without install scripts: the one native build is scripts/build.mjs.
+ */
+import { spawnSync } from "node:child_process";
+import { accessSync, constants, existsSync, readdirSync, readFileSync, statSync } from "node:fs";
+import { delimiter, dirname, join } from "node:path";
+import { fileURLToPath, pathToFileURL } from "node:url";
+
+export const root = join(dirname(fileURLToPath(import.meta.url)), "..");
+
+/** What each command is needed for, and the Debian package that brings it. */
+const BUILD_TOOLS = { "g++": "g++", make: "make", python3: "python3" };
+const TEST_TOOLS = {
+  fusermount3: "fuse3",
+  rsync: "rsync",
+  sqlite3: "sqlite3",
+  git: "git",
+  fio: "fio",
+  setfattr: "attr",
+  setfacl: "acl",
+  strace: "strace",
+  findmnt: "mount",
+  setpriv: "util-linux",
+  "mkfs.ext4": "e2fsprogs",
+  "clang-format": "clang-format",
+};
+
+export class SetupError extends Error {}
+
+/** Say what happened on stderr, in the form the commands of mapdirect use. */
+export function fail(error) {
+  if (!(error instanceof SetupError)) throw error;
+  process.stderr.write(`mapdirect: ${error.message}\n`);
+  process.exit(1);
+}
+
+export function hasCommand(name) {
+  // /usr/sbin is not on every user's PATH, but mkfs.ext4 lives there.
+  const folders = [...(process.env.PATH ?? "").split(delimiter), "/usr/sbin", "/sbin"];
+  return folders.some((folder) => {
+    try {
+      const file = join(folder, name);
+      accessSync(file, constants.X_OK);
+      return statSync(file).isFile();
+    } catch {
+      return false;
+    }
+  });
+}
+
+/** Run a command in the package root; a failure is ours to report, not a stack trace. */
+export function run(command, args, options = {}) {
+  const done = spawnSync(command, args, { cwd: root, stdio: "inherit", ...options });
+  if (done.error) throw new SetupError(`${command}: ${done.error.message}`);
+  if (done.status !== 0) {
+    const how = done.signal ? `was ended by ${done.signal}` : `ended with exit code ${done.status}`;
+    throw new SetupError(`setup: '${[command, ...args].join(" ")}' ${how}; see its output above`);
+  }
+}
+
+const missingPackages = (tools) =>
+  Object.entries(tools)
+    .filter(([command]) => !hasCommand(command))
+    .map(([, name]) => name);
+
+function ensureSystemPackages() {
+  const inCi = process.env.CI === "true";
+  const missing = missingPackages(inCi ? { ...BUILD_TOOLS, ...TEST_TOOLS } : BUILD_TOOLS);
+  if (missing.length === 0) return;
+  const install = ["install", "-y", "--no-install-recommends", ...missing];
+  if (!inCi || process.getuid?.() !== 0 || !hasCommand("apt-get")) {
+    const need = missingPackages(BUILD_TOOLS);
+    if (need.length === 0) return; // Tests that miss their tool are skipped, with that reason.
+    const sudo = process.getuid?.() === 0 ? "" : "sudo ";
+    throw new SetupError(
+      `setup: missing to build the native parts: ${need.join(", ")}; run '${sudo}apt-get install -y ${need.join(" ")}'`,
+    );
+  }
+  const env = { ...process.env, DEBIAN_FRONTEND: "noninteractive" };
+  run("apt-get", ["update", "-q"], { env });
+  run("apt-get", install, { env });
+}
+
+/** Whether node_modules holds what the lock file names: compared by content, since a checkout changes times. */
+function modulesAreCurrent() {
+  const installed = join(root, "node_modules", ".package-lock.json");
+  if (!existsSync(installed)) return false;
+  const wanted = JSON.parse(readFileSync(join(root, "package-lock.json"), "utf8")).packages;
+  const present = JSON.parse(readFileSync(installed, "utf8")).packages;
+  return Object.entries(wanted).every(([path, entry]) => {
+    if (path === "") return true;
+    const found = present[path];
+    if (found === undefined) return entry.optional === true;
+    return found.version === entry.version && found.integrity === entry.integrity;
+  });
+}
+
+function ensureModules() {
+  if (modulesAreCurrent()) return;
+  run("npm", ["ci", "--ignore-scripts", "--no-audit", "--no-fund"]);
+}
+
+/** The checked-in pre-commit hook, unless the user has hooks of their own. */
+function ensureHook() {
+  if (!existsSync(join(root, ".git")) || !hasCommand("git")) return;
+  const git = (...args) => spawnSync("git", args, { cwd: root, encoding: "utf8" });
+  if (git("config", "--get", "core.hooksPath").status !== 1) return;
+  git("config", "core.hooksPath", ".githooks");
+}
+
+export function setup() {
+  if (process.platform !== "linux") throw new SetupError("setup: mapdirect runs on Linux only");
+  ensureSystemPackages();
+  ensureModules();
+  ensureHook();
+}
+
+/** The file behind a name in node_modules/.bin, or undefined. */
+export function localBin(name) {
+  const file = join(root, "node_modules", ".bin", name);
+  return existsSync(file) ? file : undefined;
+}
+
+/** Every C and C++ file of ours. */
+export function nativeSources(folder = join(root, "native")) {
+  if (!existsSync(folder)) return [];
+  return readdirSync(folder, { withFileTypes: true }).flatMap((entry) => {
+    const path = join(folder, entry.name);
+    if (entry.isDirectory()) return nativeSources(path);
+    return /\.(c|cc|cpp|h|hpp)$/.test(entry.name) ? [path] : [];
+  });
+}
+
+export const isMain = (url) => process.argv[1] !== undefined && url === pathToFileURL(process.argv[1]).href;
+
+if (isMain(import.meta.url)) {
+  try {
+    setup();
+  } catch (error) {
+    fail(error);
+  }
+}

@@ -1,0 +1,26 @@
+/**
+ * An operation that cannot go on yet throws a Wait before it has changed anything. Whoever runs operations (the
+ * session's dispatcher) keeps the request, waits for `until`, and runs it again from the start: an operation never
+ * holds state across a wait, so everything it has checked is checked again.
+ */
+export class Wait extends Error {
+  readonly until: Promise<void>;
+
+  constructor(reason: string, until: Promise<void>) {
+    super(reason);
+    this.name = "Wait";
+    this.until = until;
+  }
+}
+
+/** Run an operation to its end, waiting as often as it asks for. Errors of the operation pass through. */
+export async function retrying<T>(operation: () => T): Promise<T> {
+  for (;;) {
+    try {
+      return operation();
+    } catch (error) {
+      if (!(error instanceof Wait)) throw error;
+      await error.until;
+    }
+  }
+}

@@ -1,0 +1,4 @@
+#!/usr/bin/env node
+import { demo } from "../cli/demo.ts";
+
+await demo();

@@ -1,0 +1,162 @@
+/**
+ * Questions to a mounted volume: ioctls on any open file of the mount, as src/lease/wire.ts declares them.
+ *
+ * Invariant: these calls block until the daemon answers, so they are for processes other than the daemon.
+ */
+import { closeSync, openSync } from "node:fs";
+import { Errno } from "../base/errno.ts";
+import { errnoOf, Failure, reason } from "../daemon/failure.ts";
+import { type StructValue, viewOf } from "../layout/struct.ts";
+import {
+  ExtentState,
+  Ioctl,
+  Question,
+  WIRE_EXTENTS_MAX,
+  WIRE_MAP_BYTES,
+  WIRE_VERSION,
+  WireControl,
+  WireExtent,
+  WireMap,
+  WireRange,
+} from "../lease/wire.ts";
+import { addon } from "../region/addon.ts";
+
+export type QuestionName = keyof typeof Question;
+
+/** Open for one request, close again. */
+export function withOpen<T>(path: string, use: (descriptor: number) => T, mode: "r" | "r+" = "r"): T {
+  let descriptor: number;
+  try {
+    descriptor = openSync(path, mode);
+  } catch (error) {
+    throw new Failure(path, reason(error), advice(errnoOf(error)));
+  }
+  try {
+    return use(descriptor);
+  } catch (error) {
+    if (error instanceof Failure) throw error;
+    const errno = errnoOf(error);
+    // What other file systems say to an ioctl that they do not know.
+    if (errno === Errno.ENOTTY || errno === Errno.ENOSYS) {
+      throw new Failure(
+        path,
+        "it is not on a mapdirect mount",
+        "see 'findmnt -t fuse.mapdirect' for those there are",
+      );
+    }
+    throw new Failure(path, reason(error), advice(errno));
+  } finally {
+    closeSync(descriptor);
+  }
+}
+
+function advice(errno: number): string {
+  switch (errno) {
+    case Errno.ENOENT:
+      return "check the path";
+    case Errno.EACCES:
+    case Errno.EPERM:
+      return "ask as root, or as the user who owns it";
+    case Errno.ENOTCONN:
+      return "mount the region again with 'mapdirect mount REGION MOUNTPOINT'";
+    case Errno.ETXTBSY:
+      return "see 'mapdirect leases MOUNTPOINT' for who maps it";
+    case Errno.ENOSPC:
+      return "delete something, or use a larger region";
+    default:
+      return "see 'mapdirect info MOUNTPOINT'";
+  }
+}
+
+/** Ask the daemon; the answer is JSON in as many slices as it takes. */
+export function ask(descriptor: number, question: QuestionName, argument = 0): unknown {
+  const buffer = new Uint8Array(WireControl.size);
+  const view = viewOf(buffer);
+  const slices: Buffer[] = [];
+  let token = 0;
+  let offset = 0;
+  let total = 0;
+  do {
+    WireControl.encode(view, 0, {
+      version: WIRE_VERSION,
+      question: Question[question],
+      token,
+      offset,
+      argument,
+    });
+    addon().ioctl(descriptor, Ioctl.CONTROL, buffer);
+    const reply = WireControl.decode(view, 0);
+    if (reply.count === 0 && offset < reply.total)
+      throw new Failure("daemon", "its answer was cut short", "ask again");
+    slices.push(Buffer.from(reply.text.subarray(0, reply.count)));
+    token = reply.token;
+    total = reply.total;
+    offset += reply.count;
+  } while (offset < total);
+  const text = Buffer.concat(slices).toString("utf8");
+  return text === "" ? null : (JSON.parse(text) as unknown);
+}
+
+export type StateName = "hole" | "unwritten" | "written" | "shared";
+const STATE_NAMES: Record<number, StateName> = {
+  [ExtentState.HOLE]: "hole",
+  [ExtentState.UNWRITTEN]: "unwritten",
+  [ExtentState.WRITTEN]: "written",
+  [ExtentState.SHARED]: "shared",
+};
+
+export interface ExtentReport {
+  state: StateName;
+  offset: bigint;
+  length: bigint;
+  /** Byte offset in the region; null for a hole. */
+  physical: bigint | null;
+}
+
+export interface FileMap {
+  inode: number;
+  size: bigint;
+  extents: ExtentReport[];
+}
+
+/** The whole block map of a file. The generation tells whether it changed between two pages; then it is read again. */
+export function readExtents(descriptor: number): FileMap {
+  for (;;) {
+    const map = tryReadExtents(descriptor);
+    if (map !== undefined) return map;
+  }
+}
+
+function tryReadExtents(descriptor: number): FileMap | undefined {
+  const buffer = new Uint8Array(WIRE_MAP_BYTES);
+  const view = viewOf(buffer);
+  const extents: ExtentReport[] = [];
+  let first: StructValue<typeof WireMap> | undefined;
+  let offset = 0n;
+  do {
+    // All of the file from here: the daemon cuts it at the file's last block.
+    WireMap.encode(view, 0, { version: WIRE_VERSION, offset, length: 2n ** 63n - 1n - offset });
+    addon().ioctl(descriptor, Ioctl.EXTENTS, buffer);
+    const page = WireMap.decode(view, 0);
+    first ??= page;
+    if (page.generation !== first.generation) return undefined;
+    if (page.count > WIRE_EXTENTS_MAX)
+      throw new Failure("daemon", "its answer does not fit", "update mapdirect");
+    for (let index = 0; index < page.count; index += 1) {
+      const extent = WireExtent.decode(view, WireMap.size + index * WireExtent.size);
+      const state = STATE_NAMES[extent.state];
+      if (state === undefined)
+        throw new Failure("daemon", `unknown extent state ${extent.state}`, "update mapdirect");
+      const physical = state === "hole" ? null : BigInt(extent.physical);
+      extents.push({ state, offset: extent.offset, length: extent.length, physical });
+    }
+    offset = page.nextOffset;
+  } while (offset !== 0n);
+  return { inode: first.inode, size: first.fileBytes, extents };
+}
+
+export function prepare(descriptor: number, offset: bigint, length: bigint): void {
+  const buffer = new Uint8Array(WireRange.size);
+  WireRange.encode(viewOf(buffer), 0, { version: WIRE_VERSION, offset, length });
+  addon().ioctl(descriptor, Ioctl.PREPARE, buffer);
+}

@@ -1,0 +1,56 @@
+/** extents: the block map of a file: which bytes of the region are its bytes. */
+import { realpathSync } from "node:fs";
+import { Command } from "commander";
+import { ask, readExtents, withOpen } from "../client.ts";
+import { print, table, toJson } from "../output.ts";
+import { asLeases } from "./leases.ts";
+
+export function extentsCommand(): Command {
+  return new Command("extents")
+    .summary("show where a file's bytes lie in the region")
+    .description(
+      "Show where a file's bytes lie in the region: runs of written, unwritten (allocated, reading as zeros), shared\n" +
+        "or no blocks (holes). The physical offsets hold only as long as a lease pins them.",
+    )
+    .argument("<file>", "file on a mapdirect mount")
+    .option("--json", "print JSON", false)
+    .addHelpText(
+      "after",
+      `
+Examples:
+  mapdirect extents /mnt/file
+  mapdirect extents --json /mnt/file`,
+    )
+    .action(extents);
+}
+
+function extents(path: string, flags: { json: boolean }): void {
+  const file = withOpen(path, () => realpathSync(path));
+  const { map, leases } = withOpen(file, (descriptor) => {
+    const found = readExtents(descriptor);
+    const all = asLeases(ask(descriptor, "LEASES"));
+    return {
+      map: found,
+      leases: all.filter((lease) => lease.inode === found.inode).map((lease) => lease.id),
+    };
+  });
+  if (flags.json) {
+    const items = map.extents.map(({ state, offset, length, physical }) => ({
+      state,
+      offset,
+      length,
+      physical,
+    }));
+    print(toJson({ file, inode: map.inode, size: map.size, extents: items, leases }));
+    return;
+  }
+  const rows = map.extents.map(({ state, offset, length, physical }) => [
+    state,
+    `${offset}`,
+    `${length}`,
+    physical === null ? "-" : `${physical}`,
+  ]);
+  const held = leases.length === 0 ? "no lease" : `under lease ${leases.join(", ")}`;
+  print(`${file}: ${map.size} bytes, inode ${map.inode}, ${held}`);
+  print(table(["state", "offset", "length", "physical"], rows));
+}

@@ -1,0 +1,26 @@
+/** prepare: make a range of a file ready to be mapped and stored to. */
+import { Command } from "commander";
+import { offsetArgument } from "../arguments.ts";
+import { prepare as prepareRange, withOpen } from "../client.ts";
+
+export function prepareCommand(): Command {
+  return new Command("prepare")
+    .summary("make a range of a file ready to be mapped directly")
+    .description(
+      "Make a range of a file ready: allocated, zeroed where it was a hole or unwritten, unshared, and durable.\n" +
+        "Mapping never does this by itself; a store to what is not ready raises SIGBUS.",
+    )
+    .argument("<file>", "file on a mapdirect mount; must be writable")
+    .option("--offset <bytes>", "where the range begins", offsetArgument, 0n)
+    .option("--length <bytes>", "how long it is (default: up to the end of the file)", offsetArgument, 0n)
+    .addHelpText(
+      "after",
+      `
+Examples:
+  mapdirect prepare /mnt/file
+  mapdirect prepare --offset 1M --length 256M /mnt/file`,
+    )
+    .action((path: string, flags: { offset: bigint; length: bigint }) => {
+      withOpen(path, (descriptor) => prepareRange(descriptor, flags.offset, flags.length), "r+");
+    });
+}

@@ -1,0 +1,62 @@
+/**
+ * unmount: end a mount, and return when its daemon has closed the volume: then the region may be copied, checked or
+ * mounted elsewhere.
+ */
+import { setTimeout as sleep } from "node:timers/promises";
+import { Command } from "commander";
+import { Errno } from "../../base/errno.ts";
+import { asFailure, errnoOf, Failure } from "../../daemon/failure.ts";
+import { isRunning, lockHolder, mountAt, resolveMountpoint } from "../../daemon/mounts.ts";
+import { unmountFuse } from "../../region/fusemount.ts";
+
+const POLL_MS = 10;
+
+export function unmountCommand(): Command {
+  return new Command("unmount")
+    .alias("umount")
+    .summary("unmount, and wait until the volume is closed")
+    .description(
+      "Unmount, and wait until the daemon has written its checkpoint and closed the region.\n" +
+        "umount(8) and fusermount3 -u work as well, but do not wait.",
+    )
+    .argument("<mountpoint>", "where a region is mounted")
+    .option(
+      "--lazy",
+      "detach it now; the daemon ends when nobody uses it any more, which is not waited for",
+      false,
+    )
+    .addHelpText(
+      "after",
+      `
+Examples:
+  mapdirect unmount /mnt
+  mapdirect unmount --lazy /mnt`,
+    )
+    .action(unmount);
+}
+
+async function unmount(path: string, flags: { lazy: boolean }): Promise<void> {
+  let mountpoint: string;
+  try {
+    mountpoint = resolveMountpoint(path);
+  } catch (error) {
+    throw asFailure(error, path, "see 'findmnt -t fuse.mapdirect' for what is mounted");
+  }
+  const mount = mountAt(mountpoint);
+  if (mount === undefined) {
+    throw new Failure(path, "no mapdirect file system is mounted there", "see 'findmnt -t fuse.mapdirect'");
+  }
+  const daemon = lockHolder(mount.source);
+  try {
+    await unmountFuse(mountpoint, { lazy: flags.lazy });
+  } catch (error) {
+    if (errnoOf(error) === Errno.EBUSY) {
+      throw new Failure(path, "it is in use", `see 'fuser -vm ${path}' for who uses it, or use --lazy`);
+    }
+    throw asFailure(error, path, "unmount it as root, or as the user who mounted it");
+  }
+  if (flags.lazy) return;
+  // The same region may be mounted again by somebody else at once: wait for this daemon, not for the lock.
+  while (daemon !== undefined && lockHolder(mount.source) === daemon) await sleep(POLL_MS);
+  while (daemon !== undefined && isRunning(daemon)) await sleep(POLL_MS);
+}

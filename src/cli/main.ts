@@ -1,0 +1,97 @@
+/**
+ * The command line: one program, one file for each command.
+ *
+ * Invariants:
+ * - exit code 0: done; 1: tried and failed; 2: the request was wrong and nothing was tried;
+ * - errors go to stderr as one line, `mapdirect: <what>: <why>; <what to do>`, and nothing else does;
+ * - with --json, stdout is one JSON document, whose keys stay.
+ */
+import { readFileSync } from "node:fs";
+import { join } from "node:path";
+import { Command, CommanderError } from "commander";
+import { asFailure } from "../daemon/failure.ts";
+import { packageRoot } from "../region/addon.ts";
+import { extentsCommand } from "./commands/extents.ts";
+import { infoCommand } from "./commands/info.ts";
+import { leasesCommand } from "./commands/leases.ts";
+import { mkfsCommand } from "./commands/mkfs.ts";
+import { mountCommand } from "./commands/mount.ts";
+import { prepareCommand } from "./commands/prepare.ts";
+import { unmountCommand } from "./commands/unmount.ts";
+
+function version(): string {
+  const { version: text } = JSON.parse(readFileSync(join(packageRoot, "package.json"), "utf8")) as {
+    version: string;
+  };
+  return text;
+}
+
+export function createProgram(): Command {
+  const program = new Command("mapdirect")
+    .description("A file system whose files can be mapped with MAP_DIRECT.")
+    .version(version())
+    .helpCommand("help [command]", "show the help of a command")
+    .addHelpText(
+      "after",
+      `
+Examples:
+  mapdirect mkfs --size 1G /srv/volume.region
+  mapdirect mount /srv/volume.region /mnt
+  mapdirect extents /mnt/file
+  mapdirect unmount /mnt`,
+    );
+  const commands = [
+    mkfsCommand(),
+    mountCommand(),
+    unmountCommand(),
+    infoCommand(),
+    extentsCommand(),
+    leasesCommand(),
+    prepareCommand(),
+  ];
+  for (const command of commands) program.addCommand(command);
+  for (const command of [program, ...commands]) {
+    command.exitOverride().showHelpAfterError(false).allowExcessArguments(false);
+    command.configureOutput({ outputError: (text, write) => write(asOneLine(text, command)) });
+  }
+  return program;
+}
+
+/** Commander's `error: why` in the form that all our errors have. */
+function asOneLine(text: string, command: Command): string {
+  const why = text
+    .trim()
+    .replace(/^error: /, "")
+    .replaceAll("\n", " ");
+  const path = command.name() === "mapdirect" ? "mapdirect" : `mapdirect ${command.name()}`;
+  const what = command.name() === "mapdirect" ? "usage" : command.name();
+  return `mapdirect: ${what}: ${why}; see '${path} --help'\n`;
+}
+
+/** Run one command and set the exit code; never throws. */
+export async function main(args: readonly string[]): Promise<void> {
+  // `mapdirect leases | head` ends the pipe early: no failure of ours.
+  process.stdout.on("error", (error: NodeJS.ErrnoException) => {
+    if (error.code === "EPIPE") process.exit(0);
+    throw error;
+  });
+  const program = createProgram();
+  try {
+    if (args.length === 0) {
+      process.stderr.write("mapdirect: usage: no command was given; see 'mapdirect --help'\n");
+      process.exitCode = 2;
+      return;
+    }
+    await program.parseAsync(args, { from: "user" });
+  } catch (error) {
+    if (error instanceof CommanderError) {
+      // Help and version were printed, and asked for; everything else that commander refuses is wrong usage.
+      process.exitCode = error.exitCode === 0 ? 0 : 2;
+      return;
+    }
+    const failure = asFailure(error, args[0] ?? "usage");
+    process.stderr.write(`mapdirect: ${failure.message}\n`);
+    if (process.env.MAPDIRECT_DEBUG && error instanceof Error) process.stderr.write(`${error.stack}\n`);
+    process.exitCode = failure.exitCode;
+  }
+}

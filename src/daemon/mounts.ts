@@ -1,0 +1,95 @@
+/**
+ * What the kernel says about mounts and locks: /proc/self/mountinfo and /proc/locks. Reading them asks no file system
+ * anything, so it cannot hang on a mount whose daemon does not answer, as stat(2) can.
+ */
+import { readFileSync, realpathSync, type Stats, statSync } from "node:fs";
+import { basename, dirname, join, resolve } from "node:path";
+
+export const FS_TYPE = "fuse.mapdirect";
+
+export interface MountEntry {
+  /** Unique among the mounts that exist now. */
+  id: number;
+  /** st_dev, as major:minor. */
+  device: string;
+  mountpoint: string;
+  options: string;
+  fsType: string;
+  source: string;
+}
+
+/** Space, tab, newline and backslash are octal escapes in mountinfo. */
+const decodeEscapes = (text: string): string =>
+  text.includes("\\")
+    ? text.replace(/\\([0-7]{3})/g, (_, octal: string) => String.fromCharCode(Number.parseInt(octal, 8)))
+    : text;
+
+export function parseMountInfo(text: string): MountEntry[] {
+  const entries: MountEntry[] = [];
+  for (const line of text.split("\n")) {
+    const fields = line.split(" ");
+    const dash = fields.indexOf("-", 6);
+    if (dash < 0) continue;
+    entries.push({
+      id: Number(fields[0]),
+      device: fields[2] ?? "",
+      mountpoint: decodeEscapes(fields[4] ?? ""),
+      options: fields[5] ?? "",
+      fsType: fields[dash + 1] ?? "",
+      source: decodeEscapes(fields[dash + 2] ?? ""),
+    });
+  }
+  return entries;
+}
+
+export function readMounts(): MountEntry[] {
+  return parseMountInfo(readFileSync("/proc/self/mountinfo", "utf8"));
+}
+
+/** The uppermost mount on exactly this directory, if it is one of ours. */
+export function mountAt(mountpoint: string): MountEntry | undefined {
+  const top = readMounts().findLast((entry) => entry.mountpoint === mountpoint);
+  return top?.fsType === FS_TYPE ? top : undefined;
+}
+
+/** Where a region is mounted, in this mount namespace. */
+export function mountOfRegion(region: string): MountEntry | undefined {
+  return readMounts().findLast((entry) => entry.fsType === FS_TYPE && entry.source === region);
+}
+
+/** Absolute, without symbolic links, and without touching what is mounted there (its daemon may be gone). */
+export function resolveMountpoint(path: string): string {
+  const absolute = resolve(path);
+  if (readMounts().some((entry) => entry.mountpoint === absolute)) return absolute;
+  const parent = dirname(absolute);
+  if (parent === absolute) return absolute;
+  const candidate = join(realpathSync(parent), basename(absolute));
+  if (readMounts().some((entry) => entry.mountpoint === candidate)) return candidate;
+  return realpathSync(candidate);
+}
+
+/** The pid that holds the lock on a region, as a daemon does from its first to its last moment; undefined if none. */
+export function lockHolder(region: string, locks = readFileSync("/proc/locks", "utf8")): number | undefined {
+  const stat: Stats | undefined = statSync(region, { throwIfNoEntry: false });
+  if (stat === undefined) return undefined;
+  // dev_t as glibc's gnu_dev_major and gnu_dev_minor take it apart; both fit below 2^31 here.
+  const major = Math.floor(stat.dev / 256) % 4096;
+  const minor = (stat.dev % 256) + Math.floor(stat.dev / 1_048_576) * 256;
+  const hex = (value: number): string => value.toString(16).padStart(2, "0");
+  const wanted = `${hex(major)}:${hex(minor)}:${stat.ino}`;
+  for (const line of locks.split("\n")) {
+    const fields = line.trim().split(/\s+/);
+    if (fields[1] === "FLOCK" && fields[5] === wanted) return Number(fields[4]);
+  }
+  return undefined;
+}
+
+/** Whether a process still runs. One that ended and was not yet waited for has given everything back. */
+export function isRunning(pid: number): boolean {
+  try {
+    const stat = readFileSync(`/proc/${pid}/stat`, "utf8");
+    return stat.charAt(stat.lastIndexOf(")") + 2) !== "Z";
+  } catch {
+    return false;
+  }
+}

@@ -1,0 +1,186 @@
+/**
+ * The -o options of a mount, parsed. Pure: no system call, so that every combination can be tested.
+ *
+ * Invariants:
+ * - an option that is not understood is an error that names it: nothing is ever ignored, except what only mount(8) and
+ *   fstab care about (defaults, noauto, nofail, x-…);
+ * - as with mount(8), the last of two contradicting options wins.
+ */
+import { usage } from "./failure.ts";
+import { parseCount, parseSize } from "./sizes.ts";
+
+export type AtimeMode = "relatime" | "noatime" | "strictatime";
+export type DirectMode = "seal" | "breakable" | "off";
+
+export interface MountOptions {
+  readOnly: boolean;
+  /** What the kernel enforces by itself: nosuid, nodev, noexec, sync, dirsync. */
+  restrictions: Set<string>;
+  allowOther: boolean;
+  atime: AtimeMode;
+  noDirectoryAtime: boolean;
+  direct: DirectMode;
+  breakTimeSeconds: number;
+  maxLeases: number;
+  maxLeasedBytes: number;
+  assumePmem: boolean;
+}
+
+const HELP = "see 'mapdirect mount --help'";
+
+/** What mount(8), systemd and fstab use among themselves. */
+const IGNORED = new Set([
+  "defaults",
+  "auto",
+  "noauto",
+  "nofail",
+  "_netdev",
+  "user",
+  "nouser",
+  "users",
+  "owner",
+]);
+
+type Setter = (options: MountOptions) => void;
+
+const restrict = (word: string): Setter => {
+  return (options) => {
+    options.restrictions.add(word);
+  };
+};
+const permit = (word: string): Setter => {
+  return (options) => {
+    options.restrictions.delete(word);
+  };
+};
+const atime = (mode: AtimeMode): Setter => {
+  return (options) => {
+    options.atime = mode;
+  };
+};
+
+const PLAIN: Record<string, Setter> = {
+  ro: (options) => {
+    options.readOnly = true;
+  },
+  rw: (options) => {
+    options.readOnly = false;
+  },
+  suid: permit("nosuid"),
+  nosuid: restrict("nosuid"),
+  dev: permit("nodev"),
+  nodev: restrict("nodev"),
+  exec: permit("noexec"),
+  noexec: restrict("noexec"),
+  async: permit("sync"),
+  sync: restrict("sync"),
+  dirsync: restrict("dirsync"),
+  atime: atime("relatime"),
+  noatime: atime("noatime"),
+  relatime: atime("relatime"),
+  norelatime: atime("strictatime"),
+  strictatime: atime("strictatime"),
+  nostrictatime: atime("relatime"),
+  diratime: (options) => {
+    options.noDirectoryAtime = false;
+  },
+  nodiratime: (options) => {
+    options.noDirectoryAtime = true;
+  },
+  allow_other: (options) => {
+    options.allowOther = true;
+  },
+  // The kernel checks permissions in every mount: there is no way to turn that off.
+  default_permissions: () => {},
+  assume_pmem: (options) => {
+    options.assumePmem = true;
+  },
+};
+
+const VALUED: Record<string, { wants: string; set: (options: MountOptions, value: string) => boolean }> = {
+  direct: {
+    wants: "seal, breakable or off",
+    set: (options, value) => {
+      if (value !== "seal" && value !== "breakable" && value !== "off") return false;
+      options.direct = value;
+      return true;
+    },
+  },
+  break_time: {
+    wants: "whole seconds, at most 86400",
+    set: (options, value) => {
+      const seconds = parseCount(value, 86_400);
+      if (seconds === undefined) return false;
+      options.breakTimeSeconds = seconds;
+      return true;
+    },
+  },
+  max_leases: {
+    wants: "a whole number, at most 1048576",
+    set: (options, value) => {
+      const count = parseCount(value, 1_048_576);
+      if (count === undefined) return false;
+      options.maxLeases = count;
+      return true;
+    },
+  },
+  max_leased: {
+    wants: "a size such as 4096, 256M or 1G",
+    set: (options, value) => {
+      const bytes = parseSize(value);
+      if (bytes === undefined) return false;
+      options.maxLeasedBytes = bytes;
+      return true;
+    },
+  },
+};
+
+/** Before any -o: root shares the mount with everybody, an ordinary user's mount is private. */
+export function defaultMountOptions(asRoot: boolean): MountOptions {
+  return {
+    readOnly: false,
+    restrictions: new Set(["nosuid", "nodev"]),
+    allowOther: asRoot,
+    atime: "relatime",
+    noDirectoryAtime: false,
+    direct: "seal",
+    breakTimeSeconds: 45,
+    maxLeases: 1024,
+    maxLeasedBytes: Number.MAX_SAFE_INTEGER,
+    assumePmem: false,
+  };
+}
+
+/** Parse comma-separated lists of options, in the order given. */
+export function parseMountOptions(lists: readonly string[], asRoot: boolean): MountOptions {
+  const options = defaultMountOptions(asRoot);
+  for (const item of lists.flatMap((list) => list.split(","))) {
+    if (item === "") throw usage("mount option", "an empty one was given", HELP);
+    if (IGNORED.has(item) || item.startsWith("x-")) continue;
+    const cut = item.indexOf("=");
+    const name = cut < 0 ? item : item.slice(0, cut);
+    const plain = Object.hasOwn(PLAIN, name) ? PLAIN[name] : undefined;
+    const valued = Object.hasOwn(VALUED, name) ? VALUED[name] : undefined;
+    if (cut < 0 && plain !== undefined) plain(options);
+    else if (cut >= 0 && plain !== undefined)
+      throw usage(`mount option '${item}'`, `${name} takes no value`, HELP);
+    else if (valued === undefined) throw usage(`mount option '${item}'`, "it is unknown", HELP);
+    else if (cut < 0) throw usage(`mount option '${name}'`, `it needs a value: ${valued.wants}`, HELP);
+    else if (!valued.set(options, item.slice(cut + 1))) {
+      throw usage(`mount option '${item}'`, `${name} wants ${valued.wants}`, HELP);
+    }
+  }
+  return options;
+}
+
+/** The words for the mount itself, as openFuseMount takes them. */
+export function mountWords(options: MountOptions, asRoot: boolean): string[] {
+  const words = [options.readOnly ? "ro" : "rw", ...options.restrictions];
+  if (options.atime === "noatime") words.push("noatime");
+  // fusermount3 has no such word. Access times are the daemon's work anyway: the flag only shows in findmnt.
+  if (options.atime === "strictatime" && asRoot) words.push("strictatime");
+  if (options.noDirectoryAtime) words.push("nodiratime");
+  if (options.allowOther) words.push("allow_other");
+  words.push("default_permissions");
+  return words;
+}

@@ -1,0 +1,202 @@
+/**
+ * The life of a daemon: open the region, recover the volume, mount, serve, and put everything away in reverse order.
+ *
+ * Invariants:
+ * - the region's lock is held from before the first read to after the last write: a second daemon never sees a volume
+ *   that is still being written;
+ * - readiness is told only after the mount has answered a request;
+ * - however the mount ends (umount, fusermount3 -u, a signal, an abort of the connection), the volume is closed with a
+ *   checkpoint, and the exit code is 0 exactly when that worked;
+ * - the daemon never makes a blocking call on its own mount: it would wait for itself.
+ */
+import { statfs } from "node:fs/promises";
+import { Errno } from "../base/errno.ts";
+import { type FuseMount, openFuseMount, unmountFuse } from "../region/fusemount.ts";
+import type { MappedRegion } from "../region/native-region.ts";
+import { openRegion } from "../region/open.ts";
+import { Session } from "../session/session.ts";
+import { Volume } from "../session/volume.ts";
+import { asFailure, errnoOf, Failure } from "./failure.ts";
+import type { Log } from "./log.ts";
+import { FS_TYPE, mountAt, mountOfRegion } from "./mounts.ts";
+import { type MountOptions, mountWords } from "./options.ts";
+import type { Readiness } from "./readiness.ts";
+
+export interface DaemonRequest {
+  /** Absolute paths. */
+  region: string;
+  mountpoint: string;
+  options: MountOptions;
+  debug: boolean;
+}
+
+/** How long users of a mount that was asked to end by a signal have until the connection is cut. */
+const LAZY_GRACE_MS = 2_000;
+
+/** The region of a daemon, or why it cannot be had, in terms of what the user can do about it. */
+export function openRegionOrExplain(
+  path: string,
+  options: { readOnly: boolean; assumePmem?: boolean },
+): MappedRegion {
+  try {
+    return openRegion(path, options);
+  } catch (error) {
+    if (errnoOf(error) === Errno.EBUSY) throw inUse(path);
+    throw asFailure(error, path, "see 'mapdirect info REGION'");
+  }
+}
+
+export function inUse(region: string): Failure {
+  const mount = mountOfRegion(region);
+  return mount === undefined
+    ? new Failure(region, "the region is in use by another process", `see 'fuser -v ${region}' for which`)
+    : new Failure(
+        region,
+        `the region is mounted already, on ${mount.mountpoint}`,
+        `unmount it first: 'mapdirect unmount ${mount.mountpoint}'`,
+      );
+}
+
+export async function runDaemon(request: DaemonRequest, log: Log, readiness: Readiness): Promise<number> {
+  // A working directory would keep another file system from being unmounted.
+  process.chdir("/");
+  stopOnOwnBugs(log);
+  try {
+    return await serve(request, log, readiness);
+  } catch (error) {
+    const failure = asFailure(error, request.region);
+    readiness.failed(failure);
+    log.error(failure.message);
+    if (failure !== error && error instanceof Error) log.debug(error.stack ?? "");
+    return failure.exitCode;
+  }
+}
+
+async function serve(request: DaemonRequest, log: Log, readiness: Readiness): Promise<number> {
+  const { options, mountpoint } = request;
+  const region = openRegionOrExplain(request.region, options);
+  try {
+    const volume = await Volume.open(region, {
+      readOnly: options.readOnly,
+      breakTimeSeconds: options.breakTimeSeconds,
+      direct: options.direct,
+      maxLeases: options.maxLeases,
+      maxLeasedBytes: options.maxLeasedBytes,
+    });
+    let served = false;
+    try {
+      const mount = await mountVolume(request);
+      const session = new Session(volume, {
+        uid: process.getuid?.() ?? 0,
+        debug: request.debug,
+        mountSource: request.region,
+        mountpoint,
+        atime: options.atime,
+        noDirectoryAtime: options.noDirectoryAtime,
+      });
+      session.attach(mount.fd);
+      const mountId = mountAt(mountpoint)?.id;
+      const answered = statfs(mountpoint).then(() => true);
+      const ended = session.ended.then(() => false);
+      if (!(await Promise.race([answered, ended]))) {
+        throw new Failure(mountpoint, "the kernel ended the connection at once", "see dmesg, and --debug");
+      }
+      answered.catch(() => {});
+      log.info(`${request.region} is mounted on ${mountpoint}, pid ${process.pid}`);
+      readiness.ready();
+      const signals = unmountOnSignals(mountpoint, session.ended, log);
+      await Promise.race([session.ended, signals.cut]);
+      signals.ignore();
+      await session.close();
+      await removeLeftover(mountpoint, mountId, log);
+      served = true;
+    } finally {
+      await volume.close();
+      if (served) log.info(`${request.region} is unmounted, its volume closed`);
+    }
+  } finally {
+    region.close();
+  }
+  return 0;
+}
+
+function mountVolume(request: DaemonRequest): Promise<FuseMount> {
+  const asRoot = process.geteuid?.() === 0;
+  return openFuseMount({
+    source: request.region,
+    mountpoint: request.mountpoint,
+    options: mountWords(request.options, asRoot),
+    fsType: FS_TYPE,
+  }).catch((error: unknown) => {
+    throw asFailure(error, request.mountpoint, "see 'mapdirect mount --help'");
+  });
+}
+
+/**
+ * The first SIGTERM or SIGINT unmounts. If the mount is in use it is detached from the tree at once; who still has
+ * files open gets a moment, then the connection is cut (`cut` resolves), and they get ENOTCONN.
+ */
+function unmountOnSignals(
+  mountpoint: string,
+  ended: Promise<void>,
+  log: Log,
+): { cut: Promise<void>; ignore: () => void } {
+  let cutNow: () => void = () => {};
+  const cut = new Promise<void>((resolve) => {
+    cutNow = resolve;
+  });
+  let asked = false;
+  const onSignal = (signal: NodeJS.Signals): void => {
+    log.info(`${signal}: unmounting ${mountpoint}${asked ? " without waiting for its users" : ""}`);
+    if (asked) {
+      cutNow();
+      return;
+    }
+    asked = true;
+    unmountFuse(mountpoint).catch(async (error: unknown) => {
+      if (errnoOf(error) === Errno.EBUSY) {
+        log.warn(`${mountpoint} is in use: detached; its users have ${LAZY_GRACE_MS} ms`);
+        await unmountFuse(mountpoint, { lazy: true }).catch((again: unknown) => log.warn(String(again)));
+      } else {
+        log.warn(`unmounting ${mountpoint}: ${error instanceof Error ? error.message : error}`);
+      }
+      const grace = setTimeout(cutNow, LAZY_GRACE_MS);
+      void ended.then(() => clearTimeout(grace));
+    });
+  };
+  process.on("SIGTERM", onSignal);
+  process.on("SIGINT", onSignal);
+  // A terminal that goes away is no reason to take the files away from others.
+  process.on("SIGHUP", () => log.info("SIGHUP: ignored"));
+  return {
+    cut,
+    // From here on the checkpoint is being written: let nothing end the process before it is whole.
+    ignore: () => {
+      process.removeListener("SIGTERM", onSignal).removeListener("SIGINT", onSignal);
+      process.on("SIGTERM", () => log.info("SIGTERM: the volume is being closed already"));
+      process.on("SIGINT", () => log.info("SIGINT: the volume is being closed already"));
+    },
+  };
+}
+
+/** After an abort of the connection (/sys/fs/fuse/connections) the mount is still in the tree, and dead. */
+async function removeLeftover(mountpoint: string, mountId: number | undefined, log: Log): Promise<void> {
+  const left = mountAt(mountpoint);
+  if (left === undefined || left.id !== mountId) return;
+  await unmountFuse(mountpoint, { lazy: true }).catch((error: unknown) =>
+    log.warn(`unmounting ${mountpoint}: ${error instanceof Error ? error.message : error}`),
+  );
+}
+
+/**
+ * An exception that nobody caught is our own bug. The state in memory is not to be trusted, so nothing more is written:
+ * the process ends as in a crash, and the next mount recovers what was acknowledged.
+ */
+function stopOnOwnBugs(log: Log): void {
+  const stop = (error: unknown): void => {
+    log.error(`internal error, stopping: ${error instanceof Error ? (error.stack ?? error.message) : error}`);
+    process.exit(1);
+  };
+  process.on("uncaughtException", stop);
+  process.on("unhandledRejection", stop);
+}

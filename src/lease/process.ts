@@ -1,0 +1,27 @@
+/** What /proc knows of a process that asks for a lease. Reading it never touches the own mount. */
+import { existsSync, readFileSync } from "node:fs";
+
+export interface ProcessFacts {
+  /** Thread group id: what users call the process id. */
+  readonly pid: number;
+  /** The command name (comm), at most 15 bytes. */
+  readonly command: string;
+}
+
+/** The kernel names the thread that called; its process and command are in /proc. */
+export function processOfThread(tid: number): ProcessFacts {
+  try {
+    const status = readFileSync(`/proc/${tid}/status`, "latin1");
+    const pid = Number(/^Tgid:\s*(\d+)$/m.exec(status)?.[1] ?? tid);
+    // The main thread's name is the command's; a helper thread may be named otherwise.
+    const command = readFileSync(`/proc/${pid}/comm`, "utf8").trimEnd();
+    return { pid, command };
+  } catch {
+    return { pid: tid, command: "" };
+  }
+}
+
+/** The process does not exist any more. Children that it forked may still hold what it held. */
+export function holderIsGone(pid: number): boolean {
+  return !existsSync(`/proc/${pid}`);
+}

@@ -1,0 +1,417 @@
+/**
+ * A chain of segments: writing groups into it, and walking it.
+ *
+ * Invariants of the writer:
+ * - a segment's header is durable before any group in it, and the LINK group that leads to it is written after the
+ *   header: a LINK never leads to a segment that is not there;
+ * - a group is written after everything stored before it has been drained: data, then the record that makes it visible;
+ * - LINK_GROUP_BYTES at the end of each segment stay free for the LINK.
+ */
+import { CorruptionError, FsError } from "../base/errors.ts";
+import { viewOf } from "../layout/struct.ts";
+import type { Region } from "../region/region.ts";
+import { crc32c } from "./checksum.ts";
+import {
+  GroupHeader,
+  GroupKind,
+  LINK_GROUP_BYTES,
+  RESERVED_BYTES,
+  SEGMENT_MAGIC,
+  SegmentHeader,
+  SegmentRole,
+} from "./format.ts";
+import { GroupBuilder, type GroupInfo, groupAt, readRecords, refusingSink } from "./group.ts";
+
+/** Where segments come from: the space floor's reserve, or a simple counter in mkfs. */
+export interface SegmentSource {
+  /** Byte offset of a free segment. @throws FsError ENOSPC */
+  take(): number;
+  give(segment: number): void;
+}
+
+export interface ChainGeometry {
+  readonly segmentBytes: number;
+  /** End of the volume in bytes. */
+  readonly regionBytes: number;
+  /** Checksum seed: CRC32C of the volume uuid, so that segments of another volume never pass for ours. */
+  readonly seed: number;
+}
+
+/** Largest group that fits into a segment, in bytes. */
+export function groupCapacity(geometry: ChainGeometry): number {
+  return geometry.segmentBytes - SegmentHeader.size - LINK_GROUP_BYTES;
+}
+
+export interface ChainStart {
+  readonly segment: number;
+  readonly index: number;
+  readonly incarnation: number;
+  readonly lsn: number;
+}
+
+export class ChainWriter {
+  readonly #region: Region;
+  readonly #geometry: ChainGeometry;
+  readonly #role: number;
+  readonly #source: SegmentSource;
+  readonly #link: GroupBuilder;
+  /** Segments in use, oldest first; the last one is being written. */
+  readonly segments: number[] = [];
+  #next = 0;
+  #index: number;
+  #incarnation: number;
+  #lsn: number;
+  #tail: number = SegmentHeader.size;
+  /** Bytes written, headers and links included. */
+  bytesWritten = 0;
+
+  private constructor(
+    region: Region,
+    geometry: ChainGeometry,
+    role: number,
+    source: SegmentSource,
+    start: Omit<ChainStart, "segment">,
+  ) {
+    this.#region = region;
+    this.#geometry = geometry;
+    this.#role = role;
+    this.#source = source;
+    this.#link = new GroupBuilder(LINK_GROUP_BYTES);
+    this.#index = start.index;
+    this.#incarnation = start.incarnation;
+    this.#lsn = start.lsn;
+  }
+
+  /** Begin a new chain in fresh segments. */
+  static begin(
+    region: Region,
+    geometry: ChainGeometry,
+    role: number,
+    source: SegmentSource,
+    start: Omit<ChainStart, "segment">,
+  ): ChainWriter {
+    const chain = new ChainWriter(region, geometry, role, source, start);
+    const first = source.take();
+    try {
+      chain.#next = source.take();
+    } catch (error) {
+      source.give(first);
+      throw error;
+    }
+    chain.#writeHeader(first, start.index, start.lsn, chain.#next);
+    chain.segments.push(first);
+    return chain;
+  }
+
+  /** Go on in an empty chain that is already on the media (a clean volume's log); `next` is the segment it set aside. */
+  static resume(
+    region: Region,
+    geometry: ChainGeometry,
+    role: number,
+    source: SegmentSource,
+    start: ChainStart,
+    next: number,
+  ): ChainWriter {
+    const chain = new ChainWriter(region, geometry, role, source, start);
+    chain.segments.push(start.segment);
+    chain.#next = next;
+    return chain;
+  }
+
+  get nextLsn(): number {
+    return this.#lsn;
+  }
+
+  /** The segment set aside for what follows; 0 if there is none. */
+  get spare(): number {
+    return this.#next;
+  }
+
+  /** Write the group and make it visible in order. Returns its lsn. @throws FsError ENOSPC before anything changed. */
+  append(group: GroupBuilder, kind: number): number {
+    const region = this.#region;
+    if (this.#tail + group.length + LINK_GROUP_BYTES > this.#geometry.segmentBytes) this.#advance();
+    const lsn = this.#lsn;
+    group.finish(kind, lsn, this.#incarnation, this.#geometry.seed);
+    region.drain();
+    region.write(this.#current() + this.#tail, group.data, 0, group.length);
+    region.drain();
+    this.#tail += group.length;
+    this.bytesWritten += group.length;
+    this.#lsn += 1;
+    return lsn;
+  }
+
+  /** Continue in a fresh segment, so that replay can begin there. Returns that place. */
+  rotate(): ChainStart {
+    if (this.#tail !== SegmentHeader.size) this.#advance();
+    return {
+      segment: this.#current(),
+      index: this.#index,
+      incarnation: this.#incarnation,
+      lsn: this.#lsn,
+    };
+  }
+
+  /** Forget segments before this one: a checkpoint has taken their place. Returns them. */
+  dropBefore(segment: number): number[] {
+    const at = this.segments.indexOf(segment);
+    return at <= 0 ? [] : this.segments.splice(0, at);
+  }
+
+  /** The chain is complete: give the spare segment back. */
+  finish(): void {
+    if (this.#next !== 0) this.#source.give(this.#next);
+    this.#next = 0;
+  }
+
+  #current(): number {
+    return this.segments[this.segments.length - 1] as number;
+  }
+
+  #advance(): void {
+    const spare = this.#source.take();
+    const next = this.#next;
+    this.#writeHeader(next, this.#index + 1, this.#lsn + 1, spare);
+    this.#region.drain();
+    this.#link.reset();
+    this.#link.link(next, this.#index + 1, this.#incarnation);
+    this.#link.finish(GroupKind.LINK, this.#lsn, this.#incarnation, this.#geometry.seed);
+    this.#region.write(this.#current() + this.#tail, this.#link.data, 0, this.#link.length);
+    this.#region.drain();
+    this.bytesWritten += this.#link.length;
+    this.segments.push(next);
+    this.#next = spare;
+    this.#index += 1;
+    this.#lsn += 1;
+    this.#tail = SegmentHeader.size;
+  }
+
+  #writeHeader(segment: number, index: number, firstLsn: number, next: number): void {
+    const data = Buffer.alloc(SegmentHeader.size);
+    const view = viewOf(data);
+    SegmentHeader.encode(view, 0, {
+      magic: SEGMENT_MAGIC,
+      role: this.#role,
+      index,
+      incarnation: this.#incarnation,
+      firstLsn,
+      self: segment,
+      next,
+    });
+    view.setUint32(SegmentHeader.at.crc, crc32c(data, 0, data.length, this.#geometry.seed), true);
+    this.#region.write(segment, data, 0, data.length);
+    this.bytesWritten += data.length;
+  }
+}
+
+interface Header {
+  readonly role: number;
+  readonly index: number;
+  readonly incarnation: number;
+  readonly firstLsn: number;
+  readonly next: number;
+}
+
+/** The header of the segment in `data`, or the reason why it is none. */
+function headerOf(data: Buffer, segment: number, geometry: ChainGeometry): Header | string {
+  const view = viewOf(data);
+  if (view.getUint32(0, true) !== SEGMENT_MAGIC) return "no segment header";
+  const found = view.getUint32(SegmentHeader.at.crc, true);
+  const copy = Buffer.from(data.subarray(0, SegmentHeader.size));
+  copy.fill(0, SegmentHeader.at.crc, SegmentHeader.at.crc + 4);
+  if (crc32c(copy, 0, copy.length, geometry.seed) !== found) return "a header with a wrong checksum";
+  const value = SegmentHeader.decode(view, 0);
+  if (value.self !== segment) return `the header of the segment at byte ${value.self}`;
+  return value;
+}
+
+export function isSegmentPlace(at: number, geometry: ChainGeometry): boolean {
+  return (
+    at % geometry.segmentBytes === 0 &&
+    at >= RESERVED_BYTES &&
+    at + geometry.segmentBytes <= geometry.regionBytes
+  );
+}
+
+export interface ChainGroup extends GroupInfo {
+  readonly data: Buffer;
+  readonly view: DataView;
+  /** Where the group lies in `data`. */
+  readonly at: number;
+  /** Byte offset in the region. */
+  readonly place: number;
+}
+
+export interface ChainEnd {
+  readonly segments: readonly number[];
+  /** Segment and byte offset in it where no further group was found. */
+  readonly segment: number;
+  readonly offset: number;
+  /** Number that the next group would have. */
+  readonly lsn: number;
+  readonly index: number;
+  readonly incarnation: number;
+  /** Segment set aside behind the last one. */
+  readonly spare: number;
+  /** The chain ended with an END group. */
+  readonly complete: boolean;
+  /** What lies behind the end: groups that continue it though one in between is missing. */
+  readonly beyond: Beyond;
+}
+
+export interface Beyond {
+  /** A valid later group of the same chain exists: not a torn tail but a hole in the middle. */
+  readonly groups: boolean;
+  /** Highest number that a barrier behind the hole vouches for; -1 without one. */
+  readonly barrierLsn: number;
+}
+
+/**
+ * Walk a chain from its start and hand over each group. Ends where no valid group with the expected number follows.
+ * @throws CorruptionError if a segment that the chain names is not there, or the chain bites its own tail.
+ */
+export function walkChain(
+  region: Region,
+  geometry: ChainGeometry,
+  role: number,
+  start: ChainStart,
+  onGroup: (group: ChainGroup) => void,
+): ChainEnd {
+  const name = role === SegmentRole.LOG ? "log" : "checkpoint";
+  const segments: number[] = [];
+  const seen = new Set<number>();
+  let { segment, index, incarnation, lsn } = start;
+  for (;;) {
+    const place = `${name} segment ${index} at byte ${segment}`;
+    if (!isSegmentPlace(segment, geometry))
+      throw new CorruptionError(place, "an aligned place in the region", "none");
+    if (seen.has(segment)) throw new CorruptionError(place, "a segment not seen before", "a cycle");
+    seen.add(segment);
+    const data = Buffer.allocUnsafe(geometry.segmentBytes);
+    const view = viewOf(data);
+    region.read(segment, data, 0, data.length);
+    const header = headerOf(data, segment, geometry);
+    if (typeof header === "string") throw new CorruptionError(place, "a segment header", header);
+    for (const [field, expected] of [
+      ["role", role],
+      ["index", index],
+      ["incarnation", incarnation],
+      ["firstLsn", lsn],
+    ] as const) {
+      if (header[field] !== expected)
+        throw new CorruptionError(`${place}: ${field}`, `${expected}`, `${header[field]}`);
+    }
+    segments.push(segment);
+    let offset: number = SegmentHeader.size;
+    let linked = false;
+    for (;;) {
+      const group = groupAt(data, view, offset, geometry.segmentBytes, geometry.seed);
+      if (group === null || group.lsn !== lsn || group.incarnation !== incarnation) break;
+      const full: ChainGroup = { ...group, data, view, at: offset, place: segment + offset };
+      lsn += 1;
+      offset += group.length;
+      if (group.kind === GroupKind.LINK) {
+        let target: ChainStart | null = null;
+        readRecords(data, view, full.at, full.length, full.place, {
+          ...refusingSink(`link in ${place}`),
+          link: (nextSegment, nextIndex, nextIncarnation) => {
+            target = { segment: nextSegment, index: nextIndex, incarnation: nextIncarnation, lsn };
+          },
+        });
+        if (target === null) throw new CorruptionError(`link in ${place}`, "one LINK record", "none");
+        ({ segment, index, incarnation } = target as ChainStart);
+        linked = true;
+        break;
+      }
+      onGroup(full);
+      if (group.kind === GroupKind.END) {
+        return {
+          segments,
+          segment,
+          offset,
+          lsn,
+          index,
+          incarnation,
+          spare: header.next,
+          complete: true,
+          beyond: { groups: false, barrierLsn: -1 },
+        };
+      }
+    }
+    if (linked) continue;
+    return {
+      segments,
+      segment,
+      offset,
+      lsn,
+      index,
+      incarnation,
+      spare: header.next,
+      complete: false,
+      beyond: lookBeyond(region, geometry, role, data, offset, lsn, index, incarnation, header.next, seen),
+    };
+  }
+}
+
+/** Search what follows a break for groups that prove that the chain went on. */
+function lookBeyond(
+  region: Region,
+  geometry: ChainGeometry,
+  role: number,
+  firstData: Buffer,
+  firstOffset: number,
+  lsn: number,
+  firstIndex: number,
+  incarnation: number,
+  firstNext: number,
+  seen: ReadonlySet<number>,
+): Beyond {
+  let groups = false;
+  let barrierLsn = -1;
+  let data = firstData;
+  let offset = firstOffset;
+  let next = firstNext;
+  let index = firstIndex;
+  const visited = new Set(seen);
+  for (;;) {
+    const view = viewOf(data);
+    // Groups are multiples of 8 bytes behind a 64-byte header, so one can begin at any multiple of 8.
+    for (let at = offset; at + GroupHeader.size <= data.length; at += 8) {
+      const group = groupAt(data, view, at, data.length, geometry.seed);
+      if (group === null || group.incarnation !== incarnation || group.lsn < lsn) continue;
+      groups = true;
+      if (group.kind === GroupKind.BARRIER) {
+        readRecords(data, view, at, group.length, at, {
+          ...refusingSink("barrier"),
+          barrier: (covered) => {
+            barrierLsn = Math.max(barrierLsn, covered);
+          },
+        });
+      }
+    }
+    if (!isSegmentPlace(next, geometry) || visited.has(next)) break;
+    visited.add(next);
+    const following = Buffer.allocUnsafe(geometry.segmentBytes);
+    try {
+      region.read(next, following, 0, following.length);
+    } catch (error) {
+      if (error instanceof FsError) break;
+      throw error;
+    }
+    const header = headerOf(following, next, geometry);
+    if (
+      typeof header === "string" ||
+      header.role !== role ||
+      header.index !== index + 1 ||
+      header.incarnation !== incarnation ||
+      header.firstLsn <= lsn
+    )
+      break;
+    data = following;
+    offset = SegmentHeader.size;
+    index += 1;
+    next = header.next;
+  }
+  return { groups, barrierLsn };
+}

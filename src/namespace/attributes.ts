@@ -1,0 +1,113 @@
+/** Attributes and extended attributes of an inode. Size changes live in data.ts. */
+import { now, type Timestamp } from "../base/clock.ts";
+import { FsError } from "../base/errors.ts";
+import { fieldsOf, type Inode, S_IFMT, S_ISGID, S_ISUID, S_IXGRP } from "./inode.ts";
+import type { Store } from "./store.ts";
+
+export const XATTR_NAME_MAX = 255;
+export const XATTR_VALUE_MAX = 65536;
+/** Most bytes of names that listxattr(2) can return (XATTR_LIST_MAX). */
+export const XATTR_LIST_MAX = 65536;
+
+export interface AttributeChange {
+  /** Permission bits; the type stays. */
+  readonly mode?: number;
+  readonly uid?: number;
+  readonly gid?: number;
+  readonly atime?: Timestamp;
+  readonly mtime?: Timestamp;
+  /** Given by the kernel alone (writeback cache). */
+  readonly ctime?: Timestamp;
+  /** Clear setuid, and setgid where the group may execute, as a write or chown by another would. */
+  readonly killPrivileges?: boolean;
+}
+
+/** The mode without setuid, and without setgid unless that means mandatory locking (setattr_should_drop_suidgid). */
+export function withoutPrivileges(mode: number): number {
+  let left = mode & ~S_ISUID;
+  if ((mode & S_IXGRP) !== 0) left &= ~S_ISGID;
+  return left;
+}
+
+export function changeAttributes(store: Store, inode: Inode, change: AttributeChange): void {
+  const time = change.ctime ?? now();
+  const fields = fieldsOf(inode);
+  fields.ctimeSec = time.sec;
+  fields.ctimeNsec = time.nsec;
+  if (change.mode !== undefined) fields.mode = (inode.mode & S_IFMT) | (change.mode & 0o7777);
+  if (change.killPrivileges === true) fields.mode = withoutPrivileges(fields.mode);
+  if (change.uid !== undefined) fields.uid = change.uid;
+  if (change.gid !== undefined) fields.gid = change.gid;
+  if (change.atime !== undefined) {
+    fields.atimeSec = change.atime.sec;
+    fields.atimeNsec = change.atime.nsec;
+  }
+  if (change.mtime !== undefined) {
+    fields.mtimeSec = change.mtime.sec;
+    fields.mtimeNsec = change.mtime.nsec;
+  }
+  store.begin(false).inode(fields);
+  store.commit();
+}
+
+/** What atime option is in force: relatime's rule is that of the kernel (relatime_need_update, fs/inode.c). */
+export type AtimeMode = "relatime" | "noatime" | "strictatime";
+
+const DAY_SEC = 24 * 60 * 60;
+
+/** A file or directory was read. In memory at first; logged with the next flush of times. */
+export function noteAccess(store: Store, inode: Inode, mode: AtimeMode): void {
+  if (mode === "noatime" || store.journal === null) return;
+  const time = now();
+  if (mode === "relatime") {
+    const newer =
+      inode.atimeSec < inode.mtimeSec ||
+      (inode.atimeSec === inode.mtimeSec && inode.atimeNsec <= inode.mtimeNsec) ||
+      inode.atimeSec < inode.ctimeSec ||
+      (inode.atimeSec === inode.ctimeSec && inode.atimeNsec <= inode.ctimeNsec);
+    if (!newer && time.sec - inode.atimeSec < DAY_SEC) return;
+  }
+  inode.atimeSec = time.sec;
+  inode.atimeNsec = time.nsec;
+  store.noteTimes(inode);
+}
+
+export const XATTR_CREATE = 1;
+export const XATTR_REPLACE = 2;
+
+/** @throws FsError EEXIST, ENODATA as setxattr(2); ERANGE, E2BIG's place is taken by ENOSPC as on ext4 */
+export function setXattr(store: Store, inode: Inode, name: string, value: Uint8Array, flags: number): void {
+  if (name.length === 0 || name.length > XATTR_NAME_MAX) throw new FsError("ERANGE");
+  if (value.length > XATTR_VALUE_MAX) throw new FsError("ENOSPC", "attribute value");
+  if ((flags & ~(XATTR_CREATE | XATTR_REPLACE)) !== 0) throw new FsError("EINVAL");
+  const known = inode.xattrs?.has(name) ?? false;
+  if (known && (flags & XATTR_CREATE) !== 0) throw new FsError("EEXIST");
+  if (!known && (flags & XATTR_REPLACE) !== 0) throw new FsError("ENODATA");
+  if (!known) {
+    let listed = name.length + 1;
+    for (const other of inode.xattrs?.keys() ?? []) listed += other.length + 1;
+    if (listed > XATTR_LIST_MAX) throw new FsError("ENOSPC", "attribute names");
+  }
+  const time = now();
+  const group = store.begin(true);
+  group.xattr(inode.ino, name, value);
+  group.inode({ ...fieldsOf(inode), ctimeSec: time.sec, ctimeNsec: time.nsec });
+  store.commit();
+}
+
+/** @throws FsError ENODATA */
+export function getXattr(inode: Inode, name: string): Uint8Array {
+  const value = inode.xattrs?.get(name);
+  if (value === undefined) throw new FsError("ENODATA");
+  return value;
+}
+
+/** @throws FsError ENODATA */
+export function removeXattr(store: Store, inode: Inode, name: string): void {
+  getXattr(inode, name);
+  const time = now();
+  const group = store.begin(false);
+  group.xattrGone(inode.ino, name);
+  group.inode({ ...fieldsOf(inode), ctimeSec: time.sec, ctimeNsec: time.nsec });
+  store.commit();
+}

@@ -1,0 +1,525 @@
+/**
+ * What a file contains: reading, writing, size, allocation.
+ *
+ * Invariants:
+ * - data is stored and drained before the record that makes it visible: a crash shows old or new, never foreign bytes;
+ * - a block that becomes visible is written whole: with the caller's bytes, and zeros around them;
+ * - bytes behind the end of a file are not to be trusted (a mapping may have stored there): whoever moves the end
+ *   further zeroes them first;
+ * - `guard` hears of every change of the block map before anything has changed, and in-place writes are none.
+ */
+import { now } from "../base/clock.ts";
+import { FsError } from "../base/errors.ts";
+import { type GroupBuilder, UNWRITTEN, WRITTEN } from "../media/group.ts";
+import type { Run } from "../space/allocator.ts";
+import type { ExtentMap, Piece } from "../space/extent-map.ts";
+import { withoutPrivileges } from "./attributes.ts";
+import { FILE_BYTES_MAX, fieldsOf, type Inode } from "./inode.ts";
+import type { Store } from "./store.ts";
+
+export const FALLOC_KEEP_SIZE = 0x01;
+export const FALLOC_PUNCH_HOLE = 0x02;
+export const FALLOC_ZERO_RANGE = 0x10;
+
+/** Most runs in one group of records: bounds its size. A longer allocation is several groups. */
+const RUNS_MAX = 1024;
+
+function extentsOf(inode: Inode): ExtentMap {
+  if (inode.extents === null) throw new FsError(inode.isDirectory ? "EISDIR" : "EINVAL");
+  return inode.extents;
+}
+
+/** Blocks needed for that many bytes. */
+export function blocksFor(store: Store, bytes: bigint): number {
+  return Number((bytes + store.blockMask) >> store.blockShift);
+}
+
+/**
+ * Where the bytes of [offset, offset + length) lie: pairs of region offset (-1 for zeros) and length, into `pieces`.
+ * Ends at the end of the file. Returns the number of pairs; `total` bytes is the sum of the lengths.
+ */
+export function locate(
+  store: Store,
+  inode: Inode,
+  offset: bigint,
+  length: number,
+  pieces: Float64Array,
+): { count: number; total: number } {
+  const map = extentsOf(inode);
+  if (offset >= inode.size || length === 0) return { count: 0, total: 0 };
+  const left = inode.size - offset;
+  const total = left < BigInt(length) ? Number(left) : length;
+  let block = Number(offset >> store.blockShift);
+  let within = Number(offset & store.blockMask);
+  let todo = total;
+  let count = 0;
+  while (todo > 0) {
+    const limit = Math.ceil((within + todo) / store.blockBytes);
+    // The last pair takes what the array has no room for: the reply is cut short there.
+    if (count * 2 >= pieces.length) return { count, total: total - todo };
+    const piece = map.at(block, limit);
+    const bytes = Math.min(todo, piece.count * store.blockBytes - within);
+    pieces[count * 2] = piece.state === WRITTEN ? piece.physical * store.blockBytes + within : -1;
+    pieces[count * 2 + 1] = bytes;
+    count += 1;
+    todo -= bytes;
+    block += piece.count;
+    within = 0;
+  }
+  return { count, total };
+}
+
+/** Read into memory; for those who cannot send straight from the region. Returns the bytes read. */
+export function read(
+  store: Store,
+  inode: Inode,
+  offset: bigint,
+  target: Uint8Array,
+  start: number,
+  length: number,
+): number {
+  const pieces = new Float64Array(512);
+  let done = 0;
+  for (;;) {
+    const { count, total } = locate(store, inode, offset + BigInt(done), length - done, pieces);
+    if (total === 0) return done;
+    for (let index = 0; index < count; index += 1) {
+      const from = pieces[index * 2] as number;
+      const bytes = pieces[index * 2 + 1] as number;
+      if (from < 0) target.fill(0, start + done, start + done + bytes);
+      else store.region.read(from, target, start + done, bytes);
+      done += bytes;
+    }
+  }
+}
+
+/** Zero the rest of the block that holds the end of the file, up to `limit`: the end is about to move. */
+function zeroBehindEnd(store: Store, inode: Inode, limit: bigint): void {
+  const within = Number(inode.size & store.blockMask);
+  if (within === 0 || limit <= inode.size) return;
+  const piece = extentsOf(inode).at(Number(inode.size >> store.blockShift), 1);
+  if (piece.state !== WRITTEN) return;
+  const gap = limit - inode.size;
+  const bytes = Math.min(
+    store.blockBytes - within,
+    gap > BigInt(store.blockBytes) ? store.blockBytes : Number(gap),
+  );
+  store.region.zero(piece.physical * store.blockBytes + within, bytes);
+}
+
+/** The pieces of [block, block + count) that are not written. */
+function unwrittenPieces(map: ExtentMap, block: number, count: number): Piece[] {
+  const found: Piece[] = [];
+  const end = block + count;
+  for (let at = block; at < end; ) {
+    const piece = map.at(at, end - at);
+    if (piece.state !== WRITTEN) found.push(piece);
+    at += piece.count;
+  }
+  return found;
+}
+
+/** Goal for new blocks at `block`: right behind the file's extent before it. */
+function goalFor(map: ExtentMap, block: number): number {
+  if (block === 0) return 0;
+  const before = map.at(block - 1, 1);
+  return before.state === 0 ? 0 : before.physical + 1;
+}
+
+/**
+ * Write data[start, start + length) at `offset`. Returns the bytes written: fewer than asked for on a full volume.
+ * @param killPrivileges clear setuid and setgid (the writer is not privileged).
+ * @throws FsError EFBIG, ENOSPC (nothing at all fits), ETXTBSY from the guard; Wait.
+ */
+export function write(
+  store: Store,
+  inode: Inode,
+  offset: bigint,
+  data: Uint8Array,
+  start: number,
+  length: number,
+  killPrivileges: boolean,
+): number {
+  const map = extentsOf(inode);
+  store.writable();
+  if (length === 0) return 0;
+  if (offset >= FILE_BYTES_MAX) throw new FsError("EFBIG");
+  let bytes = length;
+  if (offset + BigInt(bytes) > FILE_BYTES_MAX) bytes = Number(FILE_BYTES_MAX - offset);
+  const first = Number(offset >> store.blockShift);
+  const head = Number(offset & store.blockMask);
+  const blocks = Math.ceil((head + bytes) / store.blockBytes);
+  const grows = offset + BigInt(bytes) > inode.size;
+  const mode = killPrivileges ? withoutPrivileges(inode.mode) : inode.mode;
+
+  if (map.isWritten(first, blocks)) {
+    if (grows || mode !== inode.mode) {
+      if (grows) store.guard.beforeSizeChange(inode);
+      const group = store.begin(false);
+      if (grows) zeroBehindEnd(store, inode, offset);
+      storeBytes(store, map, first, head, data, start, bytes);
+      const end = offset + BigInt(bytes);
+      touch(group, inode, end > inode.size ? end : inode.size, mode);
+      store.commit();
+    } else {
+      storeBytes(store, map, first, head, data, start, bytes);
+      store.region.drain();
+      const time = now();
+      inode.mtimeSec = time.sec;
+      inode.mtimeNsec = time.nsec;
+      inode.ctimeSec = time.sec;
+      inode.ctimeNsec = time.nsec;
+      store.noteTimes(inode);
+    }
+    return bytes;
+  }
+
+  const missing = unwrittenPieces(map, first, blocks);
+  for (const piece of missing) store.guard.beforeMapChange(inode, piece.block, piece.count);
+  if (grows) store.guard.beforeSizeChange(inode);
+  const group = store.begin(true);
+  const taken: Run[] = [];
+  try {
+    // What each missing block becomes: the runs in order; shortage cuts the write.
+    const becomes: { block: number; count: number; physical: number }[] = [];
+    let reached = first + blocks;
+    for (const piece of missing) {
+      if (piece.state === UNWRITTEN) {
+        becomes.push({ block: piece.block, count: piece.count, physical: piece.physical });
+        continue;
+      }
+      const last = becomes[becomes.length - 1];
+      const goal =
+        last !== undefined && last.block + last.count === piece.block
+          ? last.physical + last.count
+          : goalFor(map, piece.block);
+      let at = piece.block;
+      for (const run of store.allocate(piece.count, goal)) {
+        taken.push(run);
+        becomes.push({ block: at, count: run.count, physical: run.start });
+        at += run.count;
+      }
+      if (at < piece.block + piece.count) {
+        reached = at;
+        break;
+      }
+    }
+    const fits = reached * store.blockBytes - (first * store.blockBytes + head);
+    if (fits <= 0) throw new FsError("ENOSPC");
+    bytes = Math.min(bytes, fits);
+    const end = offset + BigInt(bytes);
+    const lastByte = head + bytes;
+    const lastBlock = first + Math.ceil(lastByte / store.blockBytes) - 1;
+    const tail = lastByte - (lastBlock - first) * store.blockBytes;
+    zeroBehindEnd(store, inode, offset);
+    let writtenPart = 0;
+    for (const run of becomes) {
+      // Zeros around the caller's bytes in blocks that become visible.
+      if (run.block === first && head > 0) store.region.zero(run.physical * store.blockBytes, head);
+      if (run.block + run.count - 1 === lastBlock && tail < store.blockBytes) {
+        store.region.zero((run.physical + run.count - 1) * store.blockBytes + tail, store.blockBytes - tail);
+      }
+      const from = run.block === first ? head : 0;
+      const byteStart = (run.block - first) * store.blockBytes + from - head;
+      const runBytes = Math.min(run.count * store.blockBytes - from, bytes - byteStart);
+      store.region.write(run.physical * store.blockBytes + from, data, start + byteStart, runBytes);
+      group.extent(inode.ino, run.block, run.physical, run.count, WRITTEN);
+      writtenPart += runBytes;
+    }
+    if (writtenPart < bytes) {
+      // Blocks in between that were written already.
+      const stop = first + Math.ceil(lastByte / store.blockBytes);
+      for (let at = first; at < stop; ) {
+        const piece = map.at(at, stop - at);
+        if (piece.state === WRITTEN) {
+          const from = piece.block === first ? head : 0;
+          const byteStart = (piece.block - first) * store.blockBytes + from - head;
+          const pieceBytes = Math.min(piece.count * store.blockBytes - from, bytes - byteStart);
+          store.region.write(piece.physical * store.blockBytes + from, data, start + byteStart, pieceBytes);
+        }
+        at += piece.count;
+      }
+    }
+    touch(group, inode, end > inode.size ? end : inode.size, mode);
+    store.commit();
+  } catch (error) {
+    store.giveBack(taken);
+    throw error;
+  }
+  return bytes;
+}
+
+/** Store bytes into blocks that are all written. */
+function storeBytes(
+  store: Store,
+  map: ExtentMap,
+  first: number,
+  head: number,
+  data: Uint8Array,
+  start: number,
+  bytes: number,
+): void {
+  let block = first;
+  let within = head;
+  let done = 0;
+  while (done < bytes) {
+    const piece = map.at(block, Math.ceil((within + bytes - done) / store.blockBytes));
+    const length = Math.min(bytes - done, piece.count * store.blockBytes - within);
+    store.region.write(piece.physical * store.blockBytes + within, data, start + done, length);
+    done += length;
+    block += piece.count;
+    within = 0;
+  }
+}
+
+function touch(group: GroupBuilder, inode: Inode, size: bigint, mode: number): void {
+  const time = now();
+  group.touch(inode.ino, size, mode, time.sec, time.nsec, time.sec, time.nsec);
+}
+
+/**
+ * Set the size. @throws FsError EFBIG, EISDIR, EINVAL; ETXTBSY from the guard; Wait.
+ */
+export function truncate(store: Store, inode: Inode, size: bigint, killPrivileges: boolean): void {
+  const map = extentsOf(inode);
+  store.writable();
+  if (size < 0n || size > FILE_BYTES_MAX) throw new FsError("EFBIG");
+  const keep = blocksFor(store, size);
+  const cut = Math.max(map.end, blocksFor(store, inode.size)) - keep;
+  if (cut > 0) store.guard.beforeMapChange(inode, keep, cut);
+  if (size !== inode.size) store.guard.beforeSizeChange(inode);
+  const group = store.begin(false);
+  if (size > inode.size) zeroBehindEnd(store, inode, size);
+  if (map.end > keep) group.extentGone(inode.ino, keep, map.end - keep);
+  touch(group, inode, size, killPrivileges ? withoutPrivileges(inode.mode) : inode.mode);
+  store.commit();
+}
+
+/**
+ * fallocate(2): 0, KEEP_SIZE, PUNCH_HOLE | KEEP_SIZE, ZERO_RANGE with or without KEEP_SIZE.
+ * @throws FsError EOPNOTSUPP for other modes, EINVAL, EFBIG, ENOSPC (then nothing was allocated); ETXTBSY; Wait.
+ */
+export function fallocate(
+  store: Store,
+  inode: Inode,
+  mode: number,
+  offset: bigint,
+  length: bigint,
+  killPrivileges: boolean,
+): void {
+  const map = extentsOf(inode);
+  store.writable();
+  if (length <= 0n || offset < 0n) throw new FsError("EINVAL");
+  const end = offset + length;
+  if (end > FILE_BYTES_MAX) throw new FsError("EFBIG");
+  const keepSize = (mode & FALLOC_KEEP_SIZE) !== 0;
+  const action = mode & ~FALLOC_KEEP_SIZE;
+  const privileges = killPrivileges ? withoutPrivileges(inode.mode) : inode.mode;
+  if (action === FALLOC_PUNCH_HOLE) {
+    if (!keepSize) throw new FsError("EOPNOTSUPP", "punch hole without keep size");
+  } else if (action !== 0 && action !== FALLOC_ZERO_RANGE) {
+    throw new FsError("EOPNOTSUPP", `fallocate mode ${mode}`);
+  }
+  const size = !keepSize && end > inode.size ? end : inode.size;
+  if (size !== inode.size) store.guard.beforeSizeChange(inode);
+
+  // Blocks that lie wholly in the range, and the parts of blocks at its edges.
+  const innerFirst = blocksFor(store, offset);
+  const innerEnd = Number(end >> store.blockShift);
+  if (action === FALLOC_PUNCH_HOLE) {
+    const lastEnd = map.end;
+    const first = Math.min(innerFirst, lastEnd);
+    const count = Math.min(innerEnd, lastEnd) - first;
+    if (count > 0) guardMapped(store, inode, map, first, count);
+    const group = store.begin(false);
+    zeroEdges(store, inode, offset, end, innerFirst, innerEnd);
+    if (count > 0) group.extentGone(inode.ino, first, count);
+    touch(group, inode, inode.size, privileges);
+    store.commit();
+    return;
+  }
+
+  const first = Number(offset >> store.blockShift);
+  const last = blocksFor(store, end);
+  const pieces: Piece[] = [];
+  for (let at = first; at < last; ) {
+    const piece = map.at(at, last - at);
+    pieces.push(piece);
+    at += piece.count;
+  }
+  const zeroRange = action === FALLOC_ZERO_RANGE;
+  for (const piece of pieces) {
+    const changes =
+      piece.state === 0 ||
+      (zeroRange && piece.state === WRITTEN && clip(piece, innerFirst, innerEnd) !== null);
+    if (changes) store.guard.beforeMapChange(inode, piece.block, piece.count);
+  }
+  const wanted = pieces.reduce((sum, piece) => sum + (piece.state === 0 ? piece.count : 0), 0);
+  if (wanted > store.allocator.freeBlocks) {
+    store.waitForPending("space");
+    throw new FsError("ENOSPC", `${wanted} blocks wanted, ${store.allocator.freeBlocks} free`);
+  }
+  let group = store.begin(true);
+  const taken: Run[] = [];
+  let records = 0;
+  // A change of very many runs is several groups; each is a state in which the file reads the same.
+  const flush = (): void => {
+    touch(group, inode, inode.size, privileges);
+    store.commit();
+    taken.length = 0;
+    records = 0;
+    group = store.begin(true);
+  };
+  try {
+    if (size > inode.size) zeroBehindEnd(store, inode, size);
+    if (zeroRange) zeroEdges(store, inode, offset, end, innerFirst, innerEnd);
+    for (const piece of pieces) {
+      if (piece.state === 0) {
+        let at = piece.block;
+        for (const run of store.allocate(piece.count, goalFor(map, piece.block))) {
+          taken.push(run);
+          group.extent(inode.ino, at, run.start, run.count, UNWRITTEN);
+          at += run.count;
+          records += 1;
+        }
+        if (at < piece.block + piece.count) throw new FsError("ENOSPC");
+      } else if (zeroRange && piece.state === WRITTEN) {
+        const inner = clip(piece, innerFirst, innerEnd);
+        if (inner !== null) {
+          group.extent(inode.ino, inner.block, inner.physical, inner.count, UNWRITTEN);
+          records += 1;
+        }
+      }
+      if (records > RUNS_MAX) flush();
+    }
+    touch(group, inode, size, privileges);
+    store.commit();
+  } catch (error) {
+    store.giveBack(taken);
+    throw error;
+  }
+}
+
+/** The guard hears of the mapped parts of a run alone: making a hole of a hole changes nothing. */
+function guardMapped(store: Store, inode: Inode, map: ExtentMap, block: number, count: number): void {
+  const end = block + count;
+  for (let piece = map.next(block); piece !== null && piece.block < end; ) {
+    store.guard.beforeMapChange(inode, piece.block, Math.min(piece.count, end - piece.block));
+    piece = map.next(piece.block + piece.count);
+  }
+}
+
+function clip(piece: Piece, from: number, to: number): Piece | null {
+  const block = Math.max(piece.block, from);
+  const end = Math.min(piece.block + piece.count, to);
+  if (end <= block) return null;
+  return { block, count: end - block, physical: piece.physical + (block - piece.block), state: piece.state };
+}
+
+/** Zero the written parts of [offset, end) that are not whole blocks: in place, no change of the map. */
+function zeroEdges(
+  store: Store,
+  inode: Inode,
+  offset: bigint,
+  end: bigint,
+  innerFirst: number,
+  innerEnd: number,
+): void {
+  const zero = (block: number, from: number, to: number): void => {
+    const piece = extentsOf(inode).at(block, 1);
+    if (piece.state === WRITTEN && to > from)
+      store.region.zero(piece.physical * store.blockBytes + from, to - from);
+  };
+  const head = Number(offset & store.blockMask);
+  const tail = Number(end & store.blockMask);
+  if (innerFirst > innerEnd) {
+    // Both ends in one block.
+    zero(innerEnd, head, tail);
+    return;
+  }
+  if (head > 0) zero(innerFirst - 1, head, store.blockBytes);
+  if (tail > 0) zero(innerEnd, 0, tail);
+}
+
+/**
+ * Make a part of [block, block + count) ready to be mapped: allocated, zeroed where it was a hole or unwritten, written.
+ * At most `limit` blocks are zeroed; returns the block up to which all is ready. Call again from there.
+ * @throws FsError ENOSPC, ETXTBSY; Wait.
+ */
+export function prepareSome(store: Store, inode: Inode, block: number, count: number, limit: number): number {
+  const map = extentsOf(inode);
+  store.writable();
+  const end = block + count;
+  let at = block;
+  while (at < end) {
+    const piece = map.at(at, end - at);
+    if (piece.state !== WRITTEN) break;
+    at += piece.count;
+  }
+  if (at >= end) return end;
+  const piece = map.at(at, Math.min(end - at, limit));
+  store.guard.beforeMapChange(inode, piece.block, piece.count);
+  const group = store.begin(true);
+  const runs: { block: number; count: number; physical: number }[] = [];
+  const taken: Run[] = [];
+  if (piece.state === UNWRITTEN)
+    runs.push({ block: piece.block, count: piece.count, physical: piece.physical });
+  else {
+    let next = piece.block;
+    // Ask for all that is to come, so that slices end up side by side.
+    for (const run of store.allocate(piece.count, goalFor(map, piece.block))) {
+      taken.push(run);
+      runs.push({ block: next, count: run.count, physical: run.start });
+      next += run.count;
+    }
+    if (next < piece.block + piece.count) {
+      store.giveBack(taken);
+      throw new FsError("ENOSPC");
+    }
+  }
+  try {
+    for (const run of runs) {
+      store.region.zero(run.physical * store.blockBytes, run.count * store.blockBytes);
+      group.extent(inode.ino, run.block, run.physical, run.count, WRITTEN);
+    }
+    const time = now();
+    group.inode({ ...fieldsOf(inode), ctimeSec: time.sec, ctimeNsec: time.nsec });
+    store.commit();
+  } catch (error) {
+    store.giveBack(taken);
+    throw error;
+  }
+  return piece.block + piece.count;
+}
+
+/** lseek(2) SEEK_DATA: first byte at or behind `offset` that may hold data. @throws FsError ENXIO */
+export function seekData(store: Store, inode: Inode, offset: bigint): bigint {
+  const map = extentsOf(inode);
+  if (offset < 0n || offset >= inode.size) throw new FsError("ENXIO");
+  let block = Number(offset >> store.blockShift);
+  for (let piece = map.next(block); piece !== null; piece = map.next(block)) {
+    if (piece.state === WRITTEN) {
+      const at = BigInt(piece.block) << store.blockShift;
+      if (at >= inode.size) break;
+      return at > offset ? at : offset;
+    }
+    block = piece.block + piece.count;
+  }
+  throw new FsError("ENXIO");
+}
+
+/** lseek(2) SEEK_HOLE: first byte at or behind `offset` that no data lies at; the end of the file is one. */
+export function seekHole(store: Store, inode: Inode, offset: bigint): bigint {
+  const map = extentsOf(inode);
+  if (offset < 0n || offset >= inode.size) throw new FsError("ENXIO");
+  let block = Number(offset >> store.blockShift);
+  for (;;) {
+    const piece = map.at(block, Number.MAX_SAFE_INTEGER - block);
+    if (piece.state !== WRITTEN) {
+      const at = BigInt(piece.block) << store.blockShift;
+      const hole = at > offset ? at : offset;
+      return hole < inode.size ? hole : inode.size;
+    }
+    block = piece.block + piece.count;
+  }
+}

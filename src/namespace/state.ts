@@ -1,0 +1,282 @@
+/**
+ * All metadata of a volume, in memory.
+ *
+ * Invariants:
+ * - it changes only by applying records, and it is the same code that applies them in recovery and in use: what a
+ *   crash brings back is what was there;
+ * - applying a record twice gives the same state as once (a fuzzy checkpoint relies on it);
+ * - a record that does not fit (an inode that is not there, a run outside the volume) is damage in the checkpoint and in
+ *   the exact part of the log, and skipped in the fuzzy part, where the checkpoint may already lack what later goes;
+ * - `snapshotBytes` is at least what a checkpoint of this state takes on the media.
+ */
+import { CorruptionError } from "../base/errors.ts";
+import type { Snapshot } from "../media/checkpoint.ts";
+import {
+  DentryRecord,
+  ExtentRecord,
+  InodeRecord,
+  RecordHeader,
+  SymlinkRecord,
+  XattrRecord,
+} from "../media/format.ts";
+import type { GroupBuilder, InodeFields, MappedState } from "../media/group.ts";
+import { ROOT_INO } from "../media/mkfs.ts";
+import type { RecoverySink } from "../media/recovery.ts";
+import type { OnFreed } from "../space/extent-map.ts";
+import {
+  FILE_BYTES_MAX,
+  Inode,
+  LINK_MAX,
+  S_IFBLK,
+  S_IFCHR,
+  S_IFDIR,
+  S_IFIFO,
+  S_IFLNK,
+  S_IFMT,
+  S_IFREG,
+  S_IFSOCK,
+} from "./inode.ts";
+
+const pad8 = (bytes: number): number => (bytes + 7) & ~7;
+const INODE_BYTES = RecordHeader.size + InodeRecord.size;
+const EXTENT_BYTES = RecordHeader.size + ExtentRecord.size;
+const dentryBytes = (name: string): number => pad8(RecordHeader.size + DentryRecord.size + name.length);
+const symlinkBytes = (target: string): number => pad8(RecordHeader.size + SymlinkRecord.size + target.length);
+const xattrBytes = (name: string, value: Uint8Array): number =>
+  pad8(RecordHeader.size + XattrRecord.size + name.length + value.length);
+
+const FILE_TYPES = new Set([S_IFSOCK, S_IFLNK, S_IFREG, S_IFBLK, S_IFDIR, S_IFCHR, S_IFIFO]);
+const NSEC = 1_000_000_000;
+
+export class State implements RecoverySink, Snapshot {
+  readonly inodes = new Map<number, Inode>();
+  nextIno = ROOT_INO + 1;
+  nextGeneration = 1;
+  /** Blocks taken out of a map; recovery leaves it at nothing and builds the free space at the end. */
+  onFreed: OnFreed = () => {};
+  /** Number of the group that is being applied; 0 in recovery. */
+  lsn = 0;
+  #snapshotBytes = 0;
+  #phase: "checkpoint" | "fuzzy" | "exact" = "exact";
+  #blockCount = Number.MAX_SAFE_INTEGER;
+
+  get snapshotBytes(): number {
+    return this.#snapshotBytes;
+  }
+
+  /** Blocks of the volume: no extent may reach past them. */
+  setBlockCount(blocks: number): void {
+    this.#blockCount = blocks;
+  }
+
+  phase(name: "checkpoint" | "fuzzy" | "exact"): void {
+    this.#phase = name;
+  }
+
+  #inode(ino: number, record: string): Inode | null {
+    const inode = this.inodes.get(ino);
+    if (inode !== undefined) return inode;
+    if (this.#phase === "fuzzy") return null;
+    throw new CorruptionError(`${record} record`, `inode ${ino} to exist`, "no such inode");
+  }
+
+  inode(fields: InodeFields): void {
+    const bad = (what: string, expected: string, found: unknown): never => {
+      throw new CorruptionError(`inode ${fields.ino}: ${what}`, expected, String(found));
+    };
+    const type = fields.mode & S_IFMT;
+    if (fields.ino === 0) bad("number", "1 or more", 0);
+    if (!FILE_TYPES.has(type) || fields.mode > 0o177777) bad("mode", "a file type", fields.mode.toString(8));
+    if (fields.size > FILE_BYTES_MAX) bad("size", `at most ${FILE_BYTES_MAX}`, fields.size);
+    if (fields.nlink > LINK_MAX + 1 && type !== S_IFDIR)
+      bad("link count", `at most ${LINK_MAX}`, fields.nlink);
+    for (const nsec of [fields.atimeNsec, fields.mtimeNsec, fields.ctimeNsec, fields.btimeNsec]) {
+      if (nsec >= NSEC) bad("nanoseconds", "below 10^9", nsec);
+    }
+    const inode = this.inodes.get(fields.ino);
+    if (inode !== undefined) {
+      if (inode.type !== type) bad("type", inode.type.toString(8), type.toString(8));
+      inode.assign(fields);
+      return;
+    }
+    const made = new Inode(fields);
+    made.mapLsn = this.lsn;
+    this.inodes.set(fields.ino, made);
+    this.#snapshotBytes += INODE_BYTES;
+    if (fields.ino >= this.nextIno) this.nextIno = fields.ino + 1;
+    if (fields.generation >= this.nextGeneration) this.nextGeneration = fields.generation + 1;
+  }
+
+  inodeGone(ino: number): void {
+    const inode = this.#inode(ino, "INODE_GONE");
+    if (inode === null) return;
+    if (ino === ROOT_INO) throw new CorruptionError("INODE_GONE record", "not the root", "the root");
+    if (inode.extents !== null) this.extentGone(ino, 0, Number.MAX_SAFE_INTEGER);
+    if (inode.directory !== null) {
+      for (const name of inode.directory.names.keys()) this.#snapshotBytes -= dentryBytes(name);
+    }
+    if (inode.target !== null) this.#snapshotBytes -= symlinkBytes(inode.target);
+    for (const [name, value] of inode.xattrs ?? []) this.#snapshotBytes -= xattrBytes(name, value);
+    this.#snapshotBytes -= INODE_BYTES;
+    this.inodes.delete(ino);
+  }
+
+  touch(
+    ino: number,
+    size: bigint,
+    mode: number,
+    mtimeSec: number,
+    mtimeNsec: number,
+    ctimeSec: number,
+    ctimeNsec: number,
+  ): void {
+    const inode = this.#inode(ino, "TOUCH");
+    if (inode === null) return;
+    if (size > FILE_BYTES_MAX || (mode & S_IFMT) !== inode.type || mtimeNsec >= NSEC || ctimeNsec >= NSEC) {
+      throw new CorruptionError(`TOUCH record of inode ${ino}`, "size, mode and times in range", "others");
+    }
+    inode.size = size;
+    inode.mode = mode;
+    inode.mtimeSec = mtimeSec;
+    inode.mtimeNsec = mtimeNsec;
+    inode.ctimeSec = ctimeSec;
+    inode.ctimeNsec = ctimeNsec;
+  }
+
+  dentry(parent: number, name: string, ino: number, type: number, cookie: number): void {
+    const inode = this.#inode(parent, "DENTRY");
+    if (inode === null) return;
+    if (inode.directory === null) {
+      if (this.#phase === "fuzzy") return;
+      throw new CorruptionError("DENTRY record", `inode ${parent} to be a directory`, "something else");
+    }
+    if (
+      name.includes("/") ||
+      name.includes("\0") ||
+      name === "." ||
+      name === ".." ||
+      ino === 0 ||
+      cookie < 3
+    ) {
+      throw new CorruptionError(
+        `DENTRY record in directory ${parent}`,
+        "a valid name, inode and cookie",
+        name,
+      );
+    }
+    if (inode.directory.set(name, ino, type, cookie) === undefined) this.#snapshotBytes += dentryBytes(name);
+  }
+
+  dentryGone(parent: number, name: string): void {
+    const directory = this.#inode(parent, "DENTRY_GONE")?.directory;
+    if (directory === undefined) return;
+    if (directory?.remove(name) !== undefined) {
+      this.#snapshotBytes -= dentryBytes(name);
+    } else if (this.#phase !== "fuzzy") {
+      throw new CorruptionError(`DENTRY_GONE record in directory ${parent}`, "an entry", "none of that name");
+    }
+  }
+
+  extent(ino: number, block: number, physical: number, count: number, state: MappedState): void {
+    const inode = this.#inode(ino, "EXTENT");
+    if (inode === null) return;
+    if (
+      inode.extents === null ||
+      count === 0 ||
+      physical + count > this.#blockCount ||
+      block + count > 2 ** 51
+    ) {
+      throw new CorruptionError(
+        `EXTENT record of inode ${ino}`,
+        `a regular file and blocks below ${this.#blockCount}`,
+        `${count} blocks at ${physical}`,
+      );
+    }
+    const before = inode.extents.length;
+    inode.extents.set(block, count, physical, state, this.onFreed);
+    inode.mapLsn = this.lsn;
+    this.#snapshotBytes += (inode.extents.length - before) * EXTENT_BYTES;
+  }
+
+  extentGone(ino: number, block: number, count: number): void {
+    const inode = this.#inode(ino, "EXTENT_GONE");
+    if (inode === null || inode.extents === null) return;
+    const before = inode.extents.length;
+    inode.extents.remove(block, count, this.onFreed);
+    inode.mapLsn = this.lsn;
+    this.#snapshotBytes += (inode.extents.length - before) * EXTENT_BYTES;
+  }
+
+  symlink(ino: number, target: string): void {
+    const inode = this.#inode(ino, "SYMLINK");
+    if (inode === null) return;
+    if (inode.type !== S_IFLNK || target.includes("\0")) {
+      throw new CorruptionError(`SYMLINK record of inode ${ino}`, "a symbolic link", "something else");
+    }
+    if (inode.target !== null) this.#snapshotBytes -= symlinkBytes(inode.target);
+    inode.target = target;
+    this.#snapshotBytes += symlinkBytes(target);
+  }
+
+  xattr(ino: number, name: string, value: Uint8Array): void {
+    const inode = this.#inode(ino, "XATTR");
+    if (inode === null) return;
+    inode.xattrs ??= new Map();
+    const previous = inode.xattrs.get(name);
+    if (previous !== undefined) this.#snapshotBytes -= xattrBytes(name, previous);
+    inode.xattrs.set(name, value);
+    this.#snapshotBytes += xattrBytes(name, value);
+  }
+
+  xattrGone(ino: number, name: string): void {
+    const inode = this.#inode(ino, "XATTR_GONE");
+    const previous = inode?.xattrs?.get(name);
+    if (inode === null || previous === undefined) return;
+    this.#snapshotBytes -= xattrBytes(name, previous);
+    inode.xattrs?.delete(name);
+    if (inode.xattrs?.size === 0) inode.xattrs = null;
+  }
+
+  barrier(): void {
+    throw new CorruptionError("group of records", "no BARRIER record", "one");
+  }
+  link(): void {
+    throw new CorruptionError("group of records", "no LINK record", "one");
+  }
+  end(): void {
+    throw new CorruptionError("group of records", "no END record", "one");
+  }
+
+  /** Everything as records. Map iterators visit what lives throughout exactly once, whatever changes meanwhile. */
+  *capture(group: GroupBuilder): IterableIterator<void> {
+    for (const inode of this.inodes.values()) {
+      group.inode(inode);
+      yield;
+      if (inode.target !== null) {
+        group.symlink(inode.ino, inode.target);
+        yield;
+      }
+      if (inode.xattrs !== null) {
+        for (const [name, value] of inode.xattrs) {
+          group.xattr(inode.ino, name, value);
+          yield;
+        }
+      }
+      if (inode.extents !== null) {
+        // By position, not by index: the map may change between two slices.
+        for (let piece = inode.extents.next(0); piece !== null; ) {
+          group.extent(inode.ino, piece.block, piece.physical, piece.count, piece.state as MappedState);
+          const from = piece.block + piece.count;
+          yield;
+          piece = inode.extents.next(from);
+        }
+      }
+      if (inode.directory !== null) {
+        for (const entry of inode.directory.names.values()) {
+          group.dentry(inode.ino, entry.name, entry.ino, entry.type, entry.cookie);
+          yield;
+        }
+      }
+    }
+  }
+}

@@ -1,0 +1,559 @@
+/**
+ * A volume in use: state, free space and log together, and the one way to change them.
+ *
+ * Every change is: validate → (store data, drain) → commit() = log the records, then apply the same records to the
+ * state. Nothing is changed in memory before it is in the log, nothing is in the log that was not validated.
+ *
+ * Invariants (check.ts runs them over the whole volume):
+ * - every block is free, pending, in the reserve, in a metadata segment, or in exactly one extent;
+ * - blocks leave a file's map by a record, and are allocated again only when that record survives a power cut;
+ * - the reserve can take the next checkpoint and the log until it is complete, or growing operations get ENOSPC;
+ * - times alone may be newer in memory than in the log (`dirtyTimes`): they are logged within flushTimes().
+ */
+import { CorruptionError, FsError, InvariantError } from "../base/errors.ts";
+import { retrying, Wait } from "../base/wait.ts";
+import { ChainWriter, groupCapacity } from "../media/chain.ts";
+import { Checkpoint } from "../media/checkpoint.ts";
+import { RESERVED_BYTES, SegmentRole, VolumeState } from "../media/format.ts";
+import { GroupBuilder, readRecords } from "../media/group.ts";
+import { Journal } from "../media/journal.ts";
+import { ROOT_INO } from "../media/mkfs.ts";
+import { type Recovery, recover } from "../media/recovery.ts";
+import { currentBootId, mustBeReadOnly, type SuperblockValue, writeSuperblock } from "../media/superblock.ts";
+import type { Region } from "../region/region.ts";
+import { Allocator, type Run } from "../space/allocator.ts";
+import { SegmentPool } from "../space/segment-pool.ts";
+import { fieldsOf, type Inode } from "./inode.ts";
+import { State } from "./state.ts";
+
+/** Who may object to a change of a file's block map (the lease floor). Throws FsError ETXTBSY or Wait to refuse. */
+export interface MapGuard {
+  /** Blocks [block, block + count) of the file would be mapped otherwise than now. */
+  beforeMapChange(inode: Inode, block: number, count: number): void;
+  beforeSizeChange(inode: Inode): void;
+}
+
+const noGuard: MapGuard = { beforeMapChange() {}, beforeSizeChange() {} };
+
+/** A checkpoint slice: how long the event loop is kept at most, in milliseconds. */
+const SLICE_MS = 2;
+/** Share of a segment that snapshot records fill at worst: groups of 16 KiB and the largest record leave this much. */
+const SEGMENT_FILL = 0.8;
+
+export interface StoreOptions {
+  readonly readOnly: boolean;
+}
+
+export class Store {
+  readonly region: Region;
+  readonly state: State;
+  readonly allocator: Allocator;
+  readonly pool: SegmentPool;
+  readonly recovery: Recovery;
+  readonly blockBytes: number;
+  readonly blockShift: bigint;
+  readonly blockMask: bigint;
+  /** Null when mounted read-only; `readOnlyReason` says why. */
+  readonly journal: Journal | null;
+  readonly readOnlyReason: string | null;
+  superblock: SuperblockValue;
+  guard: MapGuard = noGuard;
+  /** Inodes whose times are newer than in the log. */
+  readonly dirtyTimes = new Set<Inode>();
+  readonly #group: GroupBuilder;
+  #checkpointSegments: readonly number[];
+  #checkpointing: Promise<void> | null = null;
+  #checkpoint: Checkpoint | null = null;
+  #segmentBudget: number;
+  #closing = false;
+  /** Counted for `info` and tests. */
+  readonly counters = { checkpoints: 0, groups: 0, longestSliceMs: 0 };
+
+  private constructor(
+    region: Region,
+    state: State,
+    recovery: Recovery,
+    space: { allocator: Allocator; pool: SegmentPool },
+    journal: Journal | null,
+    superblock: SuperblockValue,
+    checkpointSegments: readonly number[],
+    readOnlyReason: string | null,
+  ) {
+    this.region = region;
+    this.state = state;
+    this.recovery = recovery;
+    this.allocator = space.allocator;
+    this.pool = space.pool;
+    this.journal = journal;
+    this.superblock = superblock;
+    this.readOnlyReason = readOnlyReason;
+    this.blockBytes = superblock.blockBytes;
+    this.blockShift = BigInt(Math.log2(superblock.blockBytes));
+    this.blockMask = BigInt(superblock.blockBytes - 1);
+    this.#group = new GroupBuilder(groupCapacity(recovery.geometry));
+    this.#checkpointSegments = checkpointSegments;
+    this.#segmentBudget = segmentBudget(superblock);
+    state.onFreed = (physical, count) => {
+      if (journal !== null) this.allocator.freeAfter(physical, count, journal.lastLsn);
+    };
+    if (journal !== null) journal.onDurable = (lsn) => this.allocator.releaseThrough(lsn);
+  }
+
+  /**
+   * Recover and open. @throws CorruptionError (damage: nothing was written), FsError EINVAL, EROFS.
+   */
+  static async open(region: Region, options: StoreOptions): Promise<Store> {
+    const state = new State();
+    const recovery = recover(region, state);
+    const superblock = recovery.superblock;
+    state.phase("exact");
+    state.setBlockCount(superblock.regionBytes / superblock.blockBytes);
+    state.nextIno = Math.max(state.nextIno, recovery.nextIno);
+    state.nextGeneration = Math.max(state.nextGeneration, recovery.nextGeneration);
+    checkTree(state);
+    const allocator = new Allocator(superblock.regionBytes / superblock.blockBytes, superblock.blockBytes);
+    const pool = new SegmentPool(allocator, superblock.segmentBytes, superblock.blockBytes);
+    claimAll(allocator, state, recovery);
+    const space = { allocator, pool };
+
+    const forced = mustBeReadOnly(superblock);
+    if (options.readOnly || forced !== null) {
+      const reason = forced ?? "mounted read-only";
+      return new Store(
+        region,
+        state,
+        recovery,
+        space,
+        null,
+        superblock,
+        recovery.checkpoint.segments,
+        reason,
+      );
+    }
+    const claimSegment = (at: number): void => {
+      if (!allocator.claim(at / superblock.blockBytes, superblock.segmentBytes / superblock.blockBytes)) {
+        throw new CorruptionError(
+          `metadata segment at byte ${at}`,
+          "free or used by metadata alone",
+          "used twice",
+        );
+      }
+    };
+    let opened: SuperblockValue = {
+      ...superblock,
+      bootId: currentBootId(),
+      mountedSec: BigInt(Math.floor(Date.now() / 1000)),
+      state: VolumeState.MOUNTED,
+      tailLsn: 0,
+    };
+    let chain: ChainWriter;
+    let checkpointSegments = recovery.checkpoint.segments;
+    if (recovery.label === "clean") {
+      // The log is empty: go on in it. Its spare segment is named on the media, so it is ours.
+      let spare = recovery.log.spare;
+      if (spare === 0) spare = pool.take();
+      else claimSegment(spare);
+      chain = ChainWriter.resume(
+        region,
+        recovery.geometry,
+        SegmentRole.LOG,
+        pool,
+        {
+          segment: superblock.logSegment,
+          index: superblock.logIndex,
+          incarnation: superblock.logIncarnation,
+          lsn: superblock.logLsn,
+        },
+        spare,
+      );
+      opened.sequence += 1;
+      await writeSuperblock(region, opened);
+    } else {
+      // Everything that was recovered goes into a fresh checkpoint, and the log begins anew behind it. Until the
+      // superblocks name them, the old ones stay as they are: a crash from here on finds what we found.
+      chain = ChainWriter.begin(region, recovery.geometry, SegmentRole.LOG, pool, {
+        index: recovery.log.index + 1,
+        incarnation: superblock.incarnations + 1,
+        lsn: recovery.nextLsn + 1,
+      });
+      const checkpoint = new Checkpoint(
+        region,
+        recovery.geometry,
+        pool,
+        state,
+        superblock.incarnations + 2,
+        chain.rotate(),
+      );
+      while (!checkpoint.step(1000));
+      opened = await checkpoint.finish(opened, false);
+      for (const segment of [...recovery.checkpoint.segments, ...recovery.log.segments]) pool.give(segment);
+      checkpointSegments = checkpoint.segments;
+    }
+    const journal = new Journal(region, chain);
+    const store = new Store(region, state, recovery, space, journal, opened, checkpointSegments, null);
+    store.pool.ensure(store.#reserveTarget());
+    store.pool.trim(store.#reserveTarget() + 4);
+    store.#dropOrphans();
+    return store;
+  }
+
+  get root(): Inode {
+    return this.state.inodes.get(ROOT_INO) as Inode;
+  }
+
+  /** @throws FsError ESTALE if there is no such inode. */
+  inode(ino: number): Inode {
+    const inode = this.state.inodes.get(ino);
+    if (inode === undefined) throw new FsError("ESTALE", `inode ${ino}`);
+    return inode;
+  }
+
+  /**
+   * Begin a change; returns the group to put records into, for commit().
+   * @param grows the change adds metadata: needs the reserve to be complete. Removing things does not.
+   * @throws FsError EROFS, ENOSPC; Wait while a checkpoint must finish first.
+   */
+  begin(grows: boolean): GroupBuilder {
+    const journal = this.writable();
+    if (grows && !this.pool.ensure(this.#reserveTarget())) {
+      this.waitForPending("no space for metadata");
+      throw new FsError("ENOSPC", "no space for metadata");
+    }
+    // A change takes at most one segment of log besides the spare one.
+    if (this.#checkpointing !== null && this.pool.available < 3) {
+      this.#checkpoint?.step(50);
+      if (this.pool.available < 3) throw new Wait("log space", this.#checkpointing);
+    } else if (this.#checkpointing === null && journal.chain.segments.length > this.#segmentBudget) {
+      void this.checkpoint().catch(() => {});
+    }
+    this.#group.reset();
+    return this.#group;
+  }
+
+  /** Log the group and apply it. Returns its number. */
+  commit(): number {
+    const journal = this.writable();
+    const group = this.#group;
+    if (group.count === 0) return journal.lastLsn;
+    const lsn = journal.commit(group);
+    this.counters.groups += 1;
+    this.state.lsn = lsn;
+    readRecords(group.data, group.view, 0, group.length, 0, this.state);
+    // On cache-line granularity the record is durable already, and so are the blocks that it freed.
+    this.allocator.releaseThrough(journal.durableLsn);
+    return lsn;
+  }
+
+  /** @throws FsError EROFS with the reason when nothing may be written. */
+  writable(): Journal {
+    if (this.journal === null) throw new FsError("EROFS", this.readOnlyReason ?? "read-only");
+    if (this.journal.failure !== null) {
+      throw new FsError("EROFS", `after an error: ${this.journal.failure.message}`);
+    }
+    if (this.#closing) throw new FsError("EROFS", "being unmounted");
+    return this.journal;
+  }
+
+  /** If space is on its way (freed, but not yet durably so), wait for it; otherwise return. */
+  waitForPending(reason: string): void {
+    if (this.allocator.pendingBlocks > 0 && this.journal !== null && this.journal.failure === null) {
+      throw new Wait(reason, this.journal.sync());
+    }
+  }
+
+  /**
+   * Allocate up to `want` blocks, in as few runs as possible. Fewer than wanted means that the volume is full.
+   * The runs are nobody's until a record says otherwise: give them back with `giveBack` if it is not written.
+   */
+  allocate(want: number, goal: number): Run[] {
+    const runs: Run[] = [];
+    let left = want;
+    let next = goal;
+    while (left > 0) {
+      const run = this.allocator.allocate(left, next);
+      if (run === null) break;
+      runs.push(run);
+      left -= run.count;
+      next = run.start + run.count;
+    }
+    if (left > 0 && this.allocator.pendingBlocks > 0) {
+      this.giveBack(runs);
+      this.waitForPending("space");
+    }
+    return runs;
+  }
+
+  giveBack(runs: readonly Run[]): void {
+    for (const run of runs) this.allocator.free(run.start, run.count);
+  }
+
+  /** Times were changed in memory alone. */
+  noteTimes(inode: Inode): void {
+    if (this.journal !== null) this.dirtyTimes.add(inode);
+  }
+
+  /** Log what noteTimes() has gathered; of one inode, or of all. */
+  flushTimes(only?: Inode): void {
+    if (this.dirtyTimes.size === 0 || this.journal === null || this.journal.failure !== null) return;
+    if (only !== undefined && !this.dirtyTimes.has(only)) return;
+    const group = this.begin(false);
+    for (const inode of only === undefined ? this.dirtyTimes : [only]) {
+      if (this.state.inodes.get(inode.ino) === inode) group.inode(fieldsOf(inode));
+      this.dirtyTimes.delete(inode);
+      if (group.length > group.capacity / 2) {
+        this.commit();
+        this.begin(false);
+      }
+    }
+    this.commit();
+  }
+
+  /** Make everything that was done before this call survive a power cut. */
+  async sync(): Promise<void> {
+    await retrying(() => this.flushTimes());
+    if (this.journal !== null) await this.journal.sync();
+  }
+
+  /** Free an inode that has no name and no user left. */
+  reap(inode: Inode): void {
+    if (inode.nlink > 0 || inode.lookups > 0 || inode.opens > 0) return;
+    if (this.state.inodes.get(inode.ino) !== inode || this.journal === null) return;
+    this.begin(false).inodeGone(inode.ino);
+    this.commit();
+    this.dirtyTimes.delete(inode);
+  }
+
+  /** reap() now, or as soon as the log has room; after a failure of the log the next mount does it. */
+  reapSoon(inode: Inode): void {
+    try {
+      this.reap(inode);
+    } catch (error) {
+      if (error instanceof Wait) {
+        error.until.then(
+          () => this.reapSoon(inode),
+          () => {},
+        );
+      } else if (!(error instanceof FsError)) throw error;
+    }
+  }
+
+  async #idle(): Promise<void> {
+    while (this.#checkpointing !== null) await this.#checkpointing.catch(() => {});
+  }
+
+  #dropOrphans(): void {
+    for (const inode of [...this.state.inodes.values()]) this.reap(inode);
+  }
+
+  /** Segments that the reserve must hold: the next checkpoint, and the log until that is complete. */
+  #reserveTarget(): number {
+    const snapshot = this.#snapshotSegments();
+    const log = this.journal?.chain.segments.length ?? 0;
+    return snapshot + 2 + Math.max(2 * this.#segmentBudget - log, 2);
+  }
+
+  #snapshotSegments(): number {
+    return 1 + Math.ceil(this.state.snapshotBytes / (this.superblock.segmentBytes * SEGMENT_FILL));
+  }
+
+  /** A checkpoint is being written. */
+  get checkpointing(): boolean {
+    return this.#checkpointing !== null;
+  }
+
+  /** Write a checkpoint in slices. Resolves when the superblocks name it; a second call joins the first. */
+  checkpoint(): Promise<void> {
+    this.#checkpointing ??= this.#runCheckpoint(false).finally(() => {
+      this.#checkpointing = null;
+      this.#checkpoint = null;
+    });
+    return this.#checkpointing;
+  }
+
+  async #runCheckpoint(clean: boolean): Promise<void> {
+    const journal = this.journal;
+    if (journal === null) throw new FsError("EROFS", "read-only");
+    if (journal.failure !== null) throw journal.failure;
+    let checkpoint: Checkpoint;
+    try {
+      checkpoint = new Checkpoint(
+        this.region,
+        this.recovery.geometry,
+        this.pool,
+        this.state,
+        this.superblock.incarnations + 1,
+        journal,
+      );
+    } catch (error) {
+      if (!(error instanceof FsError && error.code === "ENOSPC")) journal.failure ??= error as Error;
+      throw error;
+    }
+    this.#checkpoint = checkpoint;
+    try {
+      for (;;) {
+        const from = performance.now();
+        const done = checkpoint.step(clean ? 1000 : SLICE_MS);
+        this.counters.longestSliceMs = Math.max(this.counters.longestSliceMs, performance.now() - from);
+        if (done) break;
+        if (!clean) await new Promise((resolve) => setImmediate(resolve));
+      }
+    } catch (error) {
+      checkpoint.abandon(this.pool);
+      if (!(error instanceof FsError && error.code === "ENOSPC")) journal.failure ??= error as Error;
+      throw error;
+    }
+    try {
+      this.superblock = await checkpoint.finish(this.superblock, clean);
+    } catch (error) {
+      // Half written: the old checkpoint and log may still be the truth, so nothing may be reused.
+      journal.failure ??= error as Error;
+      throw error;
+    }
+    // Nothing on the media names the old segments any more.
+    for (const segment of this.#checkpointSegments) this.pool.give(segment);
+    for (const segment of journal.chain.dropBefore(this.superblock.logSegment)) this.pool.give(segment);
+    this.#checkpointSegments = checkpoint.segments;
+    this.counters.checkpoints += 1;
+    this.#segmentBudget = Math.max(segmentBudget(this.superblock), Math.ceil(this.#snapshotSegments() / 2));
+    this.pool.trim(this.#reserveTarget() + 4);
+  }
+
+  /** Final checkpoint; afterwards the volume is clean and this object of no use. The region stays open. */
+  async close(): Promise<void> {
+    const journal = this.journal;
+    if (journal === null) return;
+    for (const inode of this.state.inodes.values()) {
+      inode.lookups = 0;
+      inode.opens = 0;
+    }
+    await this.#idle();
+    if (journal.failure !== null) throw journal.failure;
+    await retrying(() => this.#dropOrphans());
+    await retrying(() => this.flushTimes());
+    await this.#idle();
+    await journal.sync();
+    this.#closing = true;
+    await this.#runCheckpoint(true);
+  }
+
+  /** Runs that metadata occupies or holds in reserve, for the invariants. */
+  *metadataRuns(): IterableIterator<{ name: string; start: number; count: number }> {
+    const count = this.superblock.segmentBytes / this.blockBytes;
+    yield { name: "superblocks", start: 0, count: Math.ceil(RESERVED_BYTES / this.blockBytes) };
+    for (const segment of this.#checkpointSegments)
+      yield { name: "checkpoint", start: segment / this.blockBytes, count };
+    for (const segment of this.#checkpoint?.segments ?? []) {
+      if (!this.#checkpointSegments.includes(segment))
+        yield { name: "next checkpoint", start: segment / this.blockBytes, count };
+    }
+    const checkpointSpare = this.#checkpoint?.spare ?? 0;
+    if (checkpointSpare !== 0)
+      yield { name: "next checkpoint's spare", start: checkpointSpare / this.blockBytes, count };
+    const chain = this.journal?.chain;
+    if (chain === undefined) {
+      for (const segment of this.recovery.log.segments)
+        yield { name: "log", start: segment / this.blockBytes, count };
+    } else {
+      for (const segment of chain.segments) yield { name: "log", start: segment / this.blockBytes, count };
+      if (chain.spare !== 0) yield { name: "log spare", start: chain.spare / this.blockBytes, count };
+    }
+    for (const run of this.pool.runs()) yield { name: "reserve", ...run };
+  }
+}
+
+/** Log segments after which a checkpoint is due: at most a sixteenth of a small volume, 8 of a large one. */
+function segmentBudget(superblock: SuperblockValue): number {
+  return Math.max(2, Math.min(8, Math.floor(superblock.regionBytes / superblock.segmentBytes / 16)));
+}
+
+/** Names, link counts and parents of what was recovered must fit together. */
+function checkTree(state: State): void {
+  const root = state.inodes.get(ROOT_INO);
+  if (root === undefined || root.directory === null) {
+    throw new CorruptionError("root directory", "inode 1 to be a directory", "none");
+  }
+  const names = new Map<number, number>();
+  const subdirectories = new Map<number, number>();
+  for (const inode of state.inodes.values()) {
+    if (inode.directory === null) continue;
+    for (const entry of inode.directory.names.values()) {
+      const target = state.inodes.get(entry.ino);
+      if (target === undefined) {
+        throw new CorruptionError(
+          `directory ${inode.ino}`,
+          `inode ${entry.ino} of entry "${entry.name}" to exist`,
+          "no such inode",
+        );
+      }
+      if (target.mode >>> 12 !== entry.type) {
+        throw new CorruptionError(
+          `entry "${entry.name}" in directory ${inode.ino}`,
+          `type ${target.mode >>> 12}`,
+          `${entry.type}`,
+        );
+      }
+      if (target.directory !== null) {
+        if (target.parent !== inode.ino || names.has(target.ino) || target.ino === ROOT_INO) {
+          throw new CorruptionError(`directory ${target.ino}`, "one name, in its parent", "another place");
+        }
+        subdirectories.set(inode.ino, (subdirectories.get(inode.ino) ?? 0) + 1);
+      }
+      names.set(target.ino, (names.get(target.ino) ?? 0) + 1);
+    }
+  }
+  for (const inode of state.inodes.values()) {
+    const found = names.get(inode.ino) ?? 0;
+    const expected =
+      inode.directory === null
+        ? found
+        : inode.ino === ROOT_INO || found > 0
+          ? 2 + (subdirectories.get(inode.ino) ?? 0)
+          : 0;
+    if (inode.nlink !== expected) {
+      throw new CorruptionError(`inode ${inode.ino}: link count`, `${expected}`, `${inode.nlink}`);
+    }
+    if (inode.type === 0o120000 && inode.target === null) {
+      throw new CorruptionError(`symbolic link ${inode.ino}`, "a target", "none");
+    }
+  }
+  // A cycle of directories would be reachable from nowhere: walk up from each, remembering what leads to the root.
+  const rooted = new Set<number>([ROOT_INO]);
+  for (const inode of state.inodes.values()) {
+    if (inode.directory === null || inode.nlink === 0) continue;
+    const path: number[] = [];
+    let at = inode.ino;
+    while (!rooted.has(at)) {
+      path.push(at);
+      if (path.length > state.inodes.size) {
+        throw new CorruptionError(`directory ${inode.ino}`, "a path to the root", "a cycle");
+      }
+      at = (state.inodes.get(at) as Inode).parent;
+      if (!state.inodes.has(at))
+        throw new CorruptionError(`directory ${inode.ino}`, "a parent that exists", `${at}`);
+    }
+    for (const ino of path) rooted.add(ino);
+  }
+}
+
+/** Build the free space: everything that is used is claimed once, and claiming something twice is damage. */
+function claimAll(allocator: Allocator, state: State, recovery: Recovery): void {
+  const { blockBytes, segmentBytes } = recovery.superblock;
+  if (!allocator.claim(0, Math.ceil(RESERVED_BYTES / blockBytes)))
+    throw new InvariantError("fresh allocator");
+  for (const segment of [...recovery.checkpoint.segments, ...recovery.log.segments]) {
+    if (!allocator.claim(segment / blockBytes, segmentBytes / blockBytes)) {
+      throw new CorruptionError(`metadata segment at byte ${segment}`, "used once", "used twice");
+    }
+  }
+  for (const inode of state.inodes.values()) {
+    for (const extent of inode.extents ?? []) {
+      if (!allocator.claim(extent.physical, extent.count)) {
+        throw new CorruptionError(
+          `inode ${inode.ino}: extent at file block ${extent.block}`,
+          `blocks ${extent.physical} to ${extent.physical + extent.count - 1} to belong to it alone, inside the volume`,
+          "others use them, or there are none",
+        );
+      }
+    }
+  }
+}

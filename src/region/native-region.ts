@@ -1,0 +1,96 @@
+/**
+ * A mapped region as the floors above see it: the addon's object, with ranges checked and errors made ours.
+ *
+ * Invariants:
+ * - a range outside the region or outside the given array is an InvariantError and never reaches native code;
+ * - what the mapping answers (EIO for a bus error, EROFS for a read-only one) is an FsError;
+ * - once a sync has failed, `syncError` is set and every later sync rejects with that same error, without asking the
+ *   kernel again: it reports a lost page once, and a second fsync that succeeds means nothing.
+ */
+import { Errno } from "../base/errno.ts";
+import { FsError, InvariantError } from "../base/errors.ts";
+import type { NativeRegion } from "./addon.ts";
+import { checkDisjoint, checkRange, checkSlice } from "./bounds.ts";
+import type { NativeBacked, Region, RegionFacts } from "./region.ts";
+
+export class MappedRegion implements Region, NativeBacked {
+  readonly facts: RegionFacts;
+  readonly native: NativeRegion;
+  #syncError: Error | null = null;
+
+  constructor(native: NativeRegion, facts: RegionFacts) {
+    this.native = native;
+    this.facts = facts;
+  }
+
+  get syncError(): Error | null {
+    return this.#syncError;
+  }
+
+  read(offset: number, target: Uint8Array, targetStart: number, length: number): void {
+    checkRange(this.facts.sizeBytes, offset, length);
+    checkSlice(target, targetStart, length);
+    try {
+      this.native.read(offset, target, targetStart, length);
+    } catch (error) {
+      throw translate(error);
+    }
+  }
+
+  write(offset: number, source: Uint8Array, sourceStart: number, length: number): void {
+    checkRange(this.facts.sizeBytes, offset, length);
+    checkSlice(source, sourceStart, length);
+    try {
+      this.native.write(offset, source, sourceStart, length);
+    } catch (error) {
+      throw translate(error);
+    }
+  }
+
+  zero(offset: number, length: number): void {
+    checkRange(this.facts.sizeBytes, offset, length);
+    try {
+      this.native.zero(offset, length);
+    } catch (error) {
+      throw translate(error);
+    }
+  }
+
+  copy(sourceOffset: number, targetOffset: number, length: number): void {
+    checkRange(this.facts.sizeBytes, sourceOffset, length);
+    checkRange(this.facts.sizeBytes, targetOffset, length);
+    checkDisjoint(sourceOffset, targetOffset, length);
+    try {
+      this.native.copy(sourceOffset, targetOffset, length);
+    } catch (error) {
+      throw translate(error);
+    }
+  }
+
+  drain(): void {
+    // Nothing to order on page granularity: not even the call.
+    if (this.facts.granularity === "cacheline") this.native.drain();
+  }
+
+  async sync(): Promise<void> {
+    if (this.#syncError !== null) throw this.#syncError;
+    try {
+      await this.native.sync();
+    } catch (error) {
+      this.#syncError ??= translate(error);
+    }
+    // Also for a sync that succeeded while another one, started before it, failed.
+    if (this.#syncError !== null) throw this.#syncError;
+  }
+
+  close(): void {
+    this.native.close();
+  }
+}
+
+function translate(error: unknown): Error {
+  const { errno, message } = error as { errno?: number; message: string };
+  if (errno === Errno.EROFS) return new FsError("EROFS", message);
+  if (errno === Errno.EBADF || errno === Errno.EINVAL) return new InvariantError(message);
+  return new FsError("EIO", message);
+}

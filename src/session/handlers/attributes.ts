@@ -1,0 +1,68 @@
+/** GETATTR, SETATTR, STATX. */
+import { now } from "../../base/clock.ts";
+import { putAttrOut, putStatxOut } from "../../fuse/encode.ts";
+import { Fattr, SetattrIn } from "../../fuse/kernel.ts";
+import type { Request } from "../../fuse/request.ts";
+import { type AttributeChange, changeAttributes } from "../../namespace/attributes.ts";
+import { truncate } from "../../namespace/data.ts";
+import type { Inode } from "../../namespace/inode.ts";
+import type { Session } from "../session.ts";
+import { attrOf, VALID_SEC } from "./entry.ts";
+
+function replyAttributes(session: Session, request: Request, inode: Inode): void {
+  session.reply(request, putAttrOut(session.outView, 0, attrOf(session, inode), VALID_SEC, 0));
+}
+
+export function getattr(session: Session, request: Request): void {
+  replyAttributes(session, request, session.volume.store.inode(request.nodeid));
+}
+
+type Changes = { -readonly [K in keyof AttributeChange]: AttributeChange[K] };
+
+export function setattr(session: Session, request: Request): void {
+  const { store } = session.volume;
+  const inode = store.inode(request.nodeid);
+  const wish = request.body(SetattrIn);
+  const valid = wish.valid;
+  const kill = (valid & Fattr.KILL_SUIDGID) !== 0;
+  if ((valid & Fattr.SIZE) !== 0) truncate(store, inode, wish.size, kill);
+  const change: Changes = {};
+  const time = now();
+  if ((valid & Fattr.MODE) !== 0) change.mode = wish.mode;
+  if ((valid & Fattr.UID) !== 0) change.uid = wish.uid;
+  if ((valid & Fattr.GID) !== 0) change.gid = wish.gid;
+  if ((valid & Fattr.ATIME) !== 0) {
+    change.atime = (valid & Fattr.ATIME_NOW) !== 0 ? time : { sec: Number(wish.atime), nsec: wish.atimensec };
+  }
+  if ((valid & Fattr.MTIME) !== 0) {
+    change.mtime = (valid & Fattr.MTIME_NOW) !== 0 ? time : { sec: Number(wish.mtime), nsec: wish.mtimensec };
+  }
+  // chown(2) takes setuid and setgid away, whoever calls it; under HANDLE_KILLPRIV_V2 that is our work. A chmod in the
+  // same request has the last word.
+  const owner = (valid & (Fattr.UID | Fattr.GID)) !== 0;
+  if ((kill || (owner && !inode.isDirectory)) && (valid & Fattr.MODE) === 0) change.killPrivileges = true;
+  if (Object.keys(change).length > 0 || (valid & Fattr.SIZE) === 0) changeAttributes(store, inode, change);
+  replyAttributes(session, request, inode);
+}
+
+/** STATX_BASIC_STATS | STATX_BTIME (linux/stat.h). */
+const STATX_MASK = 0x07ff | 0x0800;
+
+export function statx(session: Session, request: Request): void {
+  const inode = session.volume.store.inode(request.nodeid);
+  const length = putStatxOut(
+    session.outView,
+    0,
+    {
+      ...attrOf(session, inode),
+      mask: STATX_MASK,
+      attributes: 0n,
+      attributesMask: 0n,
+      btimeSec: inode.btimeSec,
+      btimeNsec: inode.btimeNsec,
+    },
+    VALID_SEC,
+    0,
+  );
+  session.reply(request, length);
+}

@@ -1,0 +1,88 @@
+/** READ, WRITE, FALLOCATE, LSEEK: the path that carries the data. */
+import { FsError } from "../../base/errors.ts";
+import { putLseekOut, putWriteOut } from "../../fuse/encode.ts";
+import { FallocateIn, LseekIn, ReadFlag, Seek, WriteFlag } from "../../fuse/kernel.ts";
+import type { Request } from "../../fuse/request.ts";
+import { noteAccess } from "../../namespace/attributes.ts";
+import * as data from "../../namespace/data.ts";
+import type { Inode } from "../../namespace/inode.ts";
+import { type Handle, O_ACCMODE, O_DSYNC, O_RDONLY } from "../handles.ts";
+import type { Session } from "../session.ts";
+
+export function read(session: Session, request: Request): void {
+  const { store, leases } = session.volume;
+  const handle = session.handles.get(request.ioHandle);
+  const inode = handle.inode;
+  const offset = request.ioOffset;
+  const size = request.ioSize;
+  if (leases.size > 0 && (request.ioFlags & ReadFlag.LOCKOWNER) === 0) {
+    refuseSecondCopy(session, handle, offset, size);
+  }
+  const { count, total } = data.locate(store, inode, offset, size, session.pieces);
+  noteAccess(store, inode, session.options.atime);
+  session.replyRegion(request, count, total);
+}
+
+/** A fill of the page cache is dropped again after this long, milliseconds: time enough for the fault to complete. */
+const SECOND_COPY_MS = 2;
+
+/**
+ * read(2) on these files names the lock owner; a fill of the page cache, for an ordinary mapping, does not
+ * (fuse_send_read against fuse_read_folio, fs/fuse/file.c). In a leased range such a page would be a second copy that
+ * goes stale: a mapping that could write it back over what the holder stores is refused (the fault raises SIGBUS), a
+ * read-only one gets the bytes of this moment, and the page is dropped at once so that the next look is fresh.
+ */
+function refuseSecondCopy(session: Session, handle: Handle, offset: bigint, size: number): void {
+  const { store, leases } = session.volume;
+  const inode: Inode = handle.inode;
+  const block = Number(offset >> store.blockShift);
+  if (!leases.isLeased(inode, block, data.blocksFor(store, BigInt(size)) + 1)) return;
+  const ordinaryMappingOnly = session.negotiated?.features.DIRECT_IO_ALLOW_MMAP === true;
+  if (ordinaryMappingOnly && (handle.flags & O_ACCMODE) !== O_RDONLY) {
+    throw new FsError("EIO", "an ordinary writable mapping of a range that is mapped directly");
+  }
+  setTimeout(() => void session.invalidate(inode, offset, BigInt(size)), SECOND_COPY_MS);
+}
+
+export function write(session: Session, request: Request): void {
+  const { store } = session.volume;
+  const inode = session.handles.get(request.ioHandle).inode;
+  const flags = request.ioFlags;
+  const written = data.write(
+    store,
+    inode,
+    request.ioOffset,
+    request.bytes,
+    request.dataAt,
+    request.ioSize,
+    (flags & WriteFlag.KILL_SUIDGID) !== 0,
+  );
+  // The kernel leaves O_SYNC and O_DSYNC to us for what does not go through the page cache.
+  if ((request.ioOpenFlags & O_DSYNC) !== 0 && store.region.facts.granularity === "page") {
+    const own = request.clone();
+    session.replyAfter(own, store.sync(), () => putWriteOut(session.outView, 0, written));
+    return;
+  }
+  session.reply(request, putWriteOut(session.outView, 0, written));
+}
+
+export function fallocate(session: Session, request: Request): void {
+  const { store } = session.volume;
+  const wish = request.body(FallocateIn);
+  const inode = session.handles.get(wish.fh).inode;
+  // fallocate(2) strips setuid and setgid as write(2) does, unless the caller is privileged.
+  data.fallocate(store, inode, wish.mode, wish.offset, wish.length, request.uid !== 0);
+  session.reply(request, 0);
+}
+
+export function lseek(session: Session, request: Request): void {
+  const { store } = session.volume;
+  const wish = request.body(LseekIn);
+  const inode = session.handles.get(wish.fh).inode;
+  if (wish.whence !== Seek.DATA && wish.whence !== Seek.HOLE) throw new FsError("EINVAL");
+  const found =
+    wish.whence === Seek.DATA
+      ? data.seekData(store, inode, wish.offset)
+      : data.seekHole(store, inode, wish.offset);
+  session.reply(request, putLseekOut(session.outView, 0, found));
+}

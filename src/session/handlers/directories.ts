@@ -1,0 +1,69 @@
+/** Reading directories. Cookies are those of namespace/directory.ts; 1 and 2 are "." and "..". */
+import { FsError } from "../../base/errors.ts";
+import { DirentplusWriter, DirentWriter, putOpenOut } from "../../fuse/encode.ts";
+import { OpenIn } from "../../fuse/kernel.ts";
+import type { Request } from "../../fuse/request.ts";
+import { noteAccess } from "../../namespace/attributes.ts";
+import type { Dentry } from "../../namespace/directory.ts";
+import type { Inode } from "../../namespace/inode.ts";
+import type { Session } from "../session.ts";
+import { entryOf } from "./entry.ts";
+
+const DT_DIR = 4;
+const COOKIE_DOT = 1;
+const COOKIE_DOTDOT = 2;
+
+export function opendir(session: Session, request: Request): void {
+  const inode = session.volume.store.inode(request.nodeid);
+  if (inode.directory === null) throw new FsError("ENOTDIR");
+  const handle = session.handles.add(inode, request.body(OpenIn).flags);
+  if (!session.reply(request, putOpenOut(session.outView, 0, handle.fh, 0)))
+    session.handles.remove(handle.fh);
+}
+
+/** The directory, where to continue, and the time of access noted. */
+function begin(session: Session, request: Request): { inode: Inode; cookie: number } {
+  const inode = session.handles.get(request.ioHandle).inode;
+  if (inode.directory === null) throw new FsError("ENOTDIR");
+  if (!session.options.noDirectoryAtime) noteAccess(session.volume.store, inode, session.options.atime);
+  return { inode, cookie: request.ioOffsetNumber };
+}
+
+/** The names to report from a cookie on, "." and ".." first. */
+function* entriesAfter(inode: Inode, cookie: number): IterableIterator<Readonly<Dentry>> {
+  if (cookie < COOKIE_DOT) yield { name: ".", ino: inode.ino, cookie: COOKIE_DOT, type: DT_DIR };
+  if (cookie < COOKIE_DOTDOT) yield { name: "..", ino: inode.parent, cookie: COOKIE_DOTDOT, type: DT_DIR };
+  if (inode.directory !== null) yield* inode.directory.after(cookie);
+}
+
+export function readdir(session: Session, request: Request): void {
+  const { inode, cookie } = begin(session, request);
+  const writer = new DirentWriter(session.out);
+  writer.begin(request.ioSize);
+  for (const entry of entriesAfter(inode, cookie)) {
+    if (!writer.add(entry.ino, entry.cookie, entry.type, entry.name)) break;
+  }
+  session.reply(request, writer.length);
+}
+
+export function readdirplus(session: Session, request: Request): void {
+  const { inode, cookie } = begin(session, request);
+  const { store } = session.volume;
+  const writer = new DirentplusWriter(session.out);
+  writer.begin(request.ioSize);
+  const seen: Inode[] = [];
+  for (const entry of entriesAfter(inode, cookie)) {
+    if (!writer.fits(entry.name.length)) break;
+    if (entry.cookie <= COOKIE_DOTDOT) {
+      writer.addBare(entry.ino, entry.cookie, entry.type, entry.name);
+      continue;
+    }
+    const child = store.inode(entry.ino);
+    writer.add(entryOf(session, child), entry.cookie, entry.type, entry.name);
+    child.lookups += 1;
+    seen.push(child);
+  }
+  if (!session.reply(request, writer.length)) {
+    for (const child of seen) child.lookups -= 1;
+  }
+}

@@ -1,0 +1,127 @@
+/** Opening, closing and syncing files. */
+import { now } from "../../base/clock.ts";
+import { putCreateOut, putOpenOut, putPollOut } from "../../fuse/encode.ts";
+import {
+  CreateIn,
+  Fopen,
+  Opcode,
+  OpenIn,
+  OpenInFlag,
+  PollEvent,
+  PollIn,
+  ReleaseIn,
+} from "../../fuse/kernel.ts";
+import type { Request } from "../../fuse/request.ts";
+import { truncate } from "../../namespace/data.ts";
+import { type Inode, S_IFMT, S_IFREG } from "../../namespace/inode.ts";
+import * as names from "../../namespace/names.ts";
+import { type Handle, O_TRUNC } from "../handles.ts";
+import type { Session } from "../session.ts";
+import { entryOf } from "./entry.ts";
+
+/**
+ * Reads and writes go to us and not through the page cache, so that read(2), write(2) and direct mappings always see the
+ * same bytes. Ordinary mappings of the file still work where the kernel allows them on such a file (7.39); on older ones
+ * only files that are leased at this moment are opened so.
+ */
+function openFlags(session: Session, inode: Inode): number {
+  const direct =
+    session.negotiated?.features.DIRECT_IO_ALLOW_MMAP === true || session.volume.leases.of(inode).length > 0;
+  return Fopen.NOFLUSH | (direct ? Fopen.DIRECT_IO | Fopen.PARALLEL_DIRECT_WRITES : 0);
+}
+
+export function open(session: Session, request: Request): void {
+  const { store } = session.volume;
+  const inode = store.inode(request.nodeid);
+  const wish = request.body(OpenIn);
+  if ((wish.flags & O_TRUNC) !== 0) {
+    truncate(store, inode, 0n, (wish.openFlags & OpenInFlag.KILL_SUIDGID) !== 0);
+  }
+  const handle = session.handles.add(inode, wish.flags);
+  const length = putOpenOut(session.outView, 0, handle.fh, openFlags(session, inode));
+  if (!session.reply(request, length)) close(session, handle.fh);
+}
+
+export function create(session: Session, request: Request): void {
+  const { store } = session.volume;
+  const wish = request.body(CreateIn);
+  const parent = store.inode(request.nodeid);
+  const name = request.name();
+  const mode = (wish.mode & S_IFMT) === 0 ? wish.mode | S_IFREG : wish.mode;
+  const inode = names.create(store, parent, name, mode, 0, request, null);
+  replyCreated(session, request, inode, wish.flags);
+}
+
+export function tmpfile(session: Session, request: Request): void {
+  const { store } = session.volume;
+  const wish = request.body(CreateIn);
+  const mode = S_IFREG | (wish.mode & 0o7777);
+  const inode = names.createUnnamed(store, store.inode(request.nodeid), mode, request);
+  replyCreated(session, request, inode, wish.flags);
+}
+
+function replyCreated(session: Session, request: Request, inode: Inode, flags: number): void {
+  const handle = session.handles.add(inode, flags);
+  inode.lookups += 1;
+  const length = putCreateOut(
+    session.outView,
+    0,
+    entryOf(session, inode),
+    handle.fh,
+    openFlags(session, inode),
+  );
+  if (!session.reply(request, length)) {
+    inode.lookups -= 1;
+    close(session, handle.fh);
+  }
+}
+
+/** The last reference to the open file description is gone, and with it the lease that was granted on it. */
+function close(session: Session, fh: number): void {
+  const handle = session.handles.remove(fh);
+  if (handle.lease !== null) endLease(session, handle);
+  session.volume.store.reapSoon(handle.inode);
+}
+
+export function endLease(session: Session, handle: Handle): void {
+  if (handle.lease === null) return;
+  session.volume.leases.end(handle.lease);
+  handle.lease = null;
+  touchAfterLease(session, handle.inode);
+}
+
+/** Stores through a mapping are invisible to us: the file counts as modified when the mapping ends. */
+function touchAfterLease(session: Session, inode: Inode): void {
+  const { store } = session.volume;
+  if (store.journal === null || inode.nlink === 0) return;
+  const time = now();
+  inode.mtimeSec = time.sec;
+  inode.mtimeNsec = time.nsec;
+  inode.ctimeSec = time.sec;
+  inode.ctimeNsec = time.nsec;
+  store.noteTimes(inode);
+  session.invalidateAttributes(inode);
+}
+
+export function release(session: Session, request: Request): void {
+  close(session, request.body(ReleaseIn).fh);
+  session.reply(request, 0);
+}
+
+/** Sent at each close(2) by kernels that do not know FOPEN_NOFLUSH; nothing is held back here that would need it. */
+export function flush(session: Session, request: Request): void {
+  session.reply(request, 0);
+}
+
+export async function fsync(session: Session, request: Request): Promise<void> {
+  if (request.opcode !== Opcode.SYNCFS) session.volume.store.inode(request.nodeid);
+  await session.volume.store.sync();
+  session.reply(request, 0);
+}
+
+/** Regular files are always ready, as on every file system. */
+export function poll(session: Session, request: Request): void {
+  const { events } = request.body(PollIn);
+  const ready = PollEvent.IN | PollEvent.OUT | PollEvent.RDNORM | PollEvent.WRNORM;
+  session.reply(request, putPollOut(session.outView, 0, events === 0 ? ready : ready & events));
+}

@@ -1,0 +1,318 @@
+/**
+ * The ioctls of src/lease/wire.ts. Whatever comes in is a stranger's: sizes are checked against the declarations, and
+ * every field before it is used. All of them may wait, so each has a request of its own.
+ */
+import { FsError } from "../../base/errors.ts";
+import { retrying } from "../../base/wait.ts";
+import { putIoctlOut } from "../../fuse/encode.ts";
+import { IoctlIn } from "../../fuse/kernel.ts";
+import type { Request } from "../../fuse/request.ts";
+import { type StructValue, viewOf } from "../../layout/struct.ts";
+import { processOfThread } from "../../lease/process.ts";
+import * as wire from "../../lease/wire.ts";
+import { SUPERBLOCK_UUID_OFFSET } from "../../media/superblock.ts";
+import { blocksFor, prepareSome } from "../../namespace/data.ts";
+import { FILE_BYTES_MAX, type Inode } from "../../namespace/inode.ts";
+import { answer } from "../control.ts";
+import { type Handle, O_ACCMODE, O_RDONLY, O_RDWR } from "../handles.ts";
+import type { Session } from "../session.ts";
+import { endLease } from "./files.ts";
+
+export async function ioctl(session: Session, request: Request, interrupted: () => boolean): Promise<void> {
+  const { cmd, fh, inSize, outSize } = request.body(IoctlIn);
+  const handle = session.handles.get(fh);
+  const expectedIn = (cmd >>> 30) & 1 ? (cmd >>> 16) & 0x3fff : 0;
+  const expectedOut = (cmd >>> 31) & 1 ? (cmd >>> 16) & 0x3fff : 0;
+  switch (cmd) {
+    case wire.Ioctl.REGION:
+    case wire.Ioctl.EXTENTS:
+    case wire.Ioctl.GRANT:
+    case wire.Ioctl.END:
+    case wire.Ioctl.PREPARE:
+    case wire.Ioctl.CONTROL:
+      break;
+    default:
+      throw new FsError("ENOTTY");
+  }
+  if (inSize !== expectedIn || outSize < expectedOut) throw new FsError("EINVAL", "ioctl sizes");
+  const payload = request.data();
+  let reply: Uint8Array | null = null;
+  switch (cmd) {
+    case wire.Ioctl.REGION:
+      reply = region(session);
+      break;
+    case wire.Ioctl.EXTENTS:
+      reply = extents(session, fileOf(handle), payload);
+      break;
+    case wire.Ioctl.GRANT:
+      reply = await grant(session, request, handle, payload, interrupted);
+      break;
+    case wire.Ioctl.END:
+      end(session, handle, payload);
+      break;
+    case wire.Ioctl.PREPARE:
+      await prepareRange(session, handle, payload, interrupted);
+      break;
+    case wire.Ioctl.CONTROL:
+      reply = control(session, request, payload);
+      break;
+  }
+  const at = putIoctlOut(session.outView, 0, 0);
+  if (reply !== null) session.out.set(reply, at);
+  session.reply(request, at + (reply?.length ?? 0));
+}
+
+function fileOf(handle: Handle): Inode {
+  if (handle.inode.extents === null) throw new FsError("EOPNOTSUPP", "not a regular file");
+  return handle.inode;
+}
+
+function decode<S extends { decode(view: DataView, at: number): unknown }>(
+  declared: S,
+  payload: Uint8Array,
+): ReturnType<S["decode"]> {
+  try {
+    const value = declared.decode(viewOf(payload), 0) as ReturnType<S["decode"]> & { version: number };
+    if (value.version !== wire.WIRE_VERSION) {
+      throw new FsError("EINVAL", `wire version ${value.version}, this daemon speaks ${wire.WIRE_VERSION}`);
+    }
+    return value;
+  } catch (error) {
+    // A stranger's bytes are not our media: what decode calls damage is a wrong argument here.
+    throw error instanceof FsError ? error : new FsError("EINVAL", (error as Error).message);
+  }
+}
+
+function region(session: Session): Uint8Array {
+  const { store, leases } = session.volume;
+  const facts = store.region.facts;
+  const path = session.options.mountSource;
+  const kinds: Record<string, number> = {
+    file: wire.RegionKind.FILE,
+    block: wire.RegionKind.BLOCK,
+    devdax: wire.RegionKind.DEVDAX,
+  };
+  const kind = kinds[facts.kind];
+  if (kind === undefined || Buffer.byteLength(path) > 4095) {
+    throw new FsError("EOPNOTSUPP", "this region cannot be mapped by others");
+  }
+  const flags =
+    (facts.granularity === "cacheline" ? wire.RegionFlag.CACHELINE : 0) |
+    (facts.assumed ? wire.RegionFlag.ASSUMED : 0) |
+    (facts.mapSync && facts.kind === "file" ? wire.RegionFlag.NEEDS_MAP_SYNC : 0) |
+    (store.journal === null ? wire.RegionFlag.READ_ONLY : 0);
+  const out = Buffer.alloc(wire.WireRegion.size);
+  wire.WireRegion.encode(viewOf(out), 0, {
+    version: wire.WIRE_VERSION,
+    kind,
+    flags,
+    blockSize: store.blockBytes,
+    regionBytes: store.superblock.regionBytes,
+    mapAlignment: facts.mapAlignmentBytes,
+    uuid: store.superblock.uuid,
+    superblockUuidOffset: SUPERBLOCK_UUID_OFFSET,
+    device: facts.device,
+    inode: facts.inode,
+    defaultKind: leases.policy.direct === "breakable" ? wire.LeaseKind.BREAKABLE : wire.LeaseKind.SEAL,
+    pathBytes: Buffer.byteLength(path),
+    path,
+  });
+  return out;
+}
+
+type MapRequest = StructValue<typeof wire.WireMap>;
+
+/** First byte behind the file's last block: the larger of its size and its last extent. */
+function mapEnd(session: Session, inode: Inode): bigint {
+  const { store } = session.volume;
+  const blocks = Math.max(inode.extents?.end ?? 0, blocksFor(store, inode.size));
+  return BigInt(blocks) << store.blockShift;
+}
+
+/** The pieces of the file's map in [offset, end), as many as fit, behind a header that says what they are. */
+function describe(
+  session: Session,
+  inode: Inode,
+  offset: bigint,
+  end: bigint,
+  rest: Partial<MapRequest>,
+): Uint8Array {
+  const { store } = session.volume;
+  const out = Buffer.alloc(wire.WIRE_MAP_BYTES);
+  const view = viewOf(out);
+  const map = inode.extents;
+  let count = 0;
+  let block = Number(offset >> store.blockShift);
+  const endBlock = blocksFor(store, end);
+  while (map !== null && block < endBlock && count < wire.WIRE_EXTENTS_MAX) {
+    const piece = map.at(block, endBlock - block);
+    wire.WireExtent.encode(view, wire.WireMap.size + count * wire.WireExtent.size, {
+      offset: BigInt(block) << store.blockShift,
+      physical: piece.state === 0 ? 0 : piece.physical * store.blockBytes,
+      length: BigInt(piece.count) << store.blockShift,
+      state: piece.state,
+    });
+    count += 1;
+    block += piece.count;
+  }
+  wire.WireMap.encode(view, 0, {
+    version: wire.WIRE_VERSION,
+    ...rest,
+    count,
+    offset,
+    length: end > offset ? end - offset : 0n,
+    generation: inode.mapLsn,
+    nextOffset: block < endBlock ? BigInt(block) << store.blockShift : 0n,
+    fileBytes: inode.size,
+    inode: inode.ino,
+    mapBytes: mapEnd(session, inode),
+  });
+  return out;
+}
+
+/** Offset and length of a range in the file, checked against overflow. Length 0 means up to the end of the file's map. */
+function checkRange(offset: bigint, length: bigint): void {
+  if (offset > FILE_BYTES_MAX || length > FILE_BYTES_MAX || offset + length > FILE_BYTES_MAX) {
+    throw new FsError("EINVAL", "range beyond the largest file");
+  }
+}
+
+function extents(session: Session, inode: Inode, payload: Uint8Array): Uint8Array {
+  const { store } = session.volume;
+  const wish = decode(wire.WireMap, payload);
+  checkRange(wish.offset, wish.length);
+  const from = (wish.offset >> store.blockShift) << store.blockShift;
+  const limit = mapEnd(session, inode);
+  const end = wish.offset + wish.length < limit ? wish.offset + wish.length : limit;
+  return describe(session, inode, from, end, {});
+}
+
+async function grant(
+  session: Session,
+  request: Request,
+  handle: Handle,
+  payload: Uint8Array,
+  interrupted: () => boolean,
+): Promise<Uint8Array> {
+  const { store, leases } = session.volume;
+  const inode = fileOf(handle);
+  const wish = decode(wire.WireMap, payload);
+  checkRange(wish.offset, wish.length);
+  if (store.journal === null) throw new FsError("EOPNOTSUPP", "mounted read-only");
+  if ((handle.flags & O_ACCMODE) !== O_RDWR) throw new FsError("EACCES", "not open for reading and writing");
+  if (wish.length === 0n || (wish.offset & store.blockMask) !== 0n) {
+    throw new FsError("EINVAL", `offset and length: whole blocks of ${store.blockBytes} bytes, at least one`);
+  }
+  if (wish.kind > wire.LeaseKind.BREAKABLE) throw new FsError("EINVAL", "lease kind");
+  if (handle.lease !== null) throw new FsError("EBUSY", "this open file has a lease already");
+  if ((wish.flags & wire.LeaseFlag.SYNC) !== 0 && store.region.facts.granularity !== "cacheline") {
+    throw new FsError("EOPNOTSUPP", "MAP_SYNC: a CPU flush does not make stores to this region durable");
+  }
+  if ((wish.flags & wire.LeaseFlag.PREPARE) !== 0) {
+    await prepareBlocks(session, inode, wish.offset, wish.offset + wish.length, interrupted);
+  }
+  // From the grant on, a CPU flush alone must make data durable: what locates the blocks has to be durable first.
+  // Only this file's own map counts, or a busy neighbour could hold the grant up for ever.
+  while (inode.mapLsn > store.journal.durableLsn) {
+    await store.sync();
+    if (interrupted()) throw new FsError("EINTR");
+  }
+  const facts = processOfThread(request.pid);
+  const lease = leases.grant({
+    inode,
+    kind: wish.kind,
+    flags: wish.flags,
+    offset: wish.offset,
+    length: wish.length,
+    block: Number(wish.offset >> store.blockShift),
+    count: blocksFor(store, wish.length),
+    blockBytes: store.blockBytes,
+    holder: { pid: facts.pid, uid: request.uid, command: facts.command },
+  });
+  handle.lease = lease;
+  // No page of the range may stay in the page cache. Dirty ones of ordinary mappings are written back on the way; new
+  // ones are refused from now on, because the lease is in the table.
+  await session.invalidate(inode, wish.offset, wish.length);
+  const limit = mapEnd(session, inode);
+  const end = wish.offset + wish.length < limit ? wish.offset + wish.length : limit;
+  return describe(session, inode, wish.offset, end, {
+    kind: lease.kind === "seal" ? wire.LeaseKind.SEAL : wire.LeaseKind.BREAKABLE,
+    flags: wish.flags,
+    leaseId: lease.id,
+  });
+}
+
+function end(session: Session, handle: Handle, payload: Uint8Array): void {
+  const wish = decode(wire.WireRange, payload);
+  if (handle.lease === null || handle.lease.id !== wish.leaseId) {
+    throw new FsError("EINVAL", `lease ${wish.leaseId} was not granted on this open file`);
+  }
+  endLease(session, handle);
+}
+
+async function prepareRange(
+  session: Session,
+  handle: Handle,
+  payload: Uint8Array,
+  interrupted: () => boolean,
+): Promise<void> {
+  const inode = fileOf(handle);
+  const wish = decode(wire.WireRange, payload);
+  if (wish.flags !== 0) throw new FsError("EINVAL", "flags");
+  if ((handle.flags & O_ACCMODE) === O_RDONLY && handle.inode.uid !== 0) {
+    // Preparing allocates: it needs what a write needs.
+    throw new FsError("EBADF", "not open for writing");
+  }
+  checkRange(wish.offset, wish.length);
+  const to = wish.length === 0n ? inode.size : wish.offset + wish.length;
+  if (to < wish.offset) throw new FsError("EINVAL", "offset beyond the end of the file");
+  await prepareBlocks(session, inode, wish.offset, to, interrupted);
+  await session.volume.store.sync();
+  // Blocks and ctime changed without the kernel's knowledge.
+  session.invalidateAttributes(inode);
+}
+
+/** Bytes zeroed before others get a turn. */
+const PREPARE_SLICE_BYTES = 8 * 1024 * 1024;
+
+async function prepareBlocks(
+  session: Session,
+  inode: Inode,
+  from: bigint,
+  to: bigint,
+  interrupted: () => boolean,
+): Promise<void> {
+  const { store } = session.volume;
+  const end = blocksFor(store, to);
+  const slice = Math.max(1, PREPARE_SLICE_BYTES / store.blockBytes);
+  let block = Number(from >> store.blockShift);
+  while (block < end) {
+    const next = await retrying(() => prepareSome(store, inode, block, end - block, slice));
+    block = next;
+    if (block < end) await new Promise((resolve) => setImmediate(resolve));
+    if (interrupted()) throw new FsError("EINTR");
+  }
+}
+
+function control(session: Session, request: Request, payload: Uint8Array): Uint8Array {
+  const wish = decode(wire.WireControl, payload);
+  const { token, bytes } =
+    wish.token === 0
+      ? session.answers.keep(answer(session, request, wish.question, wish.argument))
+      : { token: wish.token, bytes: session.answers.get(wish.token) };
+  if (wish.offset > bytes.length) throw new FsError("EINVAL", "offset behind the answer");
+  const slice = bytes.subarray(wish.offset, wish.offset + wire.WIRE_CONTROL_TEXT);
+  if (wish.offset + slice.length === bytes.length) session.answers.drop(token);
+  const out = Buffer.alloc(wire.WireControl.size);
+  wire.WireControl.encode(viewOf(out), 0, {
+    version: wire.WIRE_VERSION,
+    question: wish.question,
+    token,
+    count: slice.length,
+    offset: wish.offset,
+    total: bytes.length,
+    argument: wish.argument,
+    text: slice,
+  });
+  return out;
+}

@@ -1,0 +1,55 @@
+/**
+ * Open files and directories, by the number that the kernel knows them by.
+ *
+ * Invariants: a number is never used twice; each handle counts once in its inode's `opens` from open to release.
+ */
+import { FsError } from "../base/errors.ts";
+import type { Lease } from "../lease/table.ts";
+import type { Inode } from "../namespace/inode.ts";
+
+export const O_ACCMODE = 0o3;
+export const O_RDONLY = 0;
+export const O_RDWR = 2;
+export const O_TRUNC = 0o1000;
+export const O_APPEND = 0o2000;
+export const O_DSYNC = 0o10000;
+
+export interface Handle {
+  readonly fh: number;
+  readonly inode: Inode;
+  /** As given to open(2). */
+  readonly flags: number;
+  /** The lease that was granted on this open file description; it ends with it. */
+  lease: Lease | null;
+}
+
+export class Handles {
+  readonly #open = new Map<number, Handle>();
+  #next = 1;
+
+  get size(): number {
+    return this.#open.size;
+  }
+
+  add(inode: Inode, flags: number): Handle {
+    const handle: Handle = { fh: this.#next, inode, flags, lease: null };
+    this.#next += 1;
+    inode.opens += 1;
+    this.#open.set(handle.fh, handle);
+    return handle;
+  }
+
+  /** @throws FsError EBADF */
+  get(fh: number): Handle {
+    const handle = this.#open.get(fh);
+    if (handle === undefined) throw new FsError("EBADF", `file handle ${fh}`);
+    return handle;
+  }
+
+  remove(fh: number): Handle {
+    const handle = this.get(fh);
+    this.#open.delete(fh);
+    handle.inode.opens -= 1;
+    return handle;
+  }
+}

@@ -1,0 +1,308 @@
+/**
+ * A mounted volume: takes requests from the channel, runs the handler of each, and answers.
+ *
+ * Invariants:
+ * - one thread, one request at a time: a handler runs from beginning to end before the next begins, unless it says that
+ *   it waits. A Wait is thrown before anything has changed, and the request is run again from the start later;
+ * - every request that wants an answer gets exactly one, whatever its handler does; an expected error (FsError) is an
+ *   errno, damage (CorruptionError) is EIO and a line in the log, anything else is our own bug and stops the daemon;
+ * - a request that waits can be interrupted (EINTR), and never holds up another;
+ * - nothing here calls into the own mount.
+ */
+import { Errno } from "../base/errno.ts";
+import { CorruptionError, FsError } from "../base/errors.ts";
+import { Wait } from "../base/wait.ts";
+import { type Negotiated, requestBufferBytes } from "../fuse/init.ts";
+import { Opcode } from "../fuse/kernel.ts";
+import { notifyInvalInode } from "../fuse/notify.ts";
+import { opcodeName } from "../fuse/opcodes.ts";
+import { printReply, printRequest } from "../fuse/print.ts";
+import { Request } from "../fuse/request.ts";
+import { holderIsGone } from "../lease/process.ts";
+import type { AtimeMode } from "../namespace/attributes.ts";
+import type { Inode } from "../namespace/inode.ts";
+import { addon, type Channel, type NativeRegion } from "../region/addon.ts";
+import type { NativeBacked, Region } from "../region/region.ts";
+import { Answers } from "./answers.ts";
+import { type Handler, handlers } from "./dispatch.ts";
+import { Handles } from "./handles.ts";
+import type { Volume } from "./volume.ts";
+
+export interface SessionOptions {
+  /** Who mounted; may list all leases like root. */
+  readonly uid: number;
+  /** Print each request and reply on standard error. */
+  readonly debug: boolean;
+  /** The region's path, for clients. */
+  readonly mountSource: string;
+  readonly mountpoint: string;
+  readonly atime: AtimeMode;
+  readonly noDirectoryAtime: boolean;
+}
+
+/** Largest WRITE and READ, bytes; the kernel's default limit of 256 pages (fs.fuse.max_pages_limit). */
+export const TRANSFER_BYTES_MAX = 1024 * 1024;
+/** After a burst of requests, look for the next one this long before going back to sleep, microseconds. */
+const BUSY_POLL_MICROS = 150;
+const BATCH = 32;
+/** A conflict with a lease whose holder is dead waits for the kernel's release: so often, and so long in between. */
+const RELEASE_TRIES = 40;
+const RELEASE_WAIT_MS = 5;
+
+interface Waiting {
+  readonly request: Request;
+  interrupted: boolean;
+  /** Ends the wait at once, so that an interrupted request is answered. */
+  wake: () => void;
+}
+
+export class Session {
+  readonly volume: Volume;
+  readonly options: SessionOptions;
+  readonly handles = new Handles();
+  readonly answers = new Answers();
+  /** Replies are built here; a handler fills it and answers before it returns. */
+  readonly out: Buffer;
+  readonly outView: DataView;
+  readonly pieces = new Float64Array(1024);
+  readonly ended: Promise<void>;
+  readonly startedAtMs = Date.now();
+  /** Set by INIT. */
+  negotiated: Negotiated | null = null;
+  #channel: Channel | null = null;
+  #resolveEnded: () => void = () => {};
+  readonly #request: Request;
+  readonly #buffer: Buffer;
+  readonly #native: NativeRegion | null;
+  readonly #waiting = new Map<bigint, Waiting>();
+  /** How often the request being run has been run before. */
+  #attempt = 0;
+  #answered = false;
+  readonly counts: number[] = [];
+  errors = 0;
+
+  constructor(volume: Volume, options: SessionOptions) {
+    this.volume = volume;
+    this.options = options;
+    this.#buffer = Buffer.alloc(requestBufferBytes(TRANSFER_BYTES_MAX));
+    this.#request = new Request(this.#buffer);
+    this.out = Buffer.alloc(TRANSFER_BYTES_MAX + 4096);
+    this.outView = new DataView(this.out.buffer, this.out.byteOffset, this.out.byteLength);
+    this.#native = isNativeBacked(volume.store.region) ? (volume.store.region.native as NativeRegion) : null;
+    this.ended = new Promise((resolve) => {
+      this.#resolveEnded = resolve;
+    });
+    volume.leases.onConflict = (lease) => {
+      // A release reaches us through the same queue as everything else. One turn lets what is queued come in; a holder
+      // that is dead needs no more than its release, which the kernel is about to send.
+      if (this.#attempt === 0) throw new Wait("release", new Promise((resolve) => setImmediate(resolve)));
+      if (this.#attempt < RELEASE_TRIES && holderIsGone(lease.holder.pid)) {
+        throw new Wait("release", new Promise((resolve) => setTimeout(resolve, RELEASE_WAIT_MS)));
+      }
+    };
+  }
+
+  /** Serve the /dev/fuse descriptor until the file system is unmounted. */
+  attach(descriptor: number): void {
+    this.#channel = addon().openChannel(
+      descriptor,
+      this.#buffer,
+      { busyPollMicros: BUSY_POLL_MICROS, batch: BATCH },
+      (length) => this.#receive(length),
+      () => this.#resolveEnded(),
+    );
+  }
+
+  async close(): Promise<void> {
+    this.#channel?.close();
+    this.#channel = null;
+    for (const waiting of this.#waiting.values()) waiting.wake();
+    this.#resolveEnded();
+  }
+
+  get channelCounters(): Channel["counters"] | null {
+    return this.#channel?.counters ?? null;
+  }
+
+  get waiting(): number {
+    return this.#waiting.size;
+  }
+
+  #receive(length: number): void {
+    const request = this.#request;
+    try {
+      request.load(length);
+    } catch (error) {
+      if (!(error instanceof FsError)) throw error;
+      // Without an id there is nobody to answer.
+      if (request.unique !== 0n && request.row?.reply !== false) {
+        this.#send(request, error.errno, this.out, 0, 0);
+      }
+      return;
+    }
+    if (this.options.debug) process.stderr.write(`${printRequest(request)}\n`);
+    this.counts[request.opcode] = (this.counts[request.opcode] ?? 0) + 1;
+    if (request.opcode === Opcode.INTERRUPT) {
+      this.#interrupt(request);
+      return;
+    }
+    this.#run(request, 0);
+  }
+
+  #run(request: Request, attempt: number): void {
+    const handler: Handler | undefined = handlers[request.opcode];
+    if (handler === undefined) {
+      this.#fail(request, new FsError("ENOSYS"));
+      return;
+    }
+    this.#attempt = attempt;
+    this.#answered = false;
+    try {
+      if (handler.waits) {
+        // It goes on after this turn of the event loop: it needs a request of its own.
+        const own = request === this.#request ? request.clone() : request;
+        const waiting = this.#wait(own);
+        handler
+          .run(this, own, () => waiting.interrupted)
+          .then(
+            () => this.#waiting.delete(own.unique),
+            (error: unknown) => {
+              this.#waiting.delete(own.unique);
+              this.#failed(own, attempt, error);
+            },
+          );
+        return;
+      }
+      handler.run(this, request);
+      if (!this.#answered && request.row?.reply !== false) {
+        throw new Error(`${opcodeName(request.opcode)} was not answered`);
+      }
+    } catch (error) {
+      this.#failed(request, attempt, error);
+    }
+  }
+
+  #failed(request: Request, attempt: number, error: unknown): void {
+    if (error instanceof Wait) this.#park(request, attempt, error);
+    else if (error instanceof FsError) this.#fail(request, error);
+    else if (error instanceof CorruptionError) {
+      process.stderr.write(`mapdirect: ${opcodeName(request.opcode)}: ${error.message}\n`);
+      this.#fail(request, new FsError("EIO", error.message));
+    } else {
+      // Thrown from a promise or from the channel's callback alike, it must not be lost.
+      setImmediate(() => {
+        throw error;
+      });
+    }
+  }
+
+  #wait(request: Request): Waiting {
+    const waiting: Waiting = { request, interrupted: false, wake: () => {} };
+    this.#waiting.set(request.unique, waiting);
+    return waiting;
+  }
+
+  /** Keep the request until what it waits for has happened, or it is interrupted; then run it again. */
+  #park(request: Request, attempt: number, wait: Wait): void {
+    const own = request === this.#request ? request.clone() : request;
+    const waiting = this.#wait(own);
+    let done = false;
+    const resume = (): void => {
+      if (done) return;
+      done = true;
+      this.#waiting.delete(own.unique);
+      if (this.#channel === null) return;
+      if (waiting.interrupted) this.#fail(own, new FsError("EINTR"));
+      else this.#run(own, attempt + 1);
+    };
+    waiting.wake = resume;
+    // A failed wait is run again too: what failed is seen by the operation itself.
+    wait.until.then(resume, resume);
+  }
+
+  #interrupt(request: Request): void {
+    const waiting = this.#waiting.get(request.interrupted);
+    // Whatever is not waiting has been answered, or will be at once.
+    if (waiting === undefined) return;
+    waiting.interrupted = true;
+    waiting.wake();
+  }
+
+  #fail(request: Request, error: FsError): void {
+    if (request.row?.reply === false) return;
+    this.errors += 1;
+    if (this.options.debug) process.stderr.write(`  ${error.message}\n`);
+    this.#send(request, error.errno, this.out, 0, 0);
+  }
+
+  /** Answer with out[0, length). Returns false if the caller is gone (nobody took the reply). */
+  reply(request: Request, length: number): boolean {
+    return this.#send(request, 0, this.out, 0, length);
+  }
+
+  replyBytes(request: Request, bytes: Uint8Array): boolean {
+    return this.#send(request, 0, bytes, 0, bytes.length);
+  }
+
+  /** Answer when `until` has resolved, with what `encode` then puts into `out`. The request must be its own copy. */
+  replyAfter(request: Request, until: Promise<void>, encode: () => number): void {
+    this.#answered = true;
+    until.then(
+      () => this.reply(request, encode()),
+      (error: unknown) =>
+        this.#fail(request, error instanceof FsError ? error : new FsError("EIO", String(error))),
+    );
+  }
+
+  /** Answer a READ with `count` pieces of the region (see locate() in namespace/data.ts), `total` bytes in all. */
+  replyRegion(request: Request, count: number, total: number): void {
+    this.#answered = true;
+    if (this.#native !== null && this.#channel !== null) {
+      if (this.options.debug) process.stderr.write(`  ${total} bytes\n`);
+      this.#channel.replyRegion(request.unique, this.#native, this.pieces, count);
+      return;
+    }
+    let done = 0;
+    for (let index = 0; index < count; index += 1) {
+      const from = this.pieces[index * 2] as number;
+      const bytes = this.pieces[index * 2 + 1] as number;
+      if (from < 0) this.out.fill(0, done, done + bytes);
+      else this.volume.store.region.read(from, this.out, done, bytes);
+      done += bytes;
+    }
+    this.#send(request, 0, this.out, 0, total);
+  }
+
+  #send(request: Request, error: number, payload: Uint8Array, start: number, length: number): boolean {
+    this.#answered = true;
+    if (this.options.debug) process.stderr.write(`${printReply(request, error, payload, start, length)}\n`);
+    if (this.#channel === null) return false;
+    const failed = this.#channel.reply(request.unique, error, payload, start, length);
+    if (failed === 0) return true;
+    // ENOENT: the request was aborted. Anything else means that the reply is malformed: our bug, but the caller must
+    // not hang for it.
+    if (failed !== Errno.ENOENT && failed !== Errno.ENODEV) {
+      process.stderr.write(
+        `mapdirect: the kernel refused the reply to ${opcodeName(request.opcode)} (errno ${failed})\n`,
+      );
+      if (error === 0) this.#channel.reply(request.unique, Errno.EIO, payload, 0, 0);
+    }
+    return false;
+  }
+
+  /** Tell the kernel that attributes changed behind its back. */
+  invalidateAttributes(inode: Inode): void {
+    // A negative offset leaves the data alone (fuse_reverse_inval_inode, fs/fuse/inode.c).
+    void this.invalidate(inode, -1n, 0n);
+  }
+
+  /** Drop pages [offset, offset + length) of the file from the page cache, writing back dirty ones first. */
+  async invalidate(inode: Inode, offset: bigint, length: bigint): Promise<void> {
+    const { code, payload } = notifyInvalInode(inode.ino, offset, length);
+    await this.#channel?.notify(code, payload);
+  }
+}
+
+function isNativeBacked(region: Region): region is Region & NativeBacked {
+  return "native" in region;
+}

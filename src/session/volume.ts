@@ -1,0 +1,140 @@
+/** A volume with its leases: what a session serves, and what tests use without a mount. */
+import { FsError } from "../base/errors.ts";
+import { retrying } from "../base/wait.ts";
+import { type LeasePolicy, LeaseTable } from "../lease/table.ts";
+import { FORMAT_VERSION } from "../media/format.ts";
+import { formatUuid } from "../media/mkfs.ts";
+import { Store } from "../namespace/store.ts";
+import type { Region } from "../region/region.ts";
+
+export interface VolumeOptions extends LeasePolicy {
+  readonly readOnly: boolean;
+  /** How long a breakable lease may take to end, seconds. */
+  readonly breakTimeSeconds: number;
+}
+
+/** What `mapdirect info --json` shows; keys are stable. Sizes are bytes. */
+export interface VolumeInfo {
+  readonly uuid: string;
+  readonly label: string;
+  readonly format_version: number;
+  readonly block_size: number;
+  readonly segment_size: number;
+  readonly size: number;
+  readonly used: number;
+  readonly free: number;
+  readonly metadata: number;
+  readonly inodes: number;
+  readonly created: string;
+  readonly read_only: string | null;
+  readonly region: {
+    readonly path: string;
+    readonly kind: string;
+    readonly size: number;
+    readonly granularity: string;
+    readonly map_sync: boolean;
+    readonly assumed: boolean;
+    readonly map_alignment: number;
+    readonly flush_method: string;
+    readonly fallbacks: readonly string[];
+  };
+  readonly recovery: {
+    readonly label: string;
+    readonly why: string;
+    readonly groups_applied: number;
+    readonly groups_dropped: number;
+    readonly warnings: readonly string[];
+  };
+}
+
+/** Write-back of page-granular regions, and of times: nothing is older than this when the power fails, milliseconds. */
+const WRITE_BACK_MS = 4000;
+
+export class Volume {
+  readonly store: Store;
+  readonly leases: LeaseTable;
+  readonly options: VolumeOptions;
+  readonly #timer: NodeJS.Timeout;
+
+  private constructor(store: Store, options: VolumeOptions) {
+    this.store = store;
+    this.options = options;
+    this.leases = new LeaseTable(options);
+    store.guard = this.leases;
+    this.#timer = setInterval(() => {
+      // A failure is sticky in the journal; who writes next hears of it.
+      this.store.sync().catch(() => {});
+    }, WRITE_BACK_MS);
+    this.#timer.unref();
+  }
+
+  /** @throws CorruptionError, FsError EINVAL: see Store.open. */
+  static async open(region: Region, options: VolumeOptions): Promise<Volume> {
+    const store = await Store.open(region, { readOnly: options.readOnly });
+    return new Volume(store, options);
+  }
+
+  summary(): VolumeInfo {
+    const { store } = this;
+    const { superblock, recovery } = store;
+    const facts = store.region.facts;
+    const free = this.freeBlocks;
+    let metadataBlocks = 0;
+    for (const run of store.metadataRuns()) metadataBlocks += run.count;
+    return {
+      uuid: formatUuid(superblock.uuid),
+      label: superblock.label,
+      format_version: FORMAT_VERSION,
+      block_size: store.blockBytes,
+      segment_size: superblock.segmentBytes,
+      size: superblock.regionBytes,
+      used: superblock.regionBytes - free * store.blockBytes,
+      free: free * store.blockBytes,
+      metadata: metadataBlocks * store.blockBytes,
+      inodes: store.state.inodes.size,
+      created: new Date(Number(superblock.createdSec) * 1000).toISOString(),
+      read_only: store.readOnlyReason ?? store.journal?.failure?.message ?? null,
+      region: {
+        path: facts.path,
+        kind: facts.kind,
+        size: facts.sizeBytes,
+        granularity: facts.granularity,
+        map_sync: facts.mapSync,
+        assumed: facts.assumed,
+        map_alignment: facts.mapAlignmentBytes,
+        flush_method: facts.flushMethod,
+        fallbacks: facts.fallbacks,
+      },
+      recovery: {
+        label: recovery.label,
+        why: recovery.why,
+        groups_applied: recovery.groupsApplied,
+        groups_dropped: recovery.groupsDropped,
+        warnings: recovery.warnings,
+      },
+    };
+  }
+
+  /** Blocks that a file could get: free ones, and those that the next sync frees. */
+  get freeBlocks(): number {
+    return this.store.allocator.freeBlocks + this.store.allocator.pendingBlocks;
+  }
+
+  /** Run an operation to its end, waiting as it asks; for embedding and tests. */
+  run<T>(operation: (store: Store) => T): Promise<T> {
+    return retrying(() => operation(this.store));
+  }
+
+  /** Final checkpoint. The region stays open. @throws what made the log fail; then the next mount recovers. */
+  async close(): Promise<void> {
+    clearInterval(this.#timer);
+    try {
+      await this.store.close();
+    } catch (error) {
+      if (error instanceof FsError || error instanceof Error) {
+        throw new Error(`the volume could not be closed cleanly: ${error.message}`, { cause: error });
+      }
+      throw error;
+    }
+  }
+}

@@ -1,0 +1,306 @@
+/**
+ * Free space: one bit for each block, and a count of free blocks for each *chunk* of 2 MiB.
+ *
+ * Invariants (check()):
+ * - chunkFree[c] is the number of zero bits of chunk c, and freeBlocks their sum;
+ * - a block is free, or allocated, or pending: given back by a record that is not durable yet. Pending blocks keep their
+ *   bit; they become free when the log says that the record survives a power cut (releaseThrough). Otherwise a crash
+ *   could leave two files with the same block, or one with the other's bytes.
+ *
+ * Policy: large requests get whole chunks, side by side where possible, so that mappings get huge pages and few extents;
+ * small ones fill chunks that are already begun.
+ */
+import { InvariantError, invariant } from "../base/errors.ts";
+
+export interface Run {
+  /** First block. */
+  start: number;
+  /** Blocks. */
+  count: number;
+}
+
+interface PendingRun extends Run {
+  readonly lsn: number;
+}
+
+const CHUNK_BYTES = 2 * 1024 * 1024;
+
+export class Allocator {
+  readonly blockCount: number;
+  readonly chunkBlocks: number;
+  readonly #bits: Uint32Array;
+  readonly #chunkFree: Uint16Array;
+  #freeBlocks = 0;
+  #pendingBlocks = 0;
+  #pending: PendingRun[] = [];
+  /** Chunks where the last small and the last large search ended. */
+  #smallCursor = 0;
+  #largeCursor = 0;
+
+  /** All blocks free. */
+  constructor(blockCount: number, blockBytes: number) {
+    this.blockCount = blockCount;
+    this.chunkBlocks = Math.max(1, CHUNK_BYTES / blockBytes);
+    const chunks = Math.ceil(blockCount / this.chunkBlocks);
+    this.#bits = new Uint32Array(Math.ceil((chunks * this.chunkBlocks) / 32));
+    this.#chunkFree = new Uint16Array(chunks).fill(this.chunkBlocks);
+    this.#freeBlocks = chunks * this.chunkBlocks;
+    // The last chunk may reach past the end: those blocks are never free.
+    for (let block = blockCount; block < chunks * this.chunkBlocks; block += 1) this.#take(block, 1);
+  }
+
+  /** Blocks that can be allocated now. */
+  get freeBlocks(): number {
+    return this.#freeBlocks;
+  }
+  /** Blocks that become free with the next sync. */
+  get pendingBlocks(): number {
+    return this.#pendingBlocks;
+  }
+
+  isFree(block: number): boolean {
+    return ((this.#bits[block >>> 5] as number) & (1 << (block & 31))) === 0;
+  }
+
+  /** Mark as allocated while the map is built up; false if a block of the run is allocated already or out of bounds. */
+  claim(start: number, count: number): boolean {
+    if (start + count > this.blockCount) return false;
+    if (this.#freeRun(start, count) !== count) return false;
+    this.#take(start, count);
+    return true;
+  }
+
+  /**
+   * Allocate one run of at most `want` blocks: as long a one as the policy finds, null if nothing is free.
+   * @param goal block that would continue the file's previous extent; 0 for none.
+   */
+  allocate(want: number, goal: number): Run | null {
+    invariant(want > 0, "allocation of no blocks");
+    if (this.#freeBlocks === 0) return null;
+    if (goal > 0 && goal < this.blockCount) {
+      const length = this.#freeRun(goal, want);
+      if (length === want || length >= this.chunkBlocks / 4) return this.#taken(goal, length);
+    }
+    if (want * 8 >= this.chunkBlocks) {
+      const run = this.#findChunks(want);
+      if (run !== null) return this.#taken(run.start, run.count);
+    }
+    const run = this.#findSmall(want);
+    return run === null ? null : this.#taken(run.start, run.count);
+  }
+
+  /** Allocate exactly `count` blocks at a multiple of `count`; null if there is no such run. */
+  allocateAligned(count: number): Run | null {
+    for (const onlyBegun of [true, false]) {
+      for (let start = 0; start + count <= this.blockCount; start += count) {
+        const free = this.#chunkFree[Math.floor(start / this.chunkBlocks)] as number;
+        if (free < Math.min(count, this.chunkBlocks)) continue;
+        if (onlyBegun && free === this.chunkBlocks) continue;
+        if (this.#freeRun(start, count) === count) return this.#taken(start, count);
+      }
+    }
+    return null;
+  }
+
+  /** Give blocks back at once. */
+  free(start: number, count: number): void {
+    this.#put(start, count);
+  }
+
+  /** Give blocks back as soon as the group with this number is durable. */
+  freeAfter(start: number, count: number, lsn: number): void {
+    this.#pendingBlocks += count;
+    this.#pending.push({ start, count, lsn });
+  }
+
+  /** Everything up to this group number is durable. */
+  releaseThrough(lsn: number): void {
+    if (this.#pending.length === 0) return;
+    let kept = 0;
+    for (const run of this.#pending) {
+      if (run.lsn > lsn) {
+        this.#pending[kept] = run;
+        kept += 1;
+        continue;
+      }
+      this.#pendingBlocks -= run.count;
+      this.#put(run.start, run.count);
+    }
+    this.#pending.length = kept;
+  }
+
+  /** Pending runs, for the invariants of the whole volume. */
+  *pendingRuns(): IterableIterator<Readonly<Run>> {
+    yield* this.#pending;
+  }
+
+  /** Blocks free from `start` on, at most `limit`. */
+  #freeRun(start: number, limit: number): number {
+    const bits = this.#bits;
+    const end = Math.min(start + limit, this.blockCount);
+    let block = start;
+    while (block < end) {
+      const shift = block & 31;
+      const word = (bits[block >>> 5] as number) >>> shift;
+      if (word === 0) {
+        block += 32 - shift;
+        continue;
+      }
+      block += 31 - Math.clz32(word & -word);
+      break;
+    }
+    return Math.max(0, Math.min(block, end) - start);
+  }
+
+  /** First free block at or behind `start`, before `end`; -1 if none. */
+  #firstFree(start: number, end: number): number {
+    const bits = this.#bits;
+    let block = start;
+    while (block < end) {
+      const shift = block & 31;
+      const word = ~(bits[block >>> 5] as number) >>> shift;
+      if (word === 0) {
+        block += 32 - shift;
+        continue;
+      }
+      block += 31 - Math.clz32(word & -word);
+      return block < end ? block : -1;
+    }
+    return -1;
+  }
+
+  /** Whole free chunks: as many side by side as the request needs, or the longest row there is. */
+  #findChunks(want: number): Run | null {
+    const chunks = this.#chunkFree.length;
+    const needed = Math.ceil(want / this.chunkBlocks);
+    let bestStart = -1;
+    let bestLength = 0;
+    for (let step = 0; step < chunks; ) {
+      const from = (this.#largeCursor + step) % chunks;
+      let length = 0;
+      // A row does not wrap around the end of the region.
+      while (
+        length < needed &&
+        from + length < chunks &&
+        this.#chunkFree[from + length] === this.chunkBlocks
+      ) {
+        length += 1;
+      }
+      if (length > bestLength) {
+        bestStart = from;
+        bestLength = length;
+        if (length === needed) break;
+      }
+      step += length + 1;
+    }
+    if (bestLength === 0) return null;
+    this.#largeCursor = bestStart;
+    return {
+      start: bestStart * this.chunkBlocks,
+      count: Math.min(want, bestLength * this.chunkBlocks),
+    };
+  }
+
+  /** A run in a chunk that is begun; else a fresh chunk; else the longest run seen. */
+  #findSmall(want: number): Run | null {
+    const chunks = this.#chunkFree.length;
+    const limit = Math.min(want, this.chunkBlocks);
+    let best: Run | null = null;
+    let fresh = -1;
+    for (let step = 0; step < chunks; step += 1) {
+      const chunk = (this.#smallCursor + step) % chunks;
+      const free = this.#chunkFree[chunk] as number;
+      if (free === 0) continue;
+      if (free === this.chunkBlocks) {
+        if (fresh < 0) fresh = chunk;
+        continue;
+      }
+      if (best !== null && free <= best.count) continue;
+      const end = Math.min((chunk + 1) * this.chunkBlocks, this.blockCount);
+      let block = chunk * this.chunkBlocks;
+      for (;;) {
+        block = this.#firstFree(block, end);
+        if (block < 0) break;
+        const length = this.#freeRun(block, Math.min(limit, end - block));
+        if (length === limit) {
+          this.#smallCursor = chunk;
+          return { start: block, count: length };
+        }
+        if (best === null || length > best.count) best = { start: block, count: length };
+        block += length;
+      }
+      // A few begun chunks without room are enough: a fresh one beats splitting the request.
+      if (fresh >= 0 && step >= 64) break;
+    }
+    if (fresh >= 0) {
+      this.#smallCursor = fresh;
+      const start = fresh * this.chunkBlocks;
+      return { start, count: this.#freeRun(start, limit) };
+    }
+    return best;
+  }
+
+  #taken(start: number, count: number): Run {
+    this.#take(start, count);
+    return { start, count };
+  }
+
+  #take(start: number, count: number): void {
+    this.#freeBlocks -= count;
+    this.#mark(start, count, true);
+  }
+
+  #put(start: number, count: number): void {
+    if (start < 0 || start + count > this.blockCount) {
+      throw new InvariantError(`freeing blocks ${start} to ${start + count}, outside the volume`);
+    }
+    this.#freeBlocks += count;
+    this.#mark(start, count, false);
+  }
+
+  #mark(start: number, count: number, used: boolean): void {
+    const bits = this.#bits;
+    let block = start;
+    const end = start + count;
+    while (block < end) {
+      const shift = block & 31;
+      const length = Math.min(32 - shift, end - block);
+      const mask = (length === 32 ? 0xffff_ffff : ((1 << length) - 1) << shift) >>> 0;
+      const word = bits[block >>> 5] as number;
+      if (((used ? word : ~word) & mask) !== 0) {
+        throw new InvariantError(
+          `blocks ${block} to ${block + length} are ${used ? "allocated" : "free"} already`,
+        );
+      }
+      bits[block >>> 5] = used ? word | mask : word & ~mask;
+      block += length;
+    }
+    for (let at = start; at < end; ) {
+      const chunk = Math.floor(at / this.chunkBlocks);
+      const length = Math.min(end, (chunk + 1) * this.chunkBlocks) - at;
+      this.#chunkFree[chunk] = (this.#chunkFree[chunk] as number) + (used ? -length : length);
+      at += length;
+    }
+  }
+
+  check(): void {
+    let free = 0;
+    for (let chunk = 0; chunk < this.#chunkFree.length; chunk += 1) {
+      let count = 0;
+      for (let block = chunk * this.chunkBlocks; block < (chunk + 1) * this.chunkBlocks; block += 1) {
+        if (this.isFree(block)) count += 1;
+      }
+      invariant(
+        count === this.#chunkFree[chunk],
+        () => `chunk ${chunk}: ${count} blocks free, ${this.#chunkFree[chunk]} counted`,
+      );
+      free += count;
+    }
+    invariant(free === this.#freeBlocks, () => `${free} blocks free, ${this.#freeBlocks} counted`);
+    const pending = this.#pending.reduce((sum, run) => sum + run.count, 0);
+    invariant(
+      pending === this.#pendingBlocks,
+      () => `${pending} blocks pending, ${this.#pendingBlocks} counted`,
+    );
+  }
+}

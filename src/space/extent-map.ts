@@ -1,0 +1,217 @@
+/**
+ * The block map of one file: which run of file blocks lies where in the region.
+ *
+ * Invariants (check()):
+ * - extents are sorted by file block, do not overlap, and have at least one block each;
+ * - neighbours that could be one extent are one extent;
+ * - `blocks` is the sum of their lengths.
+ */
+import { invariant } from "../base/errors.ts";
+import { type MappedState, WRITTEN } from "../media/group.ts";
+
+export interface Extent {
+  /** First file block. */
+  block: number;
+  /** Blocks. */
+  count: number;
+  /** First block in the region. */
+  physical: number;
+  state: MappedState;
+}
+
+/** What lies at a file block: `count` blocks of the same kind follow from there on. */
+export interface Piece {
+  block: number;
+  count: number;
+  /** Meaningless for a hole. */
+  physical: number;
+  state: 0 | MappedState;
+}
+
+/** Blocks that a change took out of the map. */
+export type OnFreed = (physical: number, count: number) => void;
+
+const COUNT_MAX = 0xffff_ffff;
+const HOLE_END = Number.MAX_SAFE_INTEGER;
+
+export class ExtentMap {
+  readonly #extents: Extent[] = [];
+  #blocks = 0;
+
+  get blocks(): number {
+    return this.#blocks;
+  }
+  get length(): number {
+    return this.#extents.length;
+  }
+  /** First file block behind the last extent. */
+  get end(): number {
+    const last = this.#extents[this.#extents.length - 1];
+    return last === undefined ? 0 : last.block + last.count;
+  }
+
+  /** Index of the first extent that ends behind `block`. */
+  #search(block: number): number {
+    const extents = this.#extents;
+    let low = 0;
+    let high = extents.length;
+    // Appending and reading sequentially near the end is the common case.
+    if (high > 0) {
+      const last = extents[high - 1] as Extent;
+      if (last.block + last.count <= block) return high;
+      if (last.block <= block) return high - 1;
+    }
+    while (low < high) {
+      const middle = (low + high) >>> 1;
+      const extent = extents[middle] as Extent;
+      if (extent.block + extent.count <= block) low = middle + 1;
+      else high = middle;
+    }
+    return low;
+  }
+
+  /** What lies at `block`, and for how long, but no more than `limit` blocks. */
+  at(block: number, limit: number): Piece {
+    const extent = this.#extents[this.#search(block)];
+    if (extent === undefined) return { block, count: limit, physical: 0, state: 0 };
+    if (extent.block > block) {
+      return { block, count: Math.min(limit, extent.block - block), physical: 0, state: 0 };
+    }
+    const skip = block - extent.block;
+    return {
+      block,
+      count: Math.min(limit, extent.count - skip),
+      physical: extent.physical + skip,
+      state: extent.state,
+    };
+  }
+
+  /** First extent that ends behind `block`, cut to begin at `block` or later; null if there is none. */
+  next(block: number): Piece | null {
+    const extent = this.#extents[this.#search(block)];
+    if (extent === undefined) return null;
+    const skip = Math.max(0, block - extent.block);
+    return {
+      block: extent.block + skip,
+      count: extent.count - skip,
+      physical: extent.physical + skip,
+      state: extent.state,
+    };
+  }
+
+  /** The whole run [block, block + count) is mapped and written. */
+  isWritten(block: number, count: number): boolean {
+    let at = block;
+    const end = block + count;
+    while (at < end) {
+      const piece = this.at(at, end - at);
+      if (piece.state !== WRITTEN) return false;
+      at += piece.count;
+    }
+    return true;
+  }
+
+  [Symbol.iterator](): IterableIterator<Readonly<Extent>> {
+    return this.#extents[Symbol.iterator]();
+  }
+
+  /** Map [block, block + count) to `physical`. Blocks that lay there before and are not the same ones are reported. */
+  set(block: number, count: number, physical: number, state: MappedState, onFreed: OnFreed): void {
+    const last = this.#extents[this.#extents.length - 1];
+    if (last !== undefined && last.block + last.count <= block) {
+      // Append: no search, no splice.
+      this.#blocks += count;
+      if (canJoin(last, block, count, physical, state)) last.count += count;
+      else this.#extents.push({ block, count, physical, state });
+      return;
+    }
+    this.#cut(block, count, (oldPhysical, oldCount, oldBlock) => {
+      // A run may be replaced by itself (unwritten becomes written): those blocks stay.
+      if (oldPhysical - oldBlock === physical - block) return;
+      onFreed(oldPhysical, oldCount);
+    });
+    const index = this.#search(block);
+    this.#extents.splice(index, 0, { block, count, physical, state });
+    this.#blocks += count;
+    this.#join(index);
+    this.#join(index - 1);
+  }
+
+  /** Make [block, block + count) a hole. */
+  remove(block: number, count: number, onFreed: OnFreed): void {
+    this.#cut(block, count, onFreed);
+  }
+
+  #cut(block: number, count: number, onCut: (physical: number, count: number, block: number) => void): void {
+    const end = Math.min(block + count, HOLE_END);
+    const extents = this.#extents;
+    const first = this.#search(block);
+    let index = first;
+    const rest: Extent[] = [];
+    for (; index < extents.length; index += 1) {
+      const extent = extents[index] as Extent;
+      if (extent.block >= end) break;
+      const from = Math.max(block, extent.block);
+      const to = Math.min(end, extent.block + extent.count);
+      onCut(extent.physical + (from - extent.block), to - from, from);
+      this.#blocks -= to - from;
+      if (extent.block < from) rest.push({ ...extent, count: from - extent.block });
+      const tail = extent.block + extent.count - to;
+      if (tail > 0) {
+        rest.push({
+          block: to,
+          count: tail,
+          physical: extent.physical + (to - extent.block),
+          state: extent.state,
+        });
+      }
+    }
+    if (index > first) extents.splice(first, index - first, ...rest);
+  }
+
+  /** Join the extent at `index` with its successor if they fit. */
+  #join(index: number): void {
+    const extent = this.#extents[index];
+    const following = this.#extents[index + 1];
+    if (extent === undefined || following === undefined) return;
+    if (!canJoin(extent, following.block, following.count, following.physical, following.state)) return;
+    extent.count += following.count;
+    this.#extents.splice(index + 1, 1);
+  }
+
+  check(): void {
+    let blocks = 0;
+    let previous: Extent | null = null;
+    for (const extent of this.#extents) {
+      invariant(extent.count >= 1, () => `extent of ${extent.count} blocks`);
+      if (previous !== null) {
+        invariant(
+          previous.block + previous.count <= extent.block,
+          () => `extents overlap at file block ${extent.block}`,
+        );
+        invariant(
+          !canJoin(previous, extent.block, extent.count, extent.physical, extent.state),
+          () => `extents at file block ${extent.block} should be one`,
+        );
+      }
+      blocks += extent.count;
+      previous = extent;
+    }
+    invariant(blocks === this.#blocks, () => `${blocks} blocks mapped, ${this.#blocks} counted`);
+  }
+}
+
+function canJoin(
+  extent: Extent,
+  block: number,
+  count: number,
+  physical: number,
+  state: MappedState,
+): boolean {
+  return (
+    extent.state === state &&
+    extent.block + extent.count === block &&
+    extent.physical + extent.count === physical &&
+    extent.count + count <= COUNT_MAX
+  );
+}

@@ -1,0 +1,69 @@
+/**
+ * The reserve of metadata segments: taken out of the free space in advance, so that the log and the next checkpoint
+ * always find room. It is what keeps unlink and truncate working on a full volume.
+ *
+ * Invariants:
+ * - the segments here are allocated in the allocator and used by nobody;
+ * - they are in memory only: after a crash they are free space again, and the reserve is taken anew.
+ */
+import { FsError } from "../base/errors.ts";
+import type { Allocator } from "./allocator.ts";
+
+export class SegmentPool {
+  readonly #allocator: Allocator;
+  readonly #segmentBlocks: number;
+  readonly #blockBytes: number;
+  readonly #free: number[] = [];
+
+  constructor(allocator: Allocator, segmentBytes: number, blockBytes: number) {
+    this.#allocator = allocator;
+    this.#segmentBlocks = segmentBytes / blockBytes;
+    this.#blockBytes = blockBytes;
+  }
+
+  get available(): number {
+    return this.#free.length;
+  }
+  /** Blocks held by the reserve. */
+  get blocks(): number {
+    return this.#free.length * this.#segmentBlocks;
+  }
+
+  /** Byte offset of a segment. @throws FsError ENOSPC */
+  take(): number {
+    const segment = this.#free.pop() ?? this.#grow();
+    if (segment === null) throw new FsError("ENOSPC", "no metadata segment is free");
+    return segment;
+  }
+
+  give(segment: number): void {
+    this.#free.push(segment);
+  }
+
+  /** Grow the reserve to `count` segments if the space is there; false if not. */
+  ensure(count: number): boolean {
+    while (this.#free.length < count) {
+      const segment = this.#grow();
+      if (segment === null) return false;
+      this.#free.push(segment);
+    }
+    return true;
+  }
+
+  /** Return what exceeds `count` to the free space. */
+  trim(count: number): void {
+    while (this.#free.length > count) {
+      const segment = this.#free.pop() as number;
+      this.#allocator.free(segment / this.#blockBytes, this.#segmentBlocks);
+    }
+  }
+
+  *runs(): IterableIterator<{ start: number; count: number }> {
+    for (const segment of this.#free) yield { start: segment / this.#blockBytes, count: this.#segmentBlocks };
+  }
+
+  #grow(): number | null {
+    const run = this.#allocator.allocateAligned(this.#segmentBlocks);
+    return run === null ? null : run.start * this.#blockBytes;
+  }
+}

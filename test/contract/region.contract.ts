@@ -1,0 +1,180 @@
+/**
+ * What every Region backend keeps, said once. A runner calls `regionContract` with a way to make a region; a backend
+ * that this machine cannot offer is skipped with its reason.
+ */
+import { afterEach, beforeEach, describe, expect, test } from "vitest";
+import { InvariantError } from "../../src/base/errors.ts";
+import type { Granularity, Region } from "../../src/region/region.ts";
+
+export interface RegionUnderTest {
+  readonly region: Region;
+  /** The stored bytes as another process sees them. */
+  outside(offset: number, length: number): Uint8Array;
+  /** Close the region and open the same bytes again. */
+  reopen(): Region;
+  dispose(): void;
+}
+
+export interface RegionBackend {
+  readonly name: string;
+  readonly kind: Region["facts"]["kind"];
+  readonly granularity: Granularity;
+  /** Why it cannot be had here, or null. */
+  readonly unavailable: string | null;
+  make(sizeBytes: number): RegionUnderTest;
+}
+
+const SIZE = 1 << 20;
+
+/** Bytes that differ from their neighbours and from zero. */
+export function pattern(length: number, seed = 1): Uint8Array {
+  let state = seed >>> 0 || 1;
+  return Uint8Array.from({ length }, () => {
+    state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
+    return (state >>> 24) | 1;
+  });
+}
+
+export function regionContract(backend: RegionBackend): void {
+  const title =
+    backend.unavailable === null ? backend.name : `${backend.name} (skipped: ${backend.unavailable})`;
+
+  describe.skipIf(backend.unavailable !== null)(`region contract: ${title}`, () => {
+    let made: RegionUnderTest;
+    let region: Region;
+
+    beforeEach(() => {
+      made = backend.make(SIZE);
+      region = made.region;
+    });
+    afterEach(() => made.dispose());
+
+    const readBack = (from: Region, offset: number, length: number): Uint8Array => {
+      const bytes = new Uint8Array(length);
+      from.read(offset, bytes, 0, length);
+      return bytes;
+    };
+
+    test("its facts say what it is", () => {
+      const { facts } = region;
+      expect(facts.kind).toBe(backend.kind);
+      expect(facts.granularity).toBe(backend.granularity);
+      expect(facts.sizeBytes).toBe(SIZE);
+      expect(facts.mapAlignmentBytes % 4096).toBe(0);
+      expect(facts.flushMethod === "msync").toBe(backend.granularity === "page");
+      expect(facts.assumed && facts.mapSync).toBe(false);
+    });
+
+    test("a new region reads as zeros", () => {
+      expect(readBack(region, 0, SIZE).every((byte) => byte === 0)).toBe(true);
+    });
+
+    test("what was written is read back, at any alignment and length", () => {
+      const source = pattern(9000);
+      for (const offset of [0, 1, 7, 63, 64, 65, 4095, 4096, 100_001, SIZE - 9000]) {
+        for (const length of [0, 1, 8, 63, 64, 65, 255, 256, 257, 4096, 8999]) {
+          region.zero(offset, 9000);
+          region.write(offset, source, 1, length);
+          region.drain();
+          const expected = new Uint8Array(9000);
+          expected.set(source.subarray(1, 1 + length));
+          expect(Buffer.compare(readBack(region, offset, 9000), expected), `${length} at ${offset}`).toBe(0);
+        }
+      }
+    });
+
+    test("reading fills only its slice of the array", () => {
+      region.write(500, pattern(100), 0, 100);
+      const target = new Uint8Array(120).fill(0xee);
+      region.read(500, target, 10, 100);
+      expect([...target.subarray(0, 10), ...target.subarray(110)].every((byte) => byte === 0xee)).toBe(true);
+      expect(target.subarray(10, 110)).toEqual(pattern(100));
+    });
+
+    test("what was written is visible outside at once, without drain or sync", () => {
+      region.write(12_345, pattern(70_000, 2), 0, 70_000);
+      expect(Buffer.compare(made.outside(12_345, 70_000), pattern(70_000, 2))).toBe(0);
+    });
+
+    test("zero clears its range and nothing beside it", () => {
+      region.write(0, pattern(5000), 0, 5000);
+      region.zero(101, 4001);
+      const expected = pattern(5000).fill(0, 101, 4102);
+      expect(Buffer.compare(readBack(region, 0, 5000), expected)).toBe(0);
+    });
+
+    test("copy moves bytes within the region and leaves the source", () => {
+      region.write(1000, pattern(5000, 3), 0, 5000);
+      region.copy(1000, 300_001, 5000);
+      expect(Buffer.compare(readBack(region, 300_001, 5000), pattern(5000, 3))).toBe(0);
+      expect(Buffer.compare(readBack(region, 1000, 5000), pattern(5000, 3))).toBe(0);
+      region.copy(1000, 6000, 5000);
+      expect(Buffer.compare(readBack(region, 6000, 5000), pattern(5000, 3))).toBe(0);
+    });
+
+    test("a range outside the region is an invariant error and touches nothing", () => {
+      const bytes = pattern(64);
+      const bad: [number, number][] = [
+        [-1, 1],
+        [SIZE, 1],
+        [SIZE - 63, 64],
+        [0, SIZE + 1],
+        [0, -1],
+        [0.5, 1],
+        [Number.NaN, 1],
+        [Number.MAX_SAFE_INTEGER, 64],
+      ];
+      for (const [offset, length] of bad) {
+        expect(() => region.read(offset, new Uint8Array(SIZE + 1), 0, length)).toThrow(InvariantError);
+        expect(() => region.write(offset, new Uint8Array(SIZE + 1).fill(1), 0, length)).toThrow(
+          InvariantError,
+        );
+        expect(() => region.zero(offset, length)).toThrow(InvariantError);
+        expect(() => region.copy(offset, 0, length)).toThrow(InvariantError);
+        expect(() => region.copy(0, offset, length)).toThrow(InvariantError);
+      }
+      expect(() => region.write(0, bytes, 1, 64)).toThrow(InvariantError);
+      expect(() => region.write(0, bytes, -1, 2)).toThrow(InvariantError);
+      expect(() => region.read(0, bytes, 60, 5)).toThrow(InvariantError);
+      expect(made.outside(0, SIZE).every((byte) => byte === 0)).toBe(true);
+    });
+
+    test("a copy onto itself is an invariant error", () => {
+      expect(() => region.copy(0, 99, 100)).toThrow(InvariantError);
+      expect(() => region.copy(99, 0, 100)).toThrow(InvariantError);
+      expect(() => region.copy(0, 100, 100)).not.toThrow();
+    });
+
+    test("an empty range at the end is allowed", () => {
+      region.read(SIZE, new Uint8Array(0), 0, 0);
+      region.write(SIZE, new Uint8Array(0), 0, 0);
+      region.zero(SIZE, 0);
+    });
+
+    test("sync resolves, several at once too, and leaves no error behind", async () => {
+      region.write(0, pattern(10), 0, 10);
+      await Promise.all([region.sync(), region.sync(), region.sync()]);
+      expect(region.syncError).toBeNull();
+    });
+
+    test("what was stored survives closing and opening again", async () => {
+      region.write(77, pattern(1000, 4), 0, 1000);
+      region.zero(100, 50);
+      region.copy(77, 9000, 1000);
+      region.drain();
+      await region.sync();
+      const before = readBack(region, 0, SIZE);
+      const again = made.reopen();
+      expect(Buffer.compare(readBack(again, 0, SIZE), before)).toBe(0);
+    });
+
+    test("after close every access is refused, and closing again is harmless", async () => {
+      region.close();
+      region.close();
+      expect(() => region.read(0, new Uint8Array(1), 0, 1)).toThrow(InvariantError);
+      expect(() => region.write(0, new Uint8Array(1), 0, 1)).toThrow(InvariantError);
+      expect(() => region.zero(0, 1)).toThrow(InvariantError);
+      await expect(region.sync()).rejects.toThrow();
+    });
+  });
+}

@@ -1,0 +1,2 @@
+import { test } from "vitest";
+test("smoke", async () => { await import("/tmp/mdns/smoke.ts"); });
