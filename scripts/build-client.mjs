@@ -75,7 +75,9 @@ function build() {
       const result = spawnSync(cc, args, { stdio: "inherit" });
       if (result.status !== 0) {
         rmSync(fresh, { force: true });
-        console.error(`build-client: ${cc} failed for ${product.file}${result.error ? `: ${result.error.message}` : ""}`);
+        console.error(
+          `build-client: ${cc} failed for ${product.file}${result.error ? `: ${result.error.message}` : ""}`,
+        );
         return 1;
       }
       renameSync(fresh, target);

@@ -8,7 +8,7 @@
  * - `npm ci` runs without install scripts: the one native build is scripts/build.mjs.
  */
 import { spawnSync } from "node:child_process";
-import { accessSync, constants, existsSync, readdirSync, readFileSync, statSync } from "node:fs";
+import { accessSync, chmodSync, constants, existsSync, readdirSync, readFileSync, statSync } from "node:fs";
 import { delimiter, dirname, join } from "node:path";
 import { fileURLToPath, pathToFileURL } from "node:url";
 
@@ -87,6 +87,12 @@ function ensureSystemPackages() {
   run("apt-get", install, { env });
 }
 
+/** Mounting as an ordinary user needs what udev sets up everywhere but on a bare machine. */
+function ensureFuseDevice() {
+  if (process.env.CI !== "true" || process.getuid?.() !== 0) return;
+  if (existsSync("/dev/fuse")) chmodSync("/dev/fuse", 0o666);
+}
+
 /** Whether node_modules holds what the lock file names: compared by content, since a checkout changes times. */
 function modulesAreCurrent() {
   const installed = join(root, "node_modules", ".package-lock.json");
@@ -117,6 +123,7 @@ function ensureHook() {
 export function setup() {
   if (process.platform !== "linux") throw new SetupError("setup: mapdirect runs on Linux only");
   ensureSystemPackages();
+  ensureFuseDevice();
   ensureModules();
   ensureHook();
 }

@@ -84,11 +84,16 @@ export function lockHolder(region: string, locks = readFileSync("/proc/locks", "
   return undefined;
 }
 
-/** Whether a process still runs. One that ended and was not yet waited for has given everything back. */
+/**
+ * Whether a process still runs. One that ended and was not yet waited for has given everything back, but only when its
+ * last thread is gone: the first thread is a zombie already while others still hold the descriptors.
+ */
 export function isRunning(pid: number): boolean {
   try {
     const stat = readFileSync(`/proc/${pid}/stat`, "utf8");
-    return stat.charAt(stat.lastIndexOf(")") + 2) !== "Z";
+    // After the command, which may hold anything: state, ppid, pgrp, … and as the 18th the number of threads.
+    const fields = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
+    return fields[0] !== "Z" || Number(fields[17]) > 1;
   } catch {
     return false;
   }

@@ -36,6 +36,8 @@ export interface Lease {
   /** Bytes that count against the holder's limit: whole blocks. */
   readonly bytes: number;
   readonly grantedAtMs: number;
+  /** Pages of the range that were in the page cache before the grant have been written back and dropped. */
+  settled: boolean;
 }
 
 export interface LeasePolicy {
@@ -97,8 +99,17 @@ export class LeaseTable implements MapGuard {
   }
 
   isLeased(inode: Inode, block: number, count: number): boolean {
+    return this.#overlapping(inode, block, count, () => true);
+  }
+
+  /** Leased, and nothing that was in the page cache before the grant can still be on its way. */
+  isSettled(inode: Inode, block: number, count: number): boolean {
+    return this.#overlapping(inode, block, count, (lease) => lease.settled);
+  }
+
+  #overlapping(inode: Inode, block: number, count: number, matches: (lease: Lease) => boolean): boolean {
     for (const lease of this.#byInode.get(inode) ?? []) {
-      if (lease.block < block + count && block < lease.block + lease.count) return true;
+      if (lease.block < block + count && block < lease.block + lease.count && matches(lease)) return true;
     }
     return false;
   }
@@ -157,6 +168,7 @@ export class LeaseTable implements MapGuard {
       holder,
       bytes,
       grantedAtMs: Date.now(),
+      settled: false,
     };
     this.#nextId += 1;
     this.#leases.set(lease.id, lease);

@@ -8,7 +8,16 @@ import { describe, expect, onTestFinished, test } from "vitest";
 import { isRunning, lockHolder, mountAt, readMounts } from "../../src/daemon/mounts.ts";
 import { addon } from "../../src/region/addon.ts";
 import { type TestMount, withMount } from "../support/mount.ts";
-import { cli, missing, noOtherUser, notRoot, OTHER_UID, programPath, run } from "../support/run.ts";
+import {
+  cli,
+  missing,
+  noOtherUser,
+  notRoot,
+  noUserMount,
+  OTHER_UID,
+  programPath,
+  run,
+} from "../support/run.ts";
 
 async function daemonEnds(pid: number, limitMs = 10_000): Promise<void> {
   for (let waited = 0; waited < limitMs; waited += 10) {
@@ -181,23 +190,26 @@ describe("unmount", () => {
     });
   });
 
-  test.each([
+  test.for([
     ["umount", (path: string) => ["umount", path]],
     ["fusermount3 -u", (path: string) => ["fusermount3", "-u", path]],
-  ])("%s ends the daemon too, with a clean volume", async (_, command) => {
-    await withMount({}, async (mount) => {
-      const [file, ...args] = command(mount.path);
-      const lacking = missing(file as string);
-      if (lacking !== undefined) return;
-      await writeFile(mount.at("a"), "kept");
-      const pid = mount.daemonPid();
-      expect(await run(file as string, args)).toMatchObject({ code: 0 });
-      await daemonEnds(pid);
-      expect((await info(mount)).recovery).toMatchObject({ label: "clean" });
-      await mount.mount();
-      expect(await readFile(mount.at("a"), "utf8")).toBe("kept");
-    });
-  });
+  ] as [string, (path: string) => string[]][])(
+    "%s ends the daemon too, with a clean volume",
+    async ([_, command], { skip }) => {
+      await withMount({}, async (mount) => {
+        const [file, ...args] = command(mount.path);
+        const lacking = missing(file as string);
+        if (lacking !== undefined) skip(lacking);
+        await writeFile(mount.at("a"), "kept");
+        const pid = mount.daemonPid();
+        expect(await run(file as string, args)).toMatchObject({ code: 0 });
+        await daemonEnds(pid);
+        expect((await info(mount)).recovery).toMatchObject({ label: "clean" });
+        await mount.mount();
+        expect(await readFile(mount.at("a"), "utf8")).toBe("kept");
+      });
+    },
+  );
 
   test.each(["SIGTERM", "SIGINT"] as const)(
     "%s to the daemon unmounts and closes the volume",
@@ -314,7 +326,7 @@ describe("after the death of the daemon", () => {
 
 describe("an ordinary user", () => {
   test("makes, mounts, uses and unmounts a region of their own", async ({ skip }) => {
-    const reason = noOtherUser() ?? missing("fusermount3");
+    const reason = noUserMount();
     if (reason !== undefined) skip(reason);
     await withMount({ user: OTHER_UID }, async (mount) => {
       expect(mountAt(mount.path)).toMatchObject({ source: mount.region, fsType: "fuse.mapdirect" });
@@ -334,7 +346,7 @@ describe("an ordinary user", () => {
   });
 
   test("recovers their own dead mountpoint", async ({ skip }) => {
-    const reason = noOtherUser() ?? missing("fusermount3");
+    const reason = noUserMount();
     if (reason !== undefined) skip(reason);
     await withMount({ user: OTHER_UID }, async (mount) => {
       await mount.kill9AndRemount();

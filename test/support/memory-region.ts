@@ -5,6 +5,9 @@
  * Invariants:
  * - it keeps the contract of every backend (test/contract/region.contract.ts);
  * - a fault is answered before any byte moves: a failed write changed nothing;
+ * - with `recording`, `afterPowerCut()` is what the media could hold: everything that drain (cacheline) or a resolved
+ *   sync (page) covered, and of what was stored since any choice of whole units: 8-byte words of non-temporal stores,
+ *   512-byte sectors of written-back pages;
  * - `image()` and `fromImage()` copy: no two regions share bytes.
  */
 import { FsError, InvariantError } from "../../src/base/errors.ts";
@@ -15,11 +18,21 @@ export interface MemoryRegionOptions {
   granularity?: Granularity;
   path?: string;
   mapAlignmentBytes?: number;
+  /** Keep account of what a power cut could take back. Costs a second copy of the region. */
+  recording?: boolean;
 }
 
 interface Range {
   readonly begin: number;
   readonly end: number;
+}
+
+/** What a power cut cannot take back, what it can, and what a sync under way is about to settle. */
+interface Recording {
+  readonly unitBytes: number;
+  readonly durable: Uint8Array;
+  dirty: Range[];
+  readonly syncing: Set<{ readonly range: Range; readonly bytes: Uint8Array }[]>;
 }
 
 export class MemoryRegion implements Region {
@@ -30,10 +43,22 @@ export class MemoryRegion implements Region {
   #badReads: Range[] = [];
   #badWrites: Range[] = [];
   #nextSyncFails = false;
+  readonly #recording: Recording | null;
+  /** Called after each store: a test may take an image here, in the middle of an operation. */
+  onStore: () => void = () => {};
 
   private constructor(bytes: Uint8Array, options: MemoryRegionOptions) {
     const { granularity = "cacheline", path = "memory", mapAlignmentBytes = 4096 } = options;
     this.#bytes = bytes;
+    this.#recording =
+      options.recording === true
+        ? {
+            unitBytes: granularity === "cacheline" ? 8 : 512,
+            durable: bytes.slice(),
+            dirty: [],
+            syncing: new Set(),
+          }
+        : null;
     this.facts = {
       path,
       kind: "memory",
@@ -62,6 +87,29 @@ export class MemoryRegion implements Region {
   /** A copy of all bytes as they are now; also after close. */
   image(): Uint8Array {
     return this.#bytes.slice();
+  }
+
+  /**
+   * The bytes as a power cut now could leave them; needs `recording`.
+   * @param kept decides for each unit stored since the last drain or sync whether its store has reached the media.
+   */
+  afterPowerCut(kept: () => boolean): Uint8Array {
+    const recording = this.#needRecording();
+    const left = recording.durable.slice();
+    for (const sync of recording.syncing) {
+      for (const { range, bytes } of sync) choose(left, range, recording.unitBytes, bytes, range.begin, kept);
+    }
+    for (const range of recording.dirty) {
+      choose(left, range, recording.unitBytes, this.#bytes.subarray(range.begin), range.begin, kept);
+    }
+    return left;
+  }
+
+  /** The kernel writes pages back, or the caches evict lines, whenever they like: some units now. */
+  writeBack(kept: () => boolean): void {
+    const recording = this.#needRecording();
+    // A sync under way settles what it covers with the bytes of its beginning, which may not undo newer ones.
+    if (recording.syncing.size === 0) recording.durable.set(this.afterPowerCut(kept));
   }
 
   /** From now on, reading any byte of the range is EIO. */
@@ -102,12 +150,14 @@ export class MemoryRegion implements Region {
     checkSlice(source, sourceStart, length);
     if (this.#badWrites.length > 0) strike(this.#badWrites, "write", offset, length);
     this.#bytes.set(source.subarray(sourceStart, sourceStart + length), offset);
+    this.#stored(offset, length);
   }
 
   zero(offset: number, length: number): void {
     this.#check(offset, length);
     if (this.#badWrites.length > 0) strike(this.#badWrites, "zero", offset, length);
     this.#bytes.fill(0, offset, offset + length);
+    this.#stored(offset, length);
   }
 
   copy(sourceOffset: number, targetOffset: number, length: number): void {
@@ -117,25 +167,80 @@ export class MemoryRegion implements Region {
     if (this.#badReads.length > 0) strike(this.#badReads, "copy", sourceOffset, length);
     if (this.#badWrites.length > 0) strike(this.#badWrites, "copy", targetOffset, length);
     this.#bytes.copyWithin(targetOffset, sourceOffset, sourceOffset + length);
+    this.#stored(targetOffset, length);
   }
 
   drain(): void {
     if (this.#closed) throw new InvariantError("the region is closed");
+    if (this.#recording !== null && this.facts.granularity === "cacheline") {
+      for (const { begin, end } of this.#recording.dirty) {
+        this.#recording.durable.set(this.#bytes.subarray(begin, end), begin);
+      }
+      this.#recording.dirty = [];
+    }
   }
 
   async sync(): Promise<void> {
     if (this.#closed) throw new InvariantError("the region is closed");
     if (this.#nextSyncFails) this.#syncError ??= new FsError("EIO", "sync of the region (injected)");
     if (this.#syncError !== null) throw this.#syncError;
+    const recording = this.#recording;
+    if (recording === null) return;
+    if (this.facts.granularity === "cacheline") {
+      this.drain();
+      return;
+    }
+    const covered = recording.dirty.map((range) => ({
+      range,
+      bytes: this.#bytes.slice(range.begin, range.end),
+    }));
+    recording.dirty = [];
+    recording.syncing.add(covered);
+    // Let others store, and tests cut the power, before it is done.
+    await new Promise((resolve) => setImmediate(resolve));
+    for (const { range, bytes } of covered) recording.durable.set(bytes, range.begin);
+    recording.syncing.delete(covered);
   }
 
   close(): void {
     this.#closed = true;
   }
 
+  #stored(offset: number, length: number): void {
+    if (this.#recording !== null && length > 0) {
+      // Whole units: the hardware writes no less.
+      const unit = this.#recording.unitBytes;
+      const begin = offset - (offset % unit);
+      const end = Math.min(Math.ceil((offset + length) / unit) * unit, this.#bytes.length);
+      this.#recording.dirty.push({ begin, end });
+    }
+    this.onStore();
+  }
+
+  #needRecording(): Recording {
+    if (this.#recording === null) throw new InvariantError("the region was made without recording");
+    return this.#recording;
+  }
+
   #check(offset: number, length: number): void {
     if (this.#closed) throw new InvariantError("the region is closed");
     checkRange(this.#bytes.length, offset, length);
+  }
+}
+
+/** Copy some of the units of a range from `bytes`, which begins at `base`. */
+function choose(
+  target: Uint8Array,
+  range: Range,
+  unitBytes: number,
+  bytes: Uint8Array,
+  base: number,
+  kept: () => boolean,
+): void {
+  for (let at = range.begin; at < range.end; at += unitBytes) {
+    if (!kept()) continue;
+    const end = Math.min(at + unitBytes, range.end);
+    target.set(bytes.subarray(at - base, end - base), at);
   }
 }
 

@@ -15,7 +15,7 @@ import { afterAll, beforeAll, expect, onTestFinished } from "vitest";
 import { isRunning, lockHolder, mountAt, mountOfRegion } from "../../src/daemon/mounts.ts";
 import { packageRoot } from "../../src/region/addon.ts";
 import { folderPrefix } from "./leftovers.ts";
-import { cli, type Result, run } from "./run.ts";
+import { cli, type Result, type RunOptions, run } from "./run.ts";
 
 export interface MountRequest {
   /** Size of the region in bytes; 64 MiB if left out. */
@@ -28,10 +28,6 @@ export interface MountRequest {
   user?: number;
   /** Where the region lies: memory (default) or the disk behind the temporary folder. */
   on?: "memory" | "disk";
-}
-
-export interface CheckReport {
-  problems: string[];
 }
 
 export class TestMount {
@@ -47,6 +43,10 @@ export class TestMount {
     this.folder = mkdtempSync(folderPrefix(request.on === "disk" ? tmpdir() : "/dev/shm"));
     this.region = join(this.folder, "region");
     this.path = join(this.folder, "mnt");
+  }
+
+  get #user(): RunOptions {
+    return this.request.user === undefined ? {} : { user: this.request.user };
   }
 
   /** Make the region and mount it. */
@@ -69,7 +69,7 @@ export class TestMount {
 
   /** The real command line, as the user who mounts. */
   cli(...args: readonly string[]): Promise<Result> {
-    return cli(args, this.request.user === undefined ? {} : { user: this.request.user });
+    return cli(args, this.#user);
   }
 
   /** Mount (again), with other -o options if given. */
@@ -131,11 +131,10 @@ export class TestMount {
     const { code, stdout, stderr } = await run(
       process.execPath,
       ["--input-type=module", "-e", script, this.path],
-      { timeoutMs: 30_000 },
+      { timeoutMs: 30_000, ...this.#user },
     );
     expect(code, stderr).toBe(0);
-    const { problems } = JSON.parse(stdout) as CheckReport;
-    expect(problems).toEqual([]);
+    expect(JSON.parse(stdout)).toMatchObject({ consistent: true });
   }
 
   /** Never throws, may be called twice; says on stderr what did not go as it should. */
@@ -160,10 +159,9 @@ export class TestMount {
 
   async #patiently(...args: readonly string[]): Promise<string | undefined> {
     try {
-      const { user } = this.request;
       const { code, stderr } = await cli(args, {
         timeoutMs: 20_000,
-        ...(user === undefined ? {} : { user }),
+        ...this.#user,
       });
       return code === 0 ? undefined : stderr;
     } catch (error) {

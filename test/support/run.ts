@@ -1,5 +1,6 @@
 /** Running other programs in tests: never through a shell, always with a time limit. */
 import { execFile, execFileSync } from "node:child_process";
+import { statSync } from "node:fs";
 import { join } from "node:path";
 import { packageRoot } from "../../src/region/addon.ts";
 
@@ -85,6 +86,15 @@ export function missing(...commands: readonly string[]): string | undefined {
 }
 
 export const notRoot = process.getuid?.() === 0 ? undefined : "needs root";
+
+/** Why an ordinary user cannot mount here. */
+export function noUserMount(): string | undefined {
+  const reason = noOtherUser() ?? missing("fusermount3");
+  if (reason !== undefined) return reason;
+  // udev makes it so on every ordinary system; a bare devtmpfs does not.
+  if ((statSync("/dev/fuse").mode & 0o666) !== 0o666) return "/dev/fuse is not open to all users (chmod 666)";
+  return undefined;
+}
 
 /** Why the program cannot be run as another user here: not root, or a home directory that others may not enter. */
 export function noOtherUser(): string | undefined {

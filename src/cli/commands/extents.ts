@@ -28,11 +28,7 @@ function extents(path: string, flags: { json: boolean }): void {
   const file = withOpen(path, () => realpathSync(path));
   const { map, leases } = withOpen(file, (descriptor) => {
     const found = readExtents(descriptor);
-    const all = asLeases(ask(descriptor, "LEASES"));
-    return {
-      map: found,
-      leases: all.filter((lease) => lease.inode === found.inode).map((lease) => lease.id),
-    };
+    return { map: found, leases: asLeases(ask(descriptor, "LEASES", found.inode)).map(({ id }) => id) };
   });
   if (flags.json) {
     const items = map.extents.map(({ state, offset, length, physical }) => ({

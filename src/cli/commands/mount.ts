@@ -102,7 +102,7 @@ async function freeMountpoint(path: string): Promise<string> {
       throw new Failure(path, `${present.source} is mounted there already`, todo);
     } catch (error) {
       if (error instanceof Failure) throw error;
-      if (errnoOf(error) === Errno.ENOTCONN && mountAt(mountpoint) !== undefined) {
+      if (isDead(error) && mountAt(mountpoint) !== undefined) {
         await unmountFuse(mountpoint, { lazy: true }).catch((again: unknown) => {
           throw asFailure(again, path, `the daemon there is gone: 'umount -l ${mountpoint}'`);
         });
@@ -113,6 +113,11 @@ async function freeMountpoint(path: string): Promise<string> {
     }
   }
   throw new Failure(path, "dead mounts keep coming back there", "see 'findmnt' and unmount them");
+}
+
+/** What a mount answers whose daemon is gone, or going this very moment. */
+function isDead(error: unknown): boolean {
+  return ["ENOTCONN", "ECONNABORTED"].includes((error as NodeJS.ErrnoException).code ?? "");
 }
 
 async function serveHere(

@@ -11,8 +11,8 @@ export function prepareCommand(): Command {
         "Mapping never does this by itself; a store to what is not ready raises SIGBUS.",
     )
     .argument("<file>", "file on a mapdirect mount; must be writable")
-    .option("--offset <bytes>", "where the range begins", offsetArgument, 0n)
-    .option("--length <bytes>", "how long it is (default: up to the end of the file)", offsetArgument, 0n)
+    .option("--offset <bytes>", "where the range begins (default: 0)", offsetArgument)
+    .option("--length <bytes>", "how long it is (default: up to the end of the file)", offsetArgument)
     .addHelpText(
       "after",
       `
@@ -20,7 +20,7 @@ Examples:
   mapdirect prepare /mnt/file
   mapdirect prepare --offset 1M --length 256M /mnt/file`,
     )
-    .action((path: string, flags: { offset: bigint; length: bigint }) => {
-      withOpen(path, (descriptor) => prepareRange(descriptor, flags.offset, flags.length), "r+");
+    .action((path: string, { offset = 0n, length = 0n }: { offset?: bigint; length?: bigint }) => {
+      withOpen(path, (descriptor) => prepareRange(descriptor, offset, length), "r+");
     });
 }

@@ -45,9 +45,17 @@ function refuseSecondCopy(session: Session, handle: Handle, offset: bigint, size
 }
 
 export function write(session: Session, request: Request): void {
-  const { store } = session.volume;
+  const { store, leases } = session.volume;
   const inode = session.handles.get(request.ioHandle).inode;
   const flags = request.ioFlags;
+  if ((flags & WriteFlag.CACHE) !== 0 && leases.size > 0) {
+    // Write-back of a page that an ordinary mapping dirtied in the moment between a fill and its end (see above): the
+    // whole page would go over what the holder has stored since. msync(2) there says EIO.
+    const block = Number(request.ioOffset >> store.blockShift);
+    if (leases.isSettled(inode, block, data.blocksFor(store, BigInt(request.ioSize)))) {
+      throw new FsError("EIO", "write-back of an ordinary mapping over a range that is mapped directly");
+    }
+  }
   const written = data.write(
     store,
     inode,

@@ -170,6 +170,8 @@ function describe(
   return out;
 }
 
+const lesser = (a: bigint, b: bigint): bigint => (a < b ? a : b);
+
 /** Offset and length of a range in the file, checked against overflow. Length 0 means up to the end of the file's map. */
 function checkRange(offset: bigint, length: bigint): void {
   if (offset > FILE_BYTES_MAX || length > FILE_BYTES_MAX || offset + length > FILE_BYTES_MAX) {
@@ -183,7 +185,7 @@ function extents(session: Session, inode: Inode, payload: Uint8Array): Uint8Arra
   checkRange(wish.offset, wish.length);
   const from = (wish.offset >> store.blockShift) << store.blockShift;
   const limit = mapEnd(session, inode);
-  const end = wish.offset + wish.length < limit ? wish.offset + wish.length : limit;
+  const end = lesser(wish.offset + wish.length, limit);
   return describe(session, inode, from, end, {});
 }
 
@@ -233,8 +235,9 @@ async function grant(
   // No page of the range may stay in the page cache. Dirty ones of ordinary mappings are written back on the way; new
   // ones are refused from now on, because the lease is in the table.
   await session.invalidate(inode, wish.offset, wish.length);
+  lease.settled = true;
   const limit = mapEnd(session, inode);
-  const end = wish.offset + wish.length < limit ? wish.offset + wish.length : limit;
+  const end = lesser(wish.offset + wish.length, limit);
   return describe(session, inode, wish.offset, end, {
     kind: lease.kind === "seal" ? wire.LeaseKind.SEAL : wire.LeaseKind.BREAKABLE,
     flags: wish.flags,
@@ -259,10 +262,8 @@ async function prepareRange(
   const inode = fileOf(handle);
   const wish = decode(wire.WireRange, payload);
   if (wish.flags !== 0) throw new FsError("EINVAL", "flags");
-  if ((handle.flags & O_ACCMODE) === O_RDONLY && handle.inode.uid !== 0) {
-    // Preparing allocates: it needs what a write needs.
-    throw new FsError("EBADF", "not open for writing");
-  }
+  // Preparing allocates: it needs what a write needs.
+  if ((handle.flags & O_ACCMODE) === O_RDONLY) throw new FsError("EBADF", "not open for writing");
   checkRange(wish.offset, wish.length);
   const to = wish.length === 0n ? inode.size : wish.offset + wish.length;
   if (to < wish.offset) throw new FsError("EINVAL", "offset beyond the end of the file");

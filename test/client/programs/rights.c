@@ -1,0 +1,99 @@
+/* R5, R6: who may have what. Runs as root, and as another user in children. */
+#include <grp.h>
+
+#include "tap.h"
+
+enum { STRANGER = 65534, OWNER = 65533 };
+
+/* Run `act` as uid in a child; its exit status. */
+static int as_user(uid_t uid, int (*act)(void)) {
+  fflush(stdout);
+  pid_t child = fork();
+  if (child == 0) {
+    if (setgroups(0, NULL) != 0 || setgid(uid) != 0 || setuid(uid) != 0) _exit(99);
+    _exit(act());
+  }
+  int status = wait_for(child);
+  return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+}
+
+/* 0, or the errno of a mapping of the given kind. */
+static int try_kind(const char *kind) {
+  setenv("MAPDIRECT_LEASE", kind, 1);
+  int fd = open(path_of("rights"), O_RDWR);
+  if (fd < 0) return 100;
+  char *map = map_any(NULL, PAGE, READ_WRITE, DIRECT, fd, 0);
+  if (map == MAP_FAILED) return errno;
+  struct mapdirect_lease_info info;
+  int result = mapdirect_query(map, &info) == 0 && map[0] == 'A' ? 0 : 101;
+  if (strcmp(kind, "breakable") == 0 && info.kind != MAPDIRECT_BREAKABLE) result = 102;
+  if (strcmp(kind, "seal") == 0 && info.kind != MAPDIRECT_SEAL) result = 103;
+  return unmap(map, PAGE) == 0 ? result : 104;
+}
+
+static int seal(void) { return try_kind("seal"); }
+static int breakable(void) { return try_kind("breakable"); }
+
+static void expect(const char *sentence, int seen, int wanted) {
+  report(seen == wanted, sentence, "%d (%s)", seen, seen < 100 ? strerrorname_np(seen) : "own failure");
+}
+
+/* The thread's own file-system identity counts, not that of the process. */
+static void *map_as_owner(void *unused) {
+  (void)unused;
+  syscall(SYS_setfsgid, STRANGER);
+  syscall(SYS_setfsuid, STRANGER);
+  return (void *)(intptr_t)seal();
+}
+
+int main(int argc, char **argv) {
+  begin(argc, argv);
+  if (geteuid() != 0) {
+    skip("R5: rights", "needs root");
+    checks++;
+    return end();
+  }
+  int fd = make_file("rights", "WW");
+  if (fchmod(fd, 0666) != 0 || fchown(fd, OWNER, OWNER) != 0) give_up("a file gets an owner");
+  /* Whoever maps must be trusted by the region's own permissions. */
+  struct stat region;
+  if (stat(region_path, &region) != 0 || chmod(region_path, 0666) != 0) give_up("the region is opened to all");
+  if (as_user(STRANGER, breakable) == 100) {
+    skip("R5: rights of other users", "the mount is not for them (allow_other)");
+  } else {
+    expect("R5: root gets a seal on anybody's file", seal(), 0);
+    expect("R5: the owner gets a seal", as_user(OWNER, seal), 0);
+    expect("R5: somebody else asking for a seal: EACCES", as_user(STRANGER, seal), EACCES);
+    expect("R5: somebody else gets a breakable lease", as_user(STRANGER, breakable), 0);
+    pthread_t thread;
+    void *result;
+    pthread_create(&thread, NULL, map_as_owner, NULL);
+    pthread_join(thread, &result);
+    expect("R5: a thread with another file-system identity (setfsuid) is judged by it", (int)(intptr_t)result, EACCES);
+    expect("and the next thread by its own", seal(), 0);
+    chmod(region_path, 0600);
+    expect("a user who may not open the region: EACCES", as_user(OWNER, seal), EACCES);
+  }
+  chmod(region_path, region.st_mode & 07777);
+
+  /* R6: shared extents. */
+  int source = make_file("shared-source", "WWWW");
+  int target = make_file("shared-target", "HHHH");
+  off_t in = 0;
+  off_t out = 0;
+  struct mapdirect_extent extents[8];
+  bool shared = copy_file_range(source, &in, target, &out, 4 * PAGE, 0) == (ssize_t)(4 * PAGE) &&
+                mapdirect_extents(source, 0, 4 * PAGE, extents, 8, NULL) >= 1 && extents[0].state == MAPDIRECT_SHARED;
+  if (!shared) {
+    skip("R6: a range with shared extents: EPERM", "copy_file_range does not share here");
+  } else {
+    refuses("R6: a range with shared extents: EPERM", EPERM, NULL, 4 * PAGE, READ_WRITE, DIRECT, source, 0);
+    check(mapdirect_prepare(source, 0, 4 * PAGE) == 0, "R6: prepare unshares it");
+    char *map = map_direct(source, 0, 4 * PAGE);
+    map[0] = 'S';
+    char byte = 0;
+    check(pread(target, &byte, 1, 0) == 1 && byte == 'A', "R6: and the other file keeps its bytes");
+    unmap(map, 4 * PAGE);
+  }
+  return end();
+}

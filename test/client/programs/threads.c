@@ -1,0 +1,88 @@
+/* Many threads map, store, unmap, fork and map over at a time; afterwards nothing is left. */
+#include "tap.h"
+
+/* The address sanitizer's own locks do not survive a fork among threads. */
+#ifdef __SANITIZE_ADDRESS__
+#define FORKS 0
+#else
+#define FORKS 1
+#endif
+
+enum { THREADS = 6, ROUNDS = 60 };
+static _Atomic int wrong;
+static _Atomic bool stop;
+
+static void *work(void *argument) {
+  unsigned seed = (unsigned)(uintptr_t)argument;
+  char name[32];
+  snprintf(name, sizeof name, "thread-%u", seed);
+  char path[4096];
+  snprintf(path, sizeof path, "%s/%s", directory, name);
+  int fd = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+  char page[PAGE];
+  memset(page, 'A', sizeof page);
+  if (fd < 0 || ftruncate(fd, 8 * PAGE) != 0) wrong++;
+  for (int index = 0; index < 8; index++) {
+    if (index != 3 && pwrite(fd, page, PAGE, (off_t)(index * (int)PAGE)) != (ssize_t)PAGE) wrong++;
+  }
+  for (int round = 0; round < ROUNDS; round++) {
+    size_t first = (size_t)rand_r(&seed) % 4;
+    size_t pages = 1 + (size_t)rand_r(&seed) % (8 - first);
+    char *map = map_any(NULL, pages * PAGE, READ_WRITE, DIRECT, fd, (off_t)(first * PAGE));
+    if (map == MAP_FAILED) {
+      printf("# %s\n", strerrorname_np(errno));
+      wrong++;
+      continue;
+    }
+    for (size_t at = 0; at < pages; at++) {
+      char expected = first + at == 3 ? 0 : 'A';
+      if (map[at * PAGE] != expected) wrong++;
+      if (expected != 0) map[at * PAGE + 1] = (char)round;
+      struct mapdirect_lease_info info;
+      if (mapdirect_query(map + at * PAGE, &info) != 0 || info.offset != (first + at) * PAGE) wrong++;
+    }
+    if (FORKS && rand_r(&seed) % 4 == 0) {
+      pid_t child = fork();
+      if (child == 0) {
+        char expected = first == 3 ? 0 : 'A';
+        _exit(map[0] == expected ? 0 : 1);
+      }
+      if (wait_for(child) != 0) wrong++;
+    }
+    size_t cut = (size_t)rand_r(&seed) % pages;
+    if (unmap(map + cut * PAGE, PAGE) != 0) wrong++;
+    /* Not over the gap: it may be another thread's by now. */
+    if (cut > 0 && unmap(map, cut * PAGE) != 0) wrong++;
+    if (cut + 1 < pages && unmap(map + (cut + 1) * PAGE, (pages - cut - 1) * PAGE) != 0) wrong++;
+  }
+  /* Its children have exited and its mappings are gone. */
+  if (punch_soon(name, 0) != 0) wrong++;
+  close(fd);
+  return NULL;
+}
+
+/* Other memory near the direct mappings, all the time. */
+static void *disturb(void *unused) {
+  (void)unused;
+  while (!stop) {
+    char *memory = mmap(NULL, 3 * PAGE, READ_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    memory[PAGE] = 1;
+    /* Page by page, and never over a gap: what is in it by then belongs to another thread. */
+    for (size_t at = 0; at < 3; at++) if (munmap(memory + at * PAGE, PAGE) != 0) wrong++;
+    void *block = malloc(300000);
+    free(block);
+  }
+  return NULL;
+}
+
+int main(int argc, char **argv) {
+  begin(argc, argv);
+  pthread_t threads[THREADS + 1];
+  for (uintptr_t index = 0; index < THREADS; index++) pthread_create(&threads[index], NULL, work, (void *)(index + 1));
+  pthread_create(&threads[THREADS], NULL, disturb, NULL);
+  for (int index = 0; index < THREADS; index++) pthread_join(threads[index], NULL);
+  stop = true;
+  pthread_join(threads[THREADS], NULL);
+  report(wrong == 0, "six threads map, store, fork, unmap for a while and nothing goes wrong", "%d times", wrong);
+  return end();
+}

@@ -1,2 +1,0 @@
-import { test } from "vitest";
-test("smoke", async () => { await import("/tmp/mdns/smoke.ts"); });
