@@ -16,7 +16,13 @@ try {
 const sh = (command, args) => spawnSync(command, args, { cwd: root, stdio: "inherit" }).status === 0;
 
 const checks = {
-  "format and lint": () => sh(localBin("biome"), ["ci", "--error-on-warnings", "."]),
+  "format and lint": () =>
+    sh(localBin("biome"), [
+      "ci",
+      "--error-on-warnings",
+      `--colors=${process.stdout.isTTY ? "force" : "off"}`,
+      ".",
+    ]),
   types: () => sh(localBin("tsc"), ["-p", "tsconfig.json", "--noEmit"]),
   "native format": () => {
     const files = nativeSources();

@@ -54,6 +54,32 @@ int mapdirect_prepare(int fd, off_t offset, off_t length) {
   return answer(errno_before, prepare(fd, offset, length));
 }
 
+static ssize_t fetch_extents(int fd, off_t offset, off_t length, struct mapdirect_extent *extents,
+                             size_t capacity, struct mapdirect_map_info *info,
+                             struct mapdirect_wire_map_full *wire) {
+  wire->map.version = MAPDIRECT_WIRE_VERSION;
+  wire->map.offset = (uint64_t)offset;
+  wire->map.length = (uint64_t)length;
+  if (ioctl(fd, (unsigned long)MAPDIRECT_IOCTL_EXTENTS, wire) != 0) return -errno;
+  if (wire->map.count > MAPDIRECT_WIRE_EXTENTS_MAX) return -EIO;
+  size_t count = wire->map.count < capacity ? wire->map.count : capacity;
+  for (size_t index = 0; index < count; index++) {
+    const struct mapdirect_wire_extent *from = &wire->extents[index];
+    extents[index] = (struct mapdirect_extent){
+        .offset = from->offset, .physical = from->physical, .length = from->length, .state = from->state};
+  }
+  if (info != NULL) {
+    *info = (struct mapdirect_map_info){
+        .generation = wire->map.generation,
+        .next_offset = count < wire->map.count ? wire->extents[count].offset : wire->map.next_offset,
+        .file_bytes = wire->map.file_bytes,
+        .map_bytes = wire->map.map_bytes,
+        .inode = wire->map.inode,
+    };
+  }
+  return (ssize_t)count;
+}
+
 static ssize_t extents_of(int fd, off_t offset, off_t length, struct mapdirect_extent *extents,
                           size_t capacity, struct mapdirect_map_info *info) {
   struct stat status;
@@ -61,29 +87,12 @@ static ssize_t extents_of(int fd, off_t offset, off_t length, struct mapdirect_e
   if (offset < 0 || length < 0 || (capacity > 0 && extents == NULL)) return -EINVAL;
   int error = region_of(fd, &status, &region);
   if (error != 0) return error;
-  struct mapdirect_wire_map_full wire;
-  memset(&wire.map, 0, sizeof wire.map);
-  wire.map.version = MAPDIRECT_WIRE_VERSION;
-  wire.map.offset = (uint64_t)offset;
-  wire.map.length = (uint64_t)length;
-  if (ioctl(fd, (unsigned long)MAPDIRECT_IOCTL_EXTENTS, &wire) != 0) return -errno;
-  if (wire.map.count > MAPDIRECT_WIRE_EXTENTS_MAX) return -EIO;
-  size_t count = wire.map.count < capacity ? wire.map.count : capacity;
-  for (size_t index = 0; index < count; index++) {
-    const struct mapdirect_wire_extent *from = &wire.extents[index];
-    extents[index] = (struct mapdirect_extent){
-        .offset = from->offset, .physical = from->physical, .length = from->length, .state = from->state};
-  }
-  if (info != NULL) {
-    *info = (struct mapdirect_map_info){
-        .generation = wire.map.generation,
-        .next_offset = count < wire.map.count ? wire.extents[count].offset : wire.map.next_offset,
-        .file_bytes = wire.map.file_bytes,
-        .map_bytes = wire.map.map_bytes,
-        .inode = wire.map.inode,
-    };
-  }
-  return (ssize_t)count;
+  /* 16 KiB: more than some threads' stacks have to spare. */
+  struct mapdirect_wire_map_full *wire = page_alloc(round_up(sizeof *wire, page_bytes()));
+  if (wire == NULL) return -ENOMEM;
+  ssize_t result = fetch_extents(fd, offset, length, extents, capacity, info, wire);
+  page_free(wire, round_up(sizeof *wire, page_bytes()));
+  return result;
 }
 
 ssize_t mapdirect_extents(int fd, off_t offset, off_t length, struct mapdirect_extent *extents,

@@ -175,6 +175,8 @@ void keeper_kick(void);
 int keeper_wait(struct request *request);
 /* With the lock held. */
 uint32_t keeper_generation(void);
+/* Called with the lock just taken: is this a copy of the process that the library knows? */
+void keeper_notice_copy(void);
 /* Register the fork handlers; 0 or a negative errno. */
 int keeper_prepare_forks(void);
 

@@ -55,6 +55,11 @@ static struct {
  * holds. */
 static sigset_t fork_mask;
 
+/* In a page that the kernel wipes in every copy of the address space: 0 there, 1 here. A child that was made
+ * by a bare clone(2), past the fork handlers, finds out by it that it has neither keeper nor descriptors; one
+ * that shares our memory (vfork) reads 1. Guarded by the lock. */
+static int *copy_marker;
+
 static void futex_wait(_Atomic uint32_t *word, uint32_t value, const struct timespec *timeout) {
   raw_syscall(SYS_futex, (long)word, FUTEX_WAIT_PRIVATE, value, (long)timeout, 0, 0);
 }
@@ -241,15 +246,42 @@ static void after_fork_in_parent(void) {
   core_unlock(&mask);
 }
 
-static void after_fork_in_child(void) {
-  sigset_t mask = fork_mask;
+static void forget_parent(void) {
   keeper.state = KEEPER_NONE;
   keeper.generation++;
+  keeper.busy = false;
+  keeper.head = NULL; /* requests of threads that are not here */
+  keeper.tail = NULL;
   hole_forget();
   mark_forked(true);
+}
+
+static void after_fork_in_child(void) {
+  sigset_t mask = fork_mask;
+  forget_parent();
+  if (copy_marker != NULL) *copy_marker = 1;
   bool anything = !table_empty();
   core_unlock(&mask);
   if (anything) hole_rebuild_all();
+}
+
+void keeper_notice_copy(void) {
+  if (copy_marker == NULL || *copy_marker != 0) return;
+  *copy_marker = 1;
+  forget_parent();
+}
+
+/* With the lock held. Without the page (a kernel before 4.14) a bare clone goes unnoticed. */
+static void mark_copies(void) {
+  if (copy_marker != NULL) return;
+  int *page = page_alloc(page_bytes());
+  if (page == NULL) return;
+  if (raw_madvise((uintptr_t)page, page_bytes(), MADV_WIPEONFORK) != 0) {
+    page_free(page, page_bytes());
+    return;
+  }
+  *page = 1;
+  copy_marker = page;
 }
 
 int keeper_prepare_forks(void) {
@@ -257,6 +289,7 @@ int keeper_prepare_forks(void) {
   core_lock(&mask);
   bool prepared = keeper.forks_prepared;
   keeper.forks_prepared = true;
+  mark_copies();
   core_unlock(&mask);
   if (prepared) return 0;
   int error = pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child);

@@ -159,7 +159,7 @@ MAPDIRECT_API int mapdirect_persist(const void *addr, size_t length);
  * unwritten extents become written zeros, shared extents are unshared, durably. length 0 means up to the end
  * of the file. The file's size does not change.
  *
- * Errors: EBADF, EACCES (fd is not writable), EINVAL, ENOSPC, ETXTBSY (somebody holds a lease on the range
+ * Errors: EBADF (also: not open for writing), EINVAL, ENOSPC, ETXTBSY (somebody holds a lease on the range
  * and it is not ready yet), EOPNOTSUPP (not a file of a mapdirect mount).
  */
 MAPDIRECT_API int mapdirect_prepare(int fd, off_t offset, off_t length);

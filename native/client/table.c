@@ -42,6 +42,7 @@ void core_lock(sigset_t *saved) {
   sigfillset(&all);
   pthread_sigmask(SIG_SETMASK, &all, saved);
   pthread_mutex_lock(&table.mutex);
+  keeper_notice_copy();
 }
 
 void core_unlock(const sigset_t *saved) {

@@ -2,16 +2,17 @@
  * A chain of segments: writing groups into it, and walking it.
  *
  * Invariants of the writer:
- * - a segment's header is durable before any group in it, and the LINK group that leads to it is written after the
- *   header: a LINK never leads to a segment that is not there;
+ * - a segment's header is stored before any group in it, and the LINK group that leads to it after the header: a LINK
+ *   never leads to a segment that is not there, except on page granularity after a power cut: then the log ends there;
  * - a group is written after everything stored before it has been drained: data, then the record that makes it visible;
  * - LINK_GROUP_BYTES at the end of each segment stay free for the LINK.
  */
 import { CorruptionError, FsError } from "../base/errors.ts";
-import { viewOf } from "../layout/struct.ts";
+import { getU64, viewOf } from "../layout/struct.ts";
 import type { Region } from "../region/region.ts";
 import { crc32c } from "./checksum.ts";
 import {
+  GROUP_MAGIC,
   GroupHeader,
   GroupKind,
   LINK_GROUP_BYTES,
@@ -269,7 +270,8 @@ export interface Beyond {
 
 /**
  * Walk a chain from its start and hand over each group. Ends where no valid group with the expected number follows.
- * @throws CorruptionError if a segment that the chain names is not there, or the chain bites its own tail.
+ * @throws CorruptionError if its first segment is not there, the chain bites its own tail, or a kind of group occurs
+ *   that has no place in it.
  */
 export function walkChain(
   region: Region,
@@ -282,6 +284,8 @@ export function walkChain(
   const segments: number[] = [];
   const seen = new Set<number>();
   let { segment, index, incarnation, lsn } = start;
+  /** Where the chain ends if the segment that it has just linked to is not there. */
+  let previous: { segment: number; offset: number; index: number; spare: number } | null = null;
   for (;;) {
     const place = `${name} segment ${index} at byte ${segment}`;
     if (!isSegmentPlace(segment, geometry))
@@ -292,15 +296,23 @@ export function walkChain(
     const view = viewOf(data);
     region.read(segment, data, 0, data.length);
     const header = headerOf(data, segment, geometry);
-    if (typeof header === "string") throw new CorruptionError(place, "a segment header", header);
-    for (const [field, expected] of [
-      ["role", role],
-      ["index", index],
-      ["incarnation", incarnation],
-      ["firstLsn", lsn],
-    ] as const) {
-      if (header[field] !== expected)
-        throw new CorruptionError(`${place}: ${field}`, `${expected}`, `${header[field]}`);
+    const complaint = complaintAbout(header, { role, index, incarnation, firstLsn: lsn });
+    if (complaint !== null || typeof header === "string") {
+      // On page granularity a power cut may keep the LINK and lose the header that was stored before it.
+      if (previous === null || role !== SegmentRole.LOG)
+        throw new CorruptionError(place, "its segment header", complaint ?? "none");
+      const barrierLsn = Math.max(
+        lookAt(data, view, 0, { geometry, incarnation, lsn }).barrierLsn,
+        searchBarrier(region, geometry, { role, index, incarnation, lsn }),
+      );
+      return {
+        segments,
+        ...previous,
+        lsn,
+        incarnation,
+        complete: false,
+        beyond: { groups: true, barrierLsn },
+      };
     }
     segments.push(segment);
     let offset: number = SegmentHeader.size;
@@ -309,6 +321,12 @@ export function walkChain(
       const group = groupAt(data, view, offset, geometry.segmentBytes, geometry.seed);
       if (group === null || group.lsn !== lsn || group.incarnation !== incarnation) break;
       const full: ChainGroup = { ...group, data, view, at: offset, place: segment + offset };
+      if (!kindsByRole[role]?.includes(group.kind))
+        throw new CorruptionError(
+          `kind of the group at byte ${full.place}`,
+          `one of a ${name}`,
+          `${group.kind}`,
+        );
       lsn += 1;
       offset += group.length;
       if (group.kind === GroupKind.LINK) {
@@ -320,6 +338,7 @@ export function walkChain(
           },
         });
         if (target === null) throw new CorruptionError(`link in ${place}`, "one LINK record", "none");
+        previous = { segment, offset, index, spare: header.next };
         ({ segment, index, incarnation } = target as ChainStart);
         linked = true;
         break;
@@ -349,47 +368,97 @@ export function walkChain(
       incarnation,
       spare: header.next,
       complete: false,
-      beyond: lookBeyond(region, geometry, role, data, offset, lsn, index, incarnation, header.next, seen),
+      beyond: lookBeyond(region, data, offset, header.next, seen, {
+        geometry,
+        role,
+        index,
+        incarnation,
+        lsn,
+      }),
     };
   }
+}
+
+const kindsByRole: Record<number, readonly number[]> = {
+  [SegmentRole.LOG]: [GroupKind.RECORDS, GroupKind.BARRIER, GroupKind.LINK],
+  [SegmentRole.CHECKPOINT]: [GroupKind.RECORDS, GroupKind.LINK, GroupKind.END],
+};
+
+function complaintAbout(
+  header: Header | string,
+  expected: Pick<Header, "role" | "index" | "incarnation" | "firstLsn">,
+): string | null {
+  if (typeof header === "string") return header;
+  for (const field of ["role", "index", "incarnation", "firstLsn"] as const) {
+    if (header[field] !== expected[field])
+      return `one with ${field} ${header[field]} instead of ${expected[field]}`;
+  }
+  return null;
+}
+
+/** Of the chain that breaks off before group `lsn`. */
+interface Break {
+  readonly geometry: ChainGeometry;
+  readonly incarnation: number;
+  readonly lsn: number;
+}
+
+const groupMagic = Buffer.alloc(4);
+groupMagic.writeUInt32LE(GROUP_MAGIC);
+
+/** Groups in data[from, …) that continue the chain behind a break. */
+function lookAt(data: Buffer, view: DataView, from: number, { geometry, incarnation, lsn }: Break): Beyond {
+  let groups = false;
+  let barrierLsn = -1;
+  // Old file data may hold anything, also what looks like thousands of overlapping groups: no more than this is summed.
+  let budget = 16 * data.length;
+  for (let at = data.indexOf(groupMagic, from); at >= 0 && budget > 0; at = data.indexOf(groupMagic, at)) {
+    const here = at;
+    at += 1;
+    // Groups are multiples of 8 bytes behind a 64-byte header.
+    if (here % 8 !== 0 || here + GroupHeader.size > data.length) continue;
+    if (getU64(view, here + GroupHeader.at.incarnation) !== incarnation) continue;
+    const length = view.getUint32(here + GroupHeader.at.length, true);
+    if (here + length > data.length) continue;
+    budget -= length;
+    const group = groupAt(data, view, here, data.length, geometry.seed);
+    if (group === null || group.lsn < lsn) continue;
+    groups = true;
+    if (group.kind === GroupKind.BARRIER) {
+      readRecords(data, view, here, group.length, here, {
+        ...refusingSink("barrier"),
+        barrier: (covered) => {
+          barrierLsn = Math.max(barrierLsn, covered);
+        },
+      });
+    }
+    // Nothing begins within a group.
+    at = here + group.length;
+  }
+  return { groups, barrierLsn };
 }
 
 /** Search what follows a break for groups that prove that the chain went on. */
 function lookBeyond(
   region: Region,
-  geometry: ChainGeometry,
-  role: number,
   firstData: Buffer,
   firstOffset: number,
-  lsn: number,
-  firstIndex: number,
-  incarnation: number,
   firstNext: number,
   seen: ReadonlySet<number>,
+  where: Break & { role: number; index: number },
 ): Beyond {
+  const { geometry, role, incarnation, lsn } = where;
   let groups = false;
   let barrierLsn = -1;
   let data = firstData;
   let offset = firstOffset;
+  let { index } = where;
   let next = firstNext;
-  let index = firstIndex;
   const visited = new Set(seen);
   for (;;) {
-    const view = viewOf(data);
-    // Groups are multiples of 8 bytes behind a 64-byte header, so one can begin at any multiple of 8.
-    for (let at = offset; at + GroupHeader.size <= data.length; at += 8) {
-      const group = groupAt(data, view, at, data.length, geometry.seed);
-      if (group === null || group.incarnation !== incarnation || group.lsn < lsn) continue;
-      groups = true;
-      if (group.kind === GroupKind.BARRIER) {
-        readRecords(data, view, at, group.length, at, {
-          ...refusingSink("barrier"),
-          barrier: (covered) => {
-            barrierLsn = Math.max(barrierLsn, covered);
-          },
-        });
-      }
-    }
+    const found = lookAt(data, viewOf(data), offset, where);
+    groups ||= found.groups;
+    barrierLsn = Math.max(barrierLsn, found.barrierLsn);
     if (!isSegmentPlace(next, geometry) || visited.has(next)) break;
     visited.add(next);
     const following = Buffer.allocUnsafe(geometry.segmentBytes);
@@ -414,4 +483,35 @@ function lookBeyond(
     next = header.next;
   }
   return { groups, barrierLsn };
+}
+
+/**
+ * The highest number that a barrier in any later segment of the chain vouches for; -1 without one. It looks at every
+ * place where a segment can be: the one that would name the next is not there. After a mere power cut it finds nothing.
+ */
+function searchBarrier(
+  region: Region,
+  geometry: ChainGeometry,
+  where: { role: number; index: number; incarnation: number; lsn: number },
+): number {
+  let barrierLsn = -1;
+  const start = Math.ceil(RESERVED_BYTES / geometry.segmentBytes) * geometry.segmentBytes;
+  const head = Buffer.alloc(SegmentHeader.size);
+  for (let at = start; isSegmentPlace(at, geometry); at += geometry.segmentBytes) {
+    region.read(at, head, 0, head.length);
+    const header = headerOf(head, at, geometry);
+    if (
+      typeof header === "string" ||
+      header.role !== where.role ||
+      header.index <= where.index ||
+      header.incarnation !== where.incarnation ||
+      header.firstLsn <= where.lsn
+    )
+      continue;
+    const data = Buffer.allocUnsafe(geometry.segmentBytes);
+    region.read(at, data, 0, data.length);
+    const found = lookAt(data, viewOf(data), SegmentHeader.size, { geometry, ...where });
+    barrierLsn = Math.max(barrierLsn, found.barrierLsn);
+  }
+  return barrierLsn;
 }

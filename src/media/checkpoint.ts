@@ -45,6 +45,7 @@ export class Checkpoint {
   readonly #logStart: ChainStart;
   #records = 0;
   #captured = false;
+  #failure: Error | null = null;
 
   /**
    * @param journal the log to rotate; null when `logStart` names an empty log already (recovery, mkfs).
@@ -91,8 +92,28 @@ export class Checkpoint {
     return this.#chain.bytesWritten;
   }
 
-  /** Capture for about `milliseconds`; true when all is captured. */
+  /** All is captured: it takes no further segment. */
+  get captured(): boolean {
+    return this.#captured;
+  }
+
+  /** A step has thrown; the capture cannot be taken up again. */
+  get failed(): boolean {
+    return this.#failure !== null;
+  }
+
+  /** Capture for about `milliseconds`; true when all is captured. Once it has thrown, it throws the same again. */
   step(milliseconds: number): boolean {
+    if (this.#failure !== null) throw this.#failure;
+    try {
+      return this.#step(milliseconds);
+    } catch (error) {
+      this.#failure = error as Error;
+      throw error;
+    }
+  }
+
+  #step(milliseconds: number): boolean {
     if (this.#captured) return true;
     const until = performance.now() + milliseconds;
     let untilLook = 64;

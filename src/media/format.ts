@@ -23,6 +23,12 @@ export const BLOCK_BYTES_MAX = 2 * 1024 * 1024;
 export const SEGMENT_BYTES_MIN = 131072;
 export const SEGMENT_BYTES_MAX = 2 * 1024 * 1024;
 
+/**
+ * Ids and counters on the media stay below this. Each is counted up by one at a time, so honest ones never come near;
+ * and what is counted up from here cannot leave the numbers that a double holds exactly.
+ */
+export const COUNTER_MAX = 2 ** 52;
+
 /** Feature bits. An unknown incompatible bit refuses the mount; an unknown read-only compatible one allows it read-only. */
 export const KNOWN_COMPATIBLE = 0;
 export const KNOWN_READ_ONLY_COMPATIBLE = 0;

@@ -198,6 +198,7 @@ export function identifyContent(region: Region): string | null {
       const label = verdict.value.label === "" ? "no label" : `label ${verdict.value.label}`;
       return `mapdirect file system (uuid ${formatUuid(verdict.value.uuid)}, ${label})`;
     }
+    if (verdict.kind === "foreign") return `mapdirect file system (format version ${verdict.version})`;
     if (verdict.kind === "damaged") return "damaged mapdirect file system";
   }
   for (const { name, offset, magic } of signatures) {

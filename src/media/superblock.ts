@@ -14,6 +14,7 @@ import { crc32c } from "./checksum.ts";
 import {
   BLOCK_BYTES_MAX,
   BLOCK_BYTES_MIN,
+  COUNTER_MAX,
   FORMAT_VERSION,
   KNOWN_INCOMPATIBLE,
   KNOWN_READ_ONLY_COMPATIBLE,
@@ -40,8 +41,20 @@ export function encodeSuperblock(value: SuperblockValue): Buffer {
   return data;
 }
 
+const counters = [
+  "sequence",
+  "incarnations",
+  "checkpointIncarnation",
+  "logIndex",
+  "logIncarnation",
+  "logLsn",
+  "tailLsn",
+] as const;
+
 export type CopyVerdict =
   | { readonly kind: "valid"; readonly value: SuperblockValue }
+  /** Whole, but of a format version that this program does not know. */
+  | { readonly kind: "foreign"; readonly version: number }
   | { readonly kind: "absent" }
   | { readonly kind: "damaged"; readonly reason: string };
 
@@ -59,10 +72,15 @@ export function judgeCopy(data: Uint8Array, offset: number): CopyVerdict {
       reason: `superblock at byte ${offset}: checksum ${found.toString(16)}, expected ${expected.toString(16)}`,
     };
   }
-  const value = Superblock.decode(view, 0);
-  if (value.version !== FORMAT_VERSION) {
-    // Written by another version: the rest of the fields means whatever that version says.
-    return { kind: "valid", value };
+  const version = view.getUint32(Superblock.at.version, true);
+  // Written by another version: magic, version and checksum are where they always were, the rest is what that one says.
+  if (version !== FORMAT_VERSION) return { kind: "foreign", version };
+  let value: SuperblockValue;
+  try {
+    value = Superblock.decode(view, 0);
+  } catch (error) {
+    if (!(error instanceof CorruptionError)) throw error;
+    return { kind: "damaged", reason: `superblock at byte ${offset}: ${error.message}` };
   }
   const power = (n: number): boolean => n > 0 && (n & (n - 1)) === 0;
   const complaint = !(
@@ -81,7 +99,7 @@ export function judgeCopy(data: Uint8Array, offset: number): CopyVerdict {
         ? `volume size ${value.regionBytes}`
         : value.state !== VolumeState.CLEAN && value.state !== VolumeState.MOUNTED
           ? `state ${value.state}`
-          : null;
+          : (counters.find((name) => value[name] >= COUNTER_MAX) ?? null);
   if (complaint !== null)
     return { kind: "damaged", reason: `superblock at byte ${offset}: impossible ${complaint}` };
   return { kind: "valid", value };
@@ -116,6 +134,12 @@ export function readSuperblock(region: Region): SuperblockChoice {
     }
     return judgeCopy(data, offset);
   });
+  for (const verdict of verdicts) {
+    // Whichever copy is newer: a volume that another version has begun to write is that one's.
+    if (verdict.kind === "foreign") {
+      throw new FsError("EINVAL", `format version ${verdict.version}; this program knows ${FORMAT_VERSION}`);
+    }
+  }
   let best: SuperblockValue | null = null;
   const warnings: string[] = [];
   for (const [index, verdict] of verdicts.entries()) {
@@ -133,9 +157,6 @@ export function readSuperblock(region: Region): SuperblockChoice {
       );
     }
     throw new CorruptionError("superblocks", "one valid copy of two", warnings.join("; "));
-  }
-  if (best.version !== FORMAT_VERSION) {
-    throw new FsError("EINVAL", `format version ${best.version}; this program knows ${FORMAT_VERSION}`);
   }
   const unknown = best.featuresIncompatible & ~KNOWN_INCOMPATIBLE;
   if (unknown !== 0) {

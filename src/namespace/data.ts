@@ -204,7 +204,8 @@ export function write(
         break;
       }
     }
-    const fits = reached * store.blockBytes - (first * store.blockBytes + head);
+    // Byte offsets near the largest file size are no exact doubles: only differences of blocks are multiplied.
+    const fits = (reached - first) * store.blockBytes - head;
     if (fits <= 0) throw new FsError("ENOSPC");
     bytes = Math.min(bytes, fits);
     const end = offset + BigInt(bytes);
@@ -331,7 +332,10 @@ export function fallocate(
     const first = Math.min(innerFirst, lastEnd);
     const count = Math.min(innerEnd, lastEnd) - first;
     if (count > 0) guardMapped(store, inode, map, first, count);
-    const group = store.begin(false);
+    // A hole in the middle of an extent makes two of one: many such holes are more metadata, and a full volume, where
+    // they free no whole segment, must keep room for its next checkpoint.
+    const splits = count > 0 && map.splitBy(first, count);
+    const group = store.begin(splits && store.reserveIsLow());
     zeroEdges(store, inode, offset, end, innerFirst, innerEnd);
     if (count > 0) group.extentGone(inode.ino, first, count);
     touch(group, inode, inode.size, privileges);
@@ -361,36 +365,44 @@ export function fallocate(
   }
   let group = store.begin(true);
   const taken: Run[] = [];
+  let takenRecorded = 0;
   let records = 0;
   // A change of very many runs is several groups; each is a state in which the file reads the same.
-  const flush = (): void => {
-    touch(group, inode, inode.size, privileges);
-    store.commit();
-    taken.length = 0;
-    records = 0;
-    group = store.begin(true);
+  const record = (block: number, run: Run): void => {
+    if (records === RUNS_MAX) {
+      touch(group, inode, inode.size, privileges);
+      store.commit();
+      // What is taken and not recorded yet is still to be given back if the rest fails.
+      taken.splice(0, takenRecorded);
+      takenRecorded = 0;
+      records = 0;
+      group = store.begin(true);
+    }
+    group.extent(inode.ino, block, run.start, run.count, UNWRITTEN);
+    records += 1;
   };
   try {
     if (size > inode.size) zeroBehindEnd(store, inode, size);
     if (zeroRange) zeroEdges(store, inode, offset, end, innerFirst, innerEnd);
     for (const piece of pieces) {
       if (piece.state === 0) {
-        let at = piece.block;
-        for (const run of store.allocate(piece.count, goalFor(map, piece.block))) {
+        const runs = store.allocate(piece.count, goalFor(map, piece.block));
+        let count = 0;
+        for (const run of runs) {
           taken.push(run);
-          group.extent(inode.ino, at, run.start, run.count, UNWRITTEN);
-          at += run.count;
-          records += 1;
+          count += run.count;
         }
-        if (at < piece.block + piece.count) throw new FsError("ENOSPC");
+        if (count < piece.count) throw new FsError("ENOSPC");
+        let at = piece.block;
+        for (const run of runs) {
+          record(at, run);
+          takenRecorded += 1;
+          at += run.count;
+        }
       } else if (zeroRange && piece.state === WRITTEN) {
         const inner = clip(piece, innerFirst, innerEnd);
-        if (inner !== null) {
-          group.extent(inode.ino, inner.block, inner.physical, inner.count, UNWRITTEN);
-          records += 1;
-        }
+        if (inner !== null) record(inner.block, { start: inner.physical, count: inner.count });
       }
-      if (records > RUNS_MAX) flush();
     }
     touch(group, inode, size, privileges);
     store.commit();
@@ -466,15 +478,19 @@ export function prepareSome(store: Store, inode: Inode, block: number, count: nu
     runs.push({ block: piece.block, count: piece.count, physical: piece.physical });
   else {
     let next = piece.block;
-    // Ask for all that is to come, so that slices end up side by side.
-    for (const run of store.allocate(piece.count, goalFor(map, piece.block))) {
-      taken.push(run);
+    taken.push(...store.allocate(piece.count, goalFor(map, piece.block)));
+    for (const run of taken) {
       runs.push({ block: next, count: run.count, physical: run.start });
       next += run.count;
     }
     if (next < piece.block + piece.count) {
       store.giveBack(taken);
       throw new FsError("ENOSPC");
+    }
+    // More runs than go into one group (a volume in crumbs): the rest comes with the next call.
+    if (runs.length > RUNS_MAX) {
+      runs.length = RUNS_MAX;
+      store.giveBack(taken.splice(RUNS_MAX));
     }
   }
   try {
@@ -489,7 +505,8 @@ export function prepareSome(store: Store, inode: Inode, block: number, count: nu
     store.giveBack(taken);
     throw error;
   }
-  return piece.block + piece.count;
+  const last = runs[runs.length - 1] as (typeof runs)[0];
+  return last.block + last.count;
 }
 
 /** lseek(2) SEEK_DATA: first byte at or behind `offset` that may hold data. @throws FsError ENXIO */

@@ -12,6 +12,7 @@
 import { CorruptionError } from "../base/errors.ts";
 import type { Snapshot } from "../media/checkpoint.ts";
 import {
+  COUNTER_MAX,
   DentryRecord,
   ExtentRecord,
   InodeRecord,
@@ -23,6 +24,7 @@ import type { GroupBuilder, InodeFields, MappedState } from "../media/group.ts";
 import { ROOT_INO } from "../media/mkfs.ts";
 import type { RecoverySink } from "../media/recovery.ts";
 import type { OnFreed } from "../space/extent-map.ts";
+import { FIRST_COOKIE } from "./directory.ts";
 import {
   FILE_BYTES_MAX,
   Inode,
@@ -85,7 +87,7 @@ export class State implements RecoverySink, Snapshot {
       throw new CorruptionError(`inode ${fields.ino}: ${what}`, expected, String(found));
     };
     const type = fields.mode & S_IFMT;
-    if (fields.ino === 0) bad("number", "1 or more", 0);
+    if (fields.ino === 0 || fields.ino >= COUNTER_MAX) bad("number", `1 to ${COUNTER_MAX - 1}`, fields.ino);
     if (!FILE_TYPES.has(type) || fields.mode > 0o177777) bad("mode", "a file type", fields.mode.toString(8));
     if (fields.size > FILE_BYTES_MAX) bad("size", `at most ${FILE_BYTES_MAX}`, fields.size);
     if (fields.nlink > LINK_MAX + 1 && type !== S_IFDIR)
@@ -150,18 +152,14 @@ export class State implements RecoverySink, Snapshot {
       if (this.#phase === "fuzzy") return;
       throw new CorruptionError("DENTRY record", `inode ${parent} to be a directory`, "something else");
     }
-    if (
-      name.includes("/") ||
-      name.includes("\0") ||
-      name === "." ||
-      name === ".." ||
-      ino === 0 ||
-      cookie < 3
-    ) {
+    if (name.includes("/") || name.includes("\0") || name === "." || name === ".." || ino === 0) {
+      throw new CorruptionError(`DENTRY record in directory ${parent}`, "a valid name and inode", name);
+    }
+    if (cookie < FIRST_COOKIE || cookie >= COUNTER_MAX) {
       throw new CorruptionError(
-        `DENTRY record in directory ${parent}`,
-        "a valid name, inode and cookie",
-        name,
+        `DENTRY record in directory ${parent}: cookie`,
+        `${FIRST_COOKIE} to ${COUNTER_MAX - 1}`,
+        `${cookie}`,
       );
     }
     if (inode.directory.set(name, ino, type, cookie) === undefined) this.#snapshotBytes += dentryBytes(name);
@@ -201,6 +199,7 @@ export class State implements RecoverySink, Snapshot {
   extentGone(ino: number, block: number, count: number): void {
     const inode = this.#inode(ino, "EXTENT_GONE");
     if (inode === null || inode.extents === null) return;
+    if (count === 0) throw new CorruptionError(`EXTENT_GONE record of inode ${ino}`, "blocks", "none");
     const before = inode.extents.length;
     inode.extents.remove(block, count, this.onFreed);
     inode.mapLsn = this.lsn;
@@ -221,6 +220,7 @@ export class State implements RecoverySink, Snapshot {
   xattr(ino: number, name: string, value: Uint8Array): void {
     const inode = this.#inode(ino, "XATTR");
     if (inode === null) return;
+    if (name.includes("\0")) throw new CorruptionError(`XATTR record of inode ${ino}`, "a valid name", name);
     inode.xattrs ??= new Map();
     const previous = inode.xattrs.get(name);
     if (previous !== undefined) this.#snapshotBytes -= xattrBytes(name, previous);

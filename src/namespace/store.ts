@@ -12,7 +12,7 @@
  */
 import { CorruptionError, FsError, InvariantError } from "../base/errors.ts";
 import { retrying, Wait } from "../base/wait.ts";
-import { ChainWriter, groupCapacity } from "../media/chain.ts";
+import { ChainWriter, groupCapacity, isSegmentPlace } from "../media/chain.ts";
 import { Checkpoint } from "../media/checkpoint.ts";
 import { RESERVED_BYTES, SegmentRole, VolumeState } from "../media/format.ts";
 import { GroupBuilder, readRecords } from "../media/group.ts";
@@ -23,7 +23,7 @@ import { currentBootId, mustBeReadOnly, type SuperblockValue, writeSuperblock } 
 import type { Region } from "../region/region.ts";
 import { Allocator, type Run } from "../space/allocator.ts";
 import { SegmentPool } from "../space/segment-pool.ts";
-import { fieldsOf, type Inode } from "./inode.ts";
+import { fieldsOf, type Inode, S_IFLNK } from "./inode.ts";
 import { State } from "./state.ts";
 
 /** Who may object to a change of a file's block map (the lease floor). Throws FsError ETXTBSY or Wait to refuse. */
@@ -37,8 +37,16 @@ const noGuard: MapGuard = { beforeMapChange() {}, beforeSizeChange() {} };
 
 /** A checkpoint slice: how long the event loop is kept at most, in milliseconds. */
 const SLICE_MS = 2;
-/** Share of a segment that snapshot records fill at worst: groups of 16 KiB and the largest record leave this much. */
-const SEGMENT_FILL = 0.8;
+/** Largest group of a checkpoint: one of 16 KiB that the longest attribute was added to last. */
+const SNAPSHOT_GROUP_BYTES_MAX = 84 * 1024;
+
+/**
+ * Share of a segment that snapshot records fill at worst. A group that does not fit goes into the next segment and
+ * leaves less than its own size; and what a segment holds and the group that did not fit are more than one segment.
+ */
+function segmentFill(segmentBytes: number): number {
+  return 0.98 * Math.max(0.5, 1 - SNAPSHOT_GROUP_BYTES_MAX / segmentBytes);
+}
 
 export interface StoreOptions {
   readonly readOnly: boolean;
@@ -65,6 +73,8 @@ export class Store {
   #checkpointing: Promise<void> | null = null;
   #checkpoint: Checkpoint | null = null;
   #segmentBudget: number;
+  /** Size of the state when a checkpoint found no room; Infinity after one that did. */
+  #tooManyBytes = Number.POSITIVE_INFINITY;
   #closing = false;
   /** Counted for `info` and tests. */
   readonly counters = { checkpoints: 0, groups: 0, longestSliceMs: 0 };
@@ -131,7 +141,10 @@ export class Store {
       );
     }
     const claimSegment = (at: number): void => {
-      if (!allocator.claim(at / superblock.blockBytes, superblock.segmentBytes / superblock.blockBytes)) {
+      if (
+        !isSegmentPlace(at, recovery.geometry) ||
+        !allocator.claim(at / superblock.blockBytes, superblock.segmentBytes / superblock.blockBytes)
+      ) {
         throw new CorruptionError(
           `metadata segment at byte ${at}`,
           "free or used by metadata alone",
@@ -193,7 +206,7 @@ export class Store {
     const store = new Store(region, state, recovery, space, journal, opened, checkpointSegments, null);
     store.pool.ensure(store.#reserveTarget());
     store.pool.trim(store.#reserveTarget() + 4);
-    store.#dropOrphans();
+    await retrying(() => store.#dropOrphans());
     return store;
   }
 
@@ -217,13 +230,20 @@ export class Store {
     const journal = this.writable();
     if (grows && !this.pool.ensure(this.#reserveTarget())) {
       this.waitForPending("no space for metadata");
+      // A checkpoint gives back the log behind it, and the checkpoint before.
+      if (this.#checkpointing !== null || (journal.chain.segments.length > 1 && this.#checkpointFits()))
+        throw new Wait("no space for metadata", this.checkpoint());
       throw new FsError("ENOSPC", "no space for metadata");
     }
-    // A change takes at most one segment of log besides the spare one.
-    if (this.#checkpointing !== null && this.pool.available < 3) {
-      this.#checkpoint?.step(50);
-      if (this.pool.available < 3) throw new Wait("log space", this.#checkpointing);
-    } else if (this.#checkpointing === null && journal.chain.segments.length > this.#segmentBudget) {
+    // A change takes at most one segment of log besides the spare one. What the checkpoint under way still needs is
+    // not for the log: it could not be completed, and only that frees the log.
+    if (this.#checkpointing !== null) {
+      if (this.#lacksLogSpace()) this.#hurryCheckpoint();
+      if (this.#lacksLogSpace()) {
+        // If it fails for lack of room, this change takes what is left: it may be the one that makes room.
+        throw new Wait("log space", this.#checkpointing.catch(butNoSpace));
+      }
+    } else if (this.#checkpointDue(journal.chain.segments.length) && this.#checkpointFits()) {
       void this.checkpoint().catch(() => {});
     }
     this.#group.reset();
@@ -294,7 +314,8 @@ export class Store {
 
   /** Log what noteTimes() has gathered; of one inode, or of all. */
   flushTimes(only?: Inode): void {
-    if (this.dirtyTimes.size === 0 || this.journal === null || this.journal.failure !== null) return;
+    if (this.dirtyTimes.size === 0 || this.#closing) return;
+    if (this.journal === null || this.journal.failure !== null) return;
     if (only !== undefined && !this.dirtyTimes.has(only)) return;
     const group = this.begin(false);
     for (const inode of only === undefined ? this.dirtyTimes : [only]) {
@@ -349,11 +370,61 @@ export class Store {
   #reserveTarget(): number {
     const snapshot = this.#snapshotSegments();
     const log = this.journal?.chain.segments.length ?? 0;
-    return snapshot + 2 + Math.max(2 * this.#segmentBudget - log, 2);
+    // The checkpoint under way takes from the reserve, and gives back the one before when it is complete.
+    const running = Math.max(0, this.#checkpointNeeds() - this.#checkpointSegments.length);
+    return snapshot + 2 + Math.max(2 * this.#segmentBudget - log, 3) + running;
+  }
+
+  /** The log is long, or takes what the next checkpoint needs; a log of one segment gives nothing back. */
+  #checkpointDue(logSegments: number): boolean {
+    return (
+      logSegments > this.#segmentBudget || (logSegments > 1 && this.pool.available < this.#leastReserve())
+    );
+  }
+
+  /**
+   * Segments without which a checkpoint, or recovery after a crash, could not be completed: the snapshot, the segment
+   * that its chain sets aside, and two for the log. One change takes at most one of these and adds one to the snapshot:
+   * that much more is in the reserve when a growing one begins.
+   */
+  #leastReserve(): number {
+    return this.#snapshotSegments() + 3 + this.#checkpointNeeds();
+  }
+
+  /** Nothing is left but what the next checkpoint needs: what makes metadata larger had better not go on. */
+  reserveIsLow(): boolean {
+    return !this.pool.ensure(this.#leastReserve());
+  }
+
+  /** Segments that the checkpoint under way will still take, at most. */
+  #checkpointNeeds(): number {
+    const checkpoint = this.#checkpoint;
+    if (checkpoint === null || checkpoint.captured) return 0;
+    return Math.max(1, this.#snapshotSegments() - checkpoint.segments.length);
+  }
+
+  #lacksLogSpace(): boolean {
+    return this.#checkpoint?.failed !== true && this.pool.available < 3 + this.#checkpointNeeds();
+  }
+
+  /** A longer slice than usual; if it fails, whoever runs the checkpoint hears of it. */
+  #hurryCheckpoint(): void {
+    try {
+      this.#checkpoint?.step(50);
+    } catch (error) {
+      if (!(error instanceof FsError)) throw error;
+    }
+  }
+
+  /** One that found no room is tried again only when the state has become smaller: each attempt costs log, too. */
+  #checkpointFits(): boolean {
+    const tooMany = this.#tooManyBytes;
+    return this.state.snapshotBytes < Math.max(tooMany * 0.75, tooMany - 2 * this.superblock.segmentBytes);
   }
 
   #snapshotSegments(): number {
-    return 1 + Math.ceil(this.state.snapshotBytes / (this.superblock.segmentBytes * SEGMENT_FILL));
+    const { segmentBytes } = this.superblock;
+    return 1 + Math.ceil(this.state.snapshotBytes / (segmentBytes * segmentFill(segmentBytes)));
   }
 
   /** A checkpoint is being written. */
@@ -399,7 +470,8 @@ export class Store {
       }
     } catch (error) {
       checkpoint.abandon(this.pool);
-      if (!(error instanceof FsError && error.code === "ENOSPC")) journal.failure ??= error as Error;
+      if (error instanceof FsError && error.code === "ENOSPC") this.#tooManyBytes = this.state.snapshotBytes;
+      else journal.failure ??= error as Error;
       throw error;
     }
     try {
@@ -414,6 +486,7 @@ export class Store {
     for (const segment of journal.chain.dropBefore(this.superblock.logSegment)) this.pool.give(segment);
     this.#checkpointSegments = checkpoint.segments;
     this.counters.checkpoints += 1;
+    this.#tooManyBytes = Number.POSITIVE_INFINITY;
     this.#segmentBudget = Math.max(segmentBudget(this.superblock), Math.ceil(this.#snapshotSegments() / 2));
     this.pool.trim(this.#reserveTarget() + 4);
   }
@@ -431,9 +504,11 @@ export class Store {
     await retrying(() => this.#dropOrphans());
     await retrying(() => this.flushTimes());
     await this.#idle();
-    await journal.sync();
+    // No change from here on, and the last barrier before the final checkpoint: a clean log is an empty one.
     this.#closing = true;
-    await this.#runCheckpoint(true);
+    await journal.sync();
+    this.#checkpointing = this.#runCheckpoint(true);
+    await this.#checkpointing;
   }
 
   /** Runs that metadata occupies or holds in reserve, for the invariants. */
@@ -461,6 +536,11 @@ export class Store {
   }
 }
 
+/** For a promise that may be rejected for lack of space, which is then no failure. */
+function butNoSpace(error: unknown): void {
+  if (!(error instanceof FsError && error.code === "ENOSPC")) throw error;
+}
+
 /** Log segments after which a checkpoint is due: at most a sixteenth of a small volume, 8 of a large one. */
 function segmentBudget(superblock: SuperblockValue): number {
   return Math.max(2, Math.min(8, Math.floor(superblock.regionBytes / superblock.segmentBytes / 16)));
@@ -472,11 +552,22 @@ function checkTree(state: State): void {
   if (root === undefined || root.directory === null) {
     throw new CorruptionError("root directory", "inode 1 to be a directory", "none");
   }
+  if (root.parent !== ROOT_INO) {
+    throw new CorruptionError("root directory", "to be its own parent", `inode ${root.parent}`);
+  }
   const names = new Map<number, number>();
   const subdirectories = new Map<number, number>();
   for (const inode of state.inodes.values()) {
     if (inode.directory === null) continue;
+    if (inode.nlink === 0 && inode.directory.names.size > 0) {
+      throw new CorruptionError(`directory ${inode.ino}`, "no entries once removed", "some");
+    }
+    const cookies = new Set<number>();
     for (const entry of inode.directory.names.values()) {
+      if (cookies.has(entry.cookie)) {
+        throw new CorruptionError(`directory ${inode.ino}`, "each cookie once", `${entry.cookie} twice`);
+      }
+      cookies.add(entry.cookie);
       const target = state.inodes.get(entry.ino);
       if (target === undefined) {
         throw new CorruptionError(
@@ -512,8 +603,12 @@ function checkTree(state: State): void {
     if (inode.nlink !== expected) {
       throw new CorruptionError(`inode ${inode.ino}: link count`, `${expected}`, `${inode.nlink}`);
     }
-    if (inode.type === 0o120000 && inode.target === null) {
-      throw new CorruptionError(`symbolic link ${inode.ino}`, "a target", "none");
+    if (inode.type === S_IFLNK && (inode.target === null || inode.size !== BigInt(inode.target.length))) {
+      throw new CorruptionError(
+        `symbolic link ${inode.ino}`,
+        `a target of ${inode.size} bytes`,
+        inode.target === null ? "none" : `one of ${inode.target.length}`,
+      );
     }
   }
   // A cycle of directories would be reachable from nowhere: walk up from each, remembering what leads to the root.

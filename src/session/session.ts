@@ -196,6 +196,23 @@ export class Session {
     }
   }
 
+  /**
+   * For a handler that answers later: run an operation to its end, waiting as it asks, counting how often it has been
+   * tried like any other request. @throws FsError EINTR when the caller was interrupted meanwhile.
+   */
+  async retry<T>(operation: () => T, interrupted: () => boolean): Promise<T> {
+    for (let attempt = 0; ; attempt += 1) {
+      this.#attempt = attempt;
+      try {
+        return operation();
+      } catch (error) {
+        if (!(error instanceof Wait)) throw error;
+        await error.until.catch(() => {});
+      }
+      if (interrupted()) throw new FsError("EINTR");
+    }
+  }
+
   #wait(request: Request): Waiting {
     const waiting: Waiting = { request, interrupted: false, wake: () => {} };
     this.#waiting.set(request.unique, waiting);

@@ -137,6 +137,12 @@ export class ExtentMap {
     this.#join(index - 1);
   }
 
+  /** Making [block, block + count) a hole leaves parts of one extent on both sides. */
+  splitBy(block: number, count: number): boolean {
+    const extent = this.#extents[this.#search(block)];
+    return extent !== undefined && extent.block < block && extent.block + extent.count > block + count;
+  }
+
   /** Make [block, block + count) a hole. */
   remove(block: number, count: number, onFreed: OnFreed): void {
     this.#cut(block, count, onFreed);

@@ -4,7 +4,7 @@
  * Order: within a round a workload runs on all peers, one after the other, before the next workload begins; each round
  * begins with another peer. So neighbours in time are compared, and no peer always comes first.
  */
-import { accessSync, constants, mkdirSync, readFileSync, rmSync, statfsSync } from "node:fs";
+import { accessSync, constants, mkdirSync, readdirSync, readFileSync, rmSync, statfsSync } from "node:fs";
 import { loadavg } from "node:os";
 import { join } from "node:path";
 import { hasCommand } from "../../scripts/setup.mjs";
@@ -106,18 +106,12 @@ async function measure(bench, running, rounds, say) {
         const peer = running[(round + turn) % running.length];
         if (failed.has(peer.name)) continue;
         say(`round ${round + 1}/${rounds}: ${workload.name}: ${peer.name}`, { passing: true });
-        const cpuBefore = cpuSeconds(peer.pid);
         try {
-          const { values, details } = await workload.run(bench, peer, round);
-          const serverCpuSeconds = cpuSeconds(peer.pid) - cpuBefore;
-          samples.push({
-            round,
-            workload: workload.name,
-            peer: peer.name,
-            values,
-            details,
-            serverCpuSeconds,
-          });
+          const cpuBefore = cpuNanos(peer.pid);
+          const measured = await workload.run(bench, peer, round);
+          const cpuMicrosPerOperation = (cpuNanos(peer.pid) - cpuBefore) / 1000 / measured.operations;
+          const where = { round, workload: workload.name, peer: peer.name };
+          samples.push({ ...where, ...measured, cpuMicrosPerOperation, load: loadavg()[0] });
         } catch (error) {
           bench.signal.throwIfAborted();
           failed.add(peer.name);
@@ -130,47 +124,58 @@ async function measure(bench, running, rounds, say) {
   return { samples, failures };
 }
 
-/** User and system time of a server, in the unit of USER_HZ = 100. Zero if there is no server. */
-function cpuSeconds(pid) {
+/** User and system time that the threads of a server have used. Zero if there is no server. */
+function cpuNanos(pid) {
   if (pid === undefined) return 0;
-  try {
-    const stat = readFileSync(`/proc/${pid}/stat`, "utf8");
-    const fields = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
-    return (Number(fields[11]) + Number(fields[12])) / 100;
-  } catch {
-    return 0;
+  let nanos = 0;
+  for (const thread of readdirSync(`/proc/${pid}/task`)) {
+    try {
+      nanos += Number(readFileSync(`/proc/${pid}/task/${thread}/schedstat`, "utf8").split(" ")[0]);
+    } catch {
+      // A thread that has just ended, or a kernel without scheduler statistics.
+    }
   }
+  return nanos;
 }
 
 function summarise(running, samples, rounds) {
-  const valuesOf = (workload, key, peer) => {
+  /** Per round; undefined where there is no sample. */
+  const valuesOf = (workload, peer, pick) => {
     const values = Array(rounds).fill(undefined);
     for (const sample of samples) {
-      if (sample.workload === workload && sample.peer === peer) values[sample.round] = sample.values[key];
+      if (sample.workload === workload && sample.peer === peer) values[sample.round] = pick(sample);
     }
     return values;
   };
   const [first, ...others] = running;
-  const rows = [];
-  for (const { name: workload, rows: metrics } of WORKLOADS) {
-    for (const { key, title, unit } of metrics) {
-      const byPeer = {};
-      for (const { name } of running) {
-        const values = valuesOf(workload, key, name).filter((value) => value !== undefined);
-        if (values.length > 0) byPeer[name] = summary(values);
-      }
-      const ratioTo = {};
-      for (const { name } of others) {
-        const ratio = ratios(valuesOf(workload, key, first.name), valuesOf(workload, key, name));
-        if (ratio !== undefined) ratioTo[name] = ratio;
-      }
-      rows.push({ key, title, unit, byPeer, ratioTo });
+  const row = (workload, pick, isPart = () => true) => {
+    const byPeer = {};
+    const ratioTo = {};
+    for (const { name } of running.filter(isPart)) {
+      const values = valuesOf(workload, name, pick).filter((value) => value !== undefined);
+      if (values.length > 0) byPeer[name] = summary(values);
     }
-  }
+    for (const { name } of others.filter(isPart)) {
+      const ratio = ratios(valuesOf(workload, first.name, pick), valuesOf(workload, name, pick));
+      if (ratio !== undefined) ratioTo[name] = ratio;
+    }
+    return { byPeer, ratioTo };
+  };
+  const rows = WORKLOADS.flatMap(({ name, rows: metrics }) =>
+    metrics.map((metric) => ({ ...metric, ...row(name, ({ values }) => values[metric.key]) })),
+  );
+  const cpuRows = WORKLOADS.map(({ name, title }) => ({
+    title,
+    ...row(
+      name,
+      (sample) => sample.cpuMicrosPerOperation,
+      ({ pid }) => pid !== undefined,
+    ),
+  }));
   const goals = GOALS.map((goal) => {
-    const row = rows.find(({ key }) => key === goal.key);
-    const reached = first?.name === "mapdirect" ? (row.ratioTo[goal.against]?.median ?? null) : null;
-    return { ...goal, title: row.title, reached };
+    const { title, ratioTo } = rows.find(({ key }) => key === goal.key);
+    const reached = first?.name === "mapdirect" ? (ratioTo[goal.against]?.median ?? null) : null;
+    return { ...goal, title, reached };
   });
-  return { rows, goals };
+  return { rows, cpuRows, goals };
 }

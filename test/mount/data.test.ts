@@ -139,7 +139,9 @@ describe("size", () => {
     await truncate(path, 0);
   });
 
-  test("the last byte of a file of 2^63 - 1 bytes can be written and read", async ({ skip }) => {
+  test("at offsets beyond 2^53, up to the last byte of a file of 2^63 - 1 bytes, data is written and read", async ({
+    skip,
+  }) => {
     const lacking = missing("python3");
     if (lacking !== undefined) skip(lacking);
     const path = join(await mount.fresh(), "last");
@@ -148,6 +150,10 @@ describe("size", () => {
       "f = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)",
       "assert os.pwrite(f, b'z', 2**63 - 2) == 1",
       "assert os.pread(f, 10, 2**63 - 2) == b'z'",
+      "for offset in (2**53 + 1, 2**55 + 4095, 2**60 - 3, 2**62 + 12345):",
+      "  data = os.urandom(20000)",
+      "  assert os.pwrite(f, data, offset) == 20000, offset",
+      "  assert os.pread(f, 20000, offset) == data, offset",
       "os.ftruncate(f, 0)",
     ].join("\n");
     await succeed("python3", ["-c", script, path]);

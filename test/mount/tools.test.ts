@@ -34,7 +34,11 @@ const picture = (folder: string): Promise<string> =>
 describe("copying tools", () => {
   test.for([
     ["cp -a", ["cp"], (from: string, to: string) => ["cp", "-a", "--sparse=auto", from, to]],
-    ["rsync -aHAX", ["rsync"], (from: string, to: string) => ["rsync", "-aHAX", `${from}/`, `${to}/`]],
+    [
+      "rsync",
+      ["rsync"],
+      (from: string, to: string) => ["rsync", "-aHAX", "--modify-window=-1", `${from}/`, `${to}/`],
+    ],
     [
       "tar",
       ["tar"],

@@ -2,13 +2,14 @@
  * A volume beside its model: each command goes to both, answers are compared, and at chosen moments the machine or the
  * daemon dies and what recovery finds is compared with what may be there.
  */
-import { FsError } from "../../src/base/errors.ts";
+
 import { Errno, errnoName } from "../../src/base/errno.ts";
+import { FsError } from "../../src/base/errors.ts";
 import { retrying } from "../../src/base/wait.ts";
 import * as attributes from "../../src/namespace/attributes.ts";
 import { checkVolume } from "../../src/namespace/check.ts";
 import * as data from "../../src/namespace/data.ts";
-import { type Inode, S_IFDIR, S_IFIFO, S_IFLNK, S_IFREG } from "../../src/namespace/inode.ts";
+import { FILE_BYTES_MAX, type Inode, S_IFDIR, S_IFIFO, S_IFLNK, S_IFREG } from "../../src/namespace/inode.ts";
 import * as names from "../../src/namespace/names.ts";
 import { Store } from "../../src/namespace/store.ts";
 import type { Granularity } from "../../src/region/region.ts";
@@ -29,6 +30,7 @@ export type Command =
   | { do: "prepare"; inode: number; block: number; count: number; limit: number }
   | { do: "setattr"; inode: number; mode: number | undefined; gid: number | undefined; kill: boolean }
   | { do: "setXattr"; inode: number; name: string; length: number; fill: number; flags: number }
+  | { do: "flood"; inode: number; count: number; fill: number }
   | { do: "removeXattr"; inode: number; name: string }
   | { do: "open" | "release"; inode: number }
   | { do: "sync" | "startSync" | "checkpoint" | "startCheckpoint" | "tick" | "remount" | "writeBack" }
@@ -67,10 +69,20 @@ export class Bench {
     this.#watch();
   }
 
-  static async begin(sizeBytes: number, granularity: Granularity, cut: Cut | null, blockSizeBytes = 4096): Promise<Bench> {
+  static async begin(
+    sizeBytes: number,
+    granularity: Granularity,
+    cut: Cut | null,
+    blockSizeBytes = 4096,
+  ): Promise<Bench> {
     const made = await makeVolume(sizeBytes, granularity, { blockSizeBytes });
     const region = MemoryRegion.fromImage(made.image(), { granularity, recording: true });
-    const bench = new Bench(region, await Store.open(region, { readOnly: false }), granularity, cut?.seed ?? 1);
+    const bench = new Bench(
+      region,
+      await Store.open(region, { readOnly: false }),
+      granularity,
+      cut?.seed ?? 1,
+    );
     bench.#cut = cut;
     return bench;
   }
@@ -135,7 +147,10 @@ export class Bench {
 
   /** The daemon dies and is started again; the run goes on with what is there. */
   async #die(): Promise<void> {
-    const region = MemoryRegion.fromImage(this.region.image(), { granularity: this.#granularity, recording: true });
+    const region = MemoryRegion.fromImage(this.region.image(), {
+      granularity: this.#granularity,
+      recording: true,
+    });
     this.region.onStore = () => {};
     await this.#reopen(region);
   }
@@ -183,9 +198,12 @@ export class Bench {
     this.#compareAll();
     if (this.#image !== null) await this.judgeImage();
     await this.store.close();
-    const again = await Store.open(MemoryRegion.fromImage(this.region.image(), { granularity: this.#granularity }), {
-      readOnly: true,
-    });
+    const again = await Store.open(
+      MemoryRegion.fromImage(this.region.image(), { granularity: this.#granularity }),
+      {
+        readOnly: true,
+      },
+    );
     checkVolume(again);
     const seen = Model.of(again);
     const complaint = difference(seen, this.model) ?? foreignBytes(seen, [this.model]);
@@ -240,7 +258,10 @@ export class Bench {
   #file(index: number): number {
     const files = [...this.model.nodes.values()].filter((node) => (node.mode & 0o170000) === S_IFREG);
     if (files.length === 0 || index % 16 === 15) return this.#pick(index, this.#all());
-    return this.#pick(index, files.map((node) => node.ino));
+    return this.#pick(
+      index,
+      files.map((node) => node.ino),
+    );
   }
 
   async run(command: Command): Promise<void> {
@@ -274,7 +295,10 @@ export class Bench {
         const dir = this.#pick(command.dir, this.#directories());
         await this.#both(
           () => this.model[command.do as "unlink"](dir, command.name),
-          () => names[command.do](store, store.inode(dir), command.name),
+          () =>
+            command.do === "unlink"
+              ? names.unlink(store, store.inode(dir), command.name)
+              : names.rmdir(store, store.inode(dir), command.name),
         );
         break;
       }
@@ -283,7 +307,15 @@ export class Bench {
         const toDir = this.#pick(command.toDir, this.#directories());
         await this.#both(
           () => this.model.rename(dir, command.name, toDir, command.toName, command.flags),
-          () => names.rename(store, store.inode(dir), command.name, store.inode(toDir), command.toName, command.flags),
+          () =>
+            names.rename(
+              store,
+              store.inode(dir),
+              command.name,
+              store.inode(toDir),
+              command.toName,
+              command.flags,
+            ),
         );
         break;
       }
@@ -292,7 +324,14 @@ export class Bench {
         const ino = touched;
         const bytes = pattern(command.length, command.fill);
         await this.#both<number>(
-          (taken) => this.model.write(ino, command.offset, bytes, taken ?? null, command.kill),
+          (taken) => {
+            this.model.write(ino, command.offset, bytes, taken ?? null, command.kill);
+            // All that fits below the largest size; less only when not one block is left.
+            const room = FILE_BYTES_MAX - command.offset;
+            const fits = room < BigInt(bytes.length) ? Number(room) : bytes.length;
+            if (taken !== undefined && taken !== fits && store.allocator.freeBlocks > 0)
+              throw new Error(`${taken} of ${fits} bytes written, ${store.allocator.freeBlocks} blocks free`);
+          },
           () => data.write(store, store.inode(ino), command.offset, bytes, 0, bytes.length, command.kill),
         );
         break;
@@ -354,6 +393,18 @@ export class Bench {
           () => this.model.setXattr(ino, command.name, value, command.flags),
           () => attributes.setXattr(store, store.inode(ino), command.name, value, command.flags),
         );
+        break;
+      }
+      case "flood": {
+        // Large records: a few of them fill a segment of the log, many start a checkpoint.
+        const ino = this.#pick(command.inode, this.#all());
+        for (let round = 0; round < command.count; round += 1) {
+          const value = pattern(30_000 + 1000 * (round % 16), command.fill + round);
+          await this.#both(
+            () => this.model.setXattr(ino, "user.flood", value, 0),
+            () => attributes.setXattr(this.store, this.store.inode(ino), "user.flood", value, 0),
+          );
+        }
         break;
       }
       case "removeXattr": {

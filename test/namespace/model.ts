@@ -81,7 +81,8 @@ export class Model {
         opens: inode.opens,
       };
       for (const entry of inode.directory?.names.values() ?? []) node.entries.set(entry.name, entry.ino);
-      for (const [name, value] of inode.xattrs ?? []) node.xattrs.set(name, Buffer.from(value).toString("hex"));
+      for (const [name, value] of inode.xattrs ?? [])
+        node.xattrs.set(name, Buffer.from(value).toString("hex"));
       model.nodes.set(inode.ino, node);
     }
     return model;
@@ -333,7 +334,13 @@ export class Model {
     this.#file(ino);
   }
 
-  setattr(ino: number, mode: number | undefined, uid: number | undefined, gid: number | undefined, kill: boolean): void {
+  setattr(
+    ino: number,
+    mode: number | undefined,
+    uid: number | undefined,
+    gid: number | undefined,
+    kill: boolean,
+  ): void {
     const node = this.node(ino);
     if (mode !== undefined) node.mode = (node.mode & S_IFMT) | (mode & 0o7777);
     this.#kill(node, kill);
@@ -405,9 +412,11 @@ export function difference(seen: Model, expected: Model): string | null {
     }
     for (const map of ["entries", "xattrs"] as const) {
       const found: ReadonlyMap<string, unknown> = other[map];
-      if (found.size !== node[map].size) return `inode ${ino}: ${found.size} ${map}, expected ${node[map].size}`;
+      if (found.size !== node[map].size)
+        return `inode ${ino}: ${found.size} ${map}, expected ${node[map].size}`;
       for (const [name, value] of node[map]) {
-        if (found.get(name) !== value) return `inode ${ino}: ${map} "${name}" is ${found.get(name)}, expected ${value}`;
+        if (found.get(name) !== value)
+          return `inode ${ino}: ${map} "${name}" is ${found.get(name)}, expected ${value}`;
       }
     }
   }
@@ -419,12 +428,16 @@ export function difference(seen: Model, expected: Model): string | null {
 export function foreignBytes(seen: Model, states: readonly Model[]): string | null {
   for (const [ino, node] of seen.nodes) {
     const versions = states.flatMap((state) => state.nodes.get(ino) ?? []);
-    const blocks = new Set([...node.content.keys(), ...versions.flatMap((version) => [...version.content.keys()])]);
+    const blocks = new Set([
+      ...node.content.keys(),
+      ...versions.flatMap((version) => [...version.content.keys()]),
+    ]);
     for (const block of blocks) {
       if (block * BLOCK_BIG >= node.size) continue;
       const bytes = Model.block(node, block);
       const candidates = versions.map((version) => Model.block(version, block));
-      const length = node.size - block * BLOCK_BIG < BLOCK_BIG ? Number(node.size - block * BLOCK_BIG) : BLOCK;
+      const length =
+        node.size - block * BLOCK_BIG < BLOCK_BIG ? Number(node.size - block * BLOCK_BIG) : BLOCK;
       if (candidates.some((candidate) => Buffer.compare(candidate, bytes) === 0)) continue;
       for (let at = 0; at < length; at += 1) {
         if (!candidates.some((candidate) => candidate[at] === bytes[at])) {
@@ -435,4 +448,3 @@ export function foreignBytes(seen: Model, states: readonly Model[]): string | nu
   }
   return null;
 }
-

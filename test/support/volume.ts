@@ -34,13 +34,16 @@ export function patchSuperblock(
 ): void {
   for (const offset of copies) {
     const verdict = judgeCopy(image.subarray(offset, offset + Superblock.size), offset);
-    if (verdict.kind === "valid") image.set(encodeSuperblock({ ...verdict.value, ...change(verdict.value) }), offset);
+    if (verdict.kind === "valid")
+      image.set(encodeSuperblock({ ...verdict.value, ...change(verdict.value) }), offset);
   }
 }
 
 /** As if the machine had been restarted since: what was written after the last sync is not to be trusted. */
 export function onAnotherBoot(image: Uint8Array): Uint8Array {
-  patchSuperblock(image, ({ bootId }) => (bootId.every((byte) => byte === 0) ? {} : { bootId: new Uint8Array(16).fill(0xb0) }));
+  patchSuperblock(image, ({ bootId }) =>
+    bootId.every((byte) => byte === 0) ? {} : { bootId: new Uint8Array(16).fill(0xb0) },
+  );
   return image;
 }
 

@@ -3,7 +3,6 @@
  * every field before it is used. All of them may wait, so each has a request of its own.
  */
 import { FsError } from "../../base/errors.ts";
-import { retrying } from "../../base/wait.ts";
 import { putIoctlOut } from "../../fuse/encode.ts";
 import { IoctlIn } from "../../fuse/kernel.ts";
 import type { Request } from "../../fuse/request.ts";
@@ -288,8 +287,8 @@ async function prepareBlocks(
   const slice = Math.max(1, PREPARE_SLICE_BYTES / store.blockBytes);
   let block = Number(from >> store.blockShift);
   while (block < end) {
-    const next = await retrying(() => prepareSome(store, inode, block, end - block, slice));
-    block = next;
+    const first = block;
+    block = await session.retry(() => prepareSome(store, inode, first, end - first, slice), interrupted);
     if (block < end) await new Promise((resolve) => setImmediate(resolve));
     if (interrupted()) throw new FsError("EINTR");
   }

@@ -10,10 +10,12 @@ int main(int argc, char **argv) {
   char *map = map_any(NULL, PAGE, rw, direct, fd, 0);
   check(map != MAP_FAILED, "R1: MAP_SHARED_VALIDATE | MAP_DIRECT makes a mapping");
   check(map != MAP_FAILED && unmap(map, PAGE) == 0, "R1: and it is unmapped");
-  report(MAP_DIRECT == 0x200000 && MAP_DIRECT != MAP_SYNC, "R1: the flag is 0x200000, not MAP_SYNC", "%#x", MAP_DIRECT);
+  report(MAP_DIRECT == 0x200000 && MAP_DIRECT != MAP_SYNC, "R1: the flag is 0x200000, not MAP_SYNC", "%#x",
+         MAP_DIRECT);
   errno = 0;
   long raw = syscall(SYS_mmap, NULL, PAGE, rw, direct, fd, 0);
-  report(raw == -1 && errno == EOPNOTSUPP, "R1: the kernel by itself answers EOPNOTSUPP", "%ld errno %s", raw, strerrorname_np(errno));
+  report(raw == -1 && errno == EOPNOTSUPP, "R1: the kernel by itself answers EOPNOTSUPP", "%ld errno %s", raw,
+         strerrorname_np(errno));
 
   const int unknown[] = {MAP_GROWSDOWN, MAP_HUGETLB, MAP_STACK, 0x1000000, 0x40, 0x800, 0x1000};
   for (size_t index = 0; index < sizeof unknown / sizeof unknown[0]; index++) {
@@ -33,11 +35,14 @@ int main(int argc, char **argv) {
   refuses("R2: a pipe: EOPNOTSUPP", EOPNOTSUPP, NULL, PAGE, rw, direct, pipes[1], 0);
 
   refuses("R3: MAP_PRIVATE: EINVAL", EINVAL, NULL, PAGE, rw, MAP_PRIVATE | MAP_DIRECT, fd, 0);
-  refuses("R3: MAP_PRIVATE on a file elsewhere: EINVAL", EINVAL, NULL, PAGE, rw, MAP_PRIVATE | MAP_DIRECT, elsewhere, 0);
-  refuses("R3: MAP_PRIVATE without a file: EINVAL", EINVAL, NULL, PAGE, rw, MAP_PRIVATE | MAP_DIRECT | MAP_ANONYMOUS, -1, 0);
+  refuses("R3: MAP_PRIVATE on a file elsewhere: EINVAL", EINVAL, NULL, PAGE, rw, MAP_PRIVATE | MAP_DIRECT,
+          elsewhere, 0);
+  refuses("R3: MAP_PRIVATE without a file: EINVAL", EINVAL, NULL, PAGE, rw,
+          MAP_PRIVATE | MAP_DIRECT | MAP_ANONYMOUS, -1, 0);
   refuses("R3: MAP_ANONYMOUS: EINVAL", EINVAL, NULL, PAGE, rw, direct | MAP_ANONYMOUS, -1, 0);
   refuses("R3: plain MAP_SHARED: EINVAL", EINVAL, NULL, PAGE, rw, MAP_SHARED | MAP_DIRECT, fd, 0);
-  refuses("R3: plain MAP_SHARED on a file elsewhere: EINVAL", EINVAL, NULL, PAGE, rw, MAP_SHARED | MAP_DIRECT, elsewhere, 0);
+  refuses("R3: plain MAP_SHARED on a file elsewhere: EINVAL", EINVAL, NULL, PAGE, rw, MAP_SHARED | MAP_DIRECT,
+          elsewhere, 0);
   refuses("R3: no type at all: EINVAL", EINVAL, NULL, PAGE, rw, MAP_DIRECT, fd, 0);
 
   refuses("R4: PROT_READ alone: EACCES", EACCES, NULL, PAGE, PROT_READ, direct, fd, 0);
@@ -55,18 +60,23 @@ int main(int argc, char **argv) {
   refuses("R6: zero length: EINVAL", EINVAL, NULL, 0, rw, direct, fd, 0);
   refuses("R6: an offset within a page: EINVAL", EINVAL, NULL, PAGE, rw, direct, fd, 512);
   refuses("R6: a negative offset: EINVAL", EINVAL, NULL, PAGE, rw, direct, fd, -(off_t)PAGE);
-  refuses("R6: MAP_FIXED at an address within a page: EINVAL", EINVAL, (void *)0x10000100, PAGE, rw, direct | MAP_FIXED, fd, 0);
+  refuses("R6: MAP_FIXED at an address within a page: EINVAL", EINVAL, (void *)0x10000100, PAGE, rw,
+          direct | MAP_FIXED, fd, 0);
   refuses("unknown bits in prot: EINVAL", EINVAL, NULL, PAGE, rw | 0x100, direct, fd, 0);
-  refuses("offset + length past the largest offset: EOVERFLOW", EOVERFLOW, NULL, 2 * PAGE, rw, direct, fd, INT64_MAX - (off_t)PAGE + 1);
+  refuses("offset + length past the largest offset: EOVERFLOW", EOVERFLOW, NULL, 2 * PAGE, rw, direct, fd,
+          INT64_MAX - (off_t)PAGE + 1);
   refuses("a length that no address space has: ENOMEM", ENOMEM, NULL, SIZE_MAX / 2, rw, direct, fd, 0);
 
   if (by_library) {
     errno = 0;
-    check(mapdirect_map(NULL, PAGE, rw, direct, fd, 0, 3) == MAP_FAILED && errno == EINVAL, "an unknown kind of lease: EINVAL");
-    check(mapdirect_map(NULL, PAGE, rw, direct, fd, 0, 0x400) == MAP_FAILED && errno == EINVAL, "an unknown option: EINVAL");
+    check(mapdirect_map(NULL, PAGE, rw, direct, fd, 0, 3) == MAP_FAILED && errno == EINVAL,
+          "an unknown kind of lease: EINVAL");
+    check(mapdirect_map(NULL, PAGE, rw, direct, fd, 0, 0x400) == MAP_FAILED && errno == EINVAL,
+          "an unknown option: EINVAL");
     map = mapdirect_map(NULL, PAGE, rw, MAP_SHARED_VALIDATE, fd, 0, MAPDIRECT_SEAL);
     check(map != MAP_FAILED && unmap(map, PAGE) == 0, "the library's own call implies MAP_DIRECT");
-    report(strcmp(mapdirect_version(), "0.1.0") == 0, "the library tells its version", "%s", mapdirect_version());
+    report(strcmp(mapdirect_version(), "0.1.0") == 0, "the library tells its version", "%s",
+           mapdirect_version());
   } else {
     setenv("MAPDIRECT_LEASE", "sael", 1);
     refuses("a misspelt MAPDIRECT_LEASE: EINVAL", EINVAL, NULL, PAGE, rw, direct, fd, 0);
@@ -89,7 +99,8 @@ int main(int argc, char **argv) {
   char *place = mmap(NULL, 16 * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   map = map_any(place + 4 * PAGE, 2 * PAGE, rw, direct | MAP_FIXED, fd, 0);
   check(map == place + 4 * PAGE && map[0] == 'A' && map[PAGE] == 'B', "MAP_FIXED maps at the address");
-  refuses("MAP_FIXED_NOREPLACE where something is: EEXIST", EEXIST, place, PAGE, rw, direct | MAP_FIXED_NOREPLACE, fd, 0);
+  refuses("MAP_FIXED_NOREPLACE where something is: EEXIST", EEXIST, place, PAGE, rw,
+          direct | MAP_FIXED_NOREPLACE, fd, 0);
   check(map[0] == 'A', "and what was there stays");
   unmap(place, 16 * PAGE);
   map = map_any(place, 2 * PAGE, rw, direct | MAP_FIXED_NOREPLACE, fd, 0);

@@ -56,7 +56,8 @@ int main(int argc, char **argv) {
   unmap(second, 2 * PAGE);
   check(pwrite(other, "tail", 4, 4 * PAGE) == 4, "the file grows under the lease");
   unmap(map, 4 * PAGE);
-  check(pread(other, page, 1, PAGE) == 1 && page[0] == '2', "what was stored is in the file after the mapping");
+  check(pread(other, page, 1, PAGE) == 1 && page[0] == '2',
+        "what was stored is in the file after the mapping");
 
   /* R7 */
   int holes = make_file("prepared", "WHUWH");
@@ -65,15 +66,19 @@ int main(int argc, char **argv) {
   ssize_t count = mapdirect_extents(holes, 0, 5 * PAGE, extents, 16, &info);
   uint32_t states[5] = {9, 9, 9, 9, 9};
   for (ssize_t index = 0; index < count; index++) {
-    for (uint64_t at = extents[index].offset; at < extents[index].offset + extents[index].length && at < 5 * PAGE; at += PAGE) {
+    for (uint64_t at = extents[index].offset;
+         at < extents[index].offset + extents[index].length && at < 5 * PAGE; at += PAGE) {
       states[at / PAGE] = extents[index].state;
     }
   }
-  for (int index = 0; index < 5; index++) if (states[index] == 9) states[index] = MAPDIRECT_HOLE;
+  for (int index = 0; index < 5; index++)
+    if (states[index] == 9) states[index] = MAPDIRECT_HOLE;
   report(states[0] == MAPDIRECT_WRITTEN && states[1] == MAPDIRECT_HOLE && states[2] == MAPDIRECT_UNWRITTEN &&
              states[3] == MAPDIRECT_WRITTEN && states[4] == MAPDIRECT_HOLE,
-         "the block map of a file can be read", "%u %u %u %u %u (%zd)", states[0], states[1], states[2], states[3], states[4], count);
-  check(count >= 4 && info.file_bytes == 5 * PAGE && info.map_bytes >= 4 * PAGE, "with the file's size and the end of its last block");
+         "the block map of a file can be read", "%u %u %u %u %u (%zd)", states[0], states[1], states[2],
+         states[3], states[4], count);
+  check(count >= 4 && info.file_bytes == 5 * PAGE && info.map_bytes >= 4 * PAGE,
+        "with the file's size and the end of its last block");
   count = mapdirect_extents(holes, 0, 5 * PAGE, extents, 2, &info);
   check(count == 2 && info.next_offset == 2 * PAGE, "in parts, with the place to continue");
   struct stat before;
@@ -83,29 +88,35 @@ int main(int argc, char **argv) {
   fstat(holes, &after);
   check(before.st_blocks == after.st_blocks, "R7: mapping allocates nothing");
   errno = 0;
-  check(mapdirect_prepare(holes, 0, 5 * PAGE) == -1 && errno == ETXTBSY, "R7: prepare of a leased range that is not ready: ETXTBSY");
+  check(mapdirect_prepare(holes, 0, 5 * PAGE) == -1 && errno == ETXTBSY,
+        "R7: prepare of a leased range that is not ready: ETXTBSY");
   unmap(map, 5 * PAGE);
   check(mapdirect_prepare(holes, 0, 5 * PAGE) == 0, "R7: prepare makes a range ready");
   fstat(holes, &after);
   check(after.st_size == before.st_size, "R7: and leaves the size alone");
   map = map_direct(holes, 0, 5 * PAGE);
   catch_faults();
-  check(map[0] == 'A' && map[PAGE] == 0 && map[2 * PAGE] == 0 && map[3 * PAGE] == 'D' && map[4 * PAGE] == 0, "R7: what was written stays, the rest is zeros");
+  check(map[0] == 'A' && map[PAGE] == 0 && map[2 * PAGE] == 0 && map[3 * PAGE] == 'D' && map[4 * PAGE] == 0,
+        "R7: what was written stays, the rest is zeros");
   bool stores = true;
-  for (size_t at = 0; at < 5; at++) stores &= store_fault(map + at * PAGE + 1, 'p').signal == 0;
+  for (size_t at = 0; at < 5; at++)
+    stores &= store_fault(map + at * PAGE + 1, 'p').signal == 0;
   check(stores, "R7: every page takes stores");
   check(pread(holes, page, 2, 4 * PAGE) == 2 && page[1] == 'p', "R9: which are in the file");
   unmap(map, 5 * PAGE);
   check(mapdirect_prepare(holes, 0, 0) == 0, "R7: prepare up to the end of the file");
   errno = 0;
   int memory = memfd_create("elsewhere", 0);
-  check(mapdirect_prepare(memory, 0, PAGE) == -1 && errno == EOPNOTSUPP, "prepare of another file: EOPNOTSUPP");
+  check(mapdirect_prepare(memory, 0, PAGE) == -1 && errno == EOPNOTSUPP,
+        "prepare of another file: EOPNOTSUPP");
   check(mapdirect_prepare(-1, 0, PAGE) == -1 && errno == EBADF, "prepare of a closed descriptor: EBADF");
-  check(mapdirect_extents(memory, 0, PAGE, extents, 16, NULL) == -1 && errno == EOPNOTSUPP, "the block map of another file: EOPNOTSUPP");
+  check(mapdirect_extents(memory, 0, PAGE, extents, 16, NULL) == -1 && errno == EOPNOTSUPP,
+        "the block map of another file: EOPNOTSUPP");
   if (by_library) {
     int holey = make_file("holey", "HHH");
     map = mapdirect_map(NULL, 3 * PAGE, READ_WRITE, DIRECT, holey, 0, MAPDIRECT_SEAL | MAPDIRECT_PREPARE);
-    check(map != MAP_FAILED && store_fault(map + 2 * PAGE, 'q').signal == 0, "R7: one call may prepare and map");
+    check(map != MAP_FAILED && store_fault(map + 2 * PAGE, 'q').signal == 0,
+          "R7: one call may prepare and map");
     if (map != MAP_FAILED) unmap(map, 3 * PAGE);
     errno = 0;
     check(mapdirect_persist(page, 10) == -1 && errno == ENOMEM, "persist of other memory: ENOMEM");
@@ -118,8 +129,9 @@ int main(int argc, char **argv) {
   errno = 0;
   char *synced = map_any(NULL, PAGE, READ_WRITE, DIRECT | MAP_SYNC, holes, 0);
   report(lease.cacheline ? synced != MAP_FAILED : synced == MAP_FAILED && errno == EOPNOTSUPP,
-         lease.cacheline ? "R8: MAP_SYNC is honoured on a cache-line region" : "R8: MAP_SYNC on a page-cached region: EOPNOTSUPP", "%s",
-         strerrorname_np(errno));
+         lease.cacheline ? "R8: MAP_SYNC is honoured on a cache-line region"
+                         : "R8: MAP_SYNC on a page-cached region: EOPNOTSUPP",
+         "%s", strerrorname_np(errno));
   if (synced != MAP_FAILED) unmap(synced, PAGE);
   unmap(map, PAGE);
   return end();

@@ -5,7 +5,9 @@ static const char *NAME = "conflicts";
 static struct stat before;
 static int fd;
 
-static void remember(void) { fstat(fd, &before); }
+static void remember(void) {
+  fstat(fd, &before);
+}
 
 /* A conflicting operation: ETXTBSY, and nothing changed. */
 static void refused(const char *sentence, int result) {
@@ -14,10 +16,13 @@ static void refused(const char *sentence, int result) {
   char page[3] = {0};
   fstat(fd, &after);
   bool same = after.st_size == before.st_size && after.st_blocks == before.st_blocks &&
-              after.st_mtim.tv_sec == before.st_mtim.tv_sec && after.st_mtim.tv_nsec == before.st_mtim.tv_nsec &&
-              after.st_ctim.tv_nsec == before.st_ctim.tv_nsec && pread(fd, page, 1, 0) == 1 && page[0] == 'A' &&
-              pread(fd, page + 1, 1, 2 * PAGE) == 1 && page[1] == 0 && pread(fd, page + 2, 1, 7 * PAGE) == 1 && page[2] == 'H';
-  report(error == ETXTBSY && same, sentence, "errno %s, %s", strerrorname_np(error), same ? "nothing changed" : "something changed");
+              after.st_mtim.tv_sec == before.st_mtim.tv_sec &&
+              after.st_mtim.tv_nsec == before.st_mtim.tv_nsec &&
+              after.st_ctim.tv_nsec == before.st_ctim.tv_nsec && pread(fd, page, 1, 0) == 1 &&
+              page[0] == 'A' && pread(fd, page + 1, 1, 2 * PAGE) == 1 && page[1] == 0 &&
+              pread(fd, page + 2, 1, 7 * PAGE) == 1 && page[2] == 'H';
+  report(error == ETXTBSY && same, sentence, "errno %s, %s", strerrorname_np(error),
+         same ? "nothing changed" : "something changed");
 }
 
 static void allowed(const char *sentence, int result) {
@@ -31,7 +36,9 @@ static int open_truncating(void) {
   return 0;
 }
 
-static int write_at(int where, off_t offset) { return pwrite(where, "changed", 7, offset) == 7 ? 0 : -1; }
+static int write_at(int where, off_t offset) {
+  return pwrite(where, "changed", 7, offset) == 7 ? 0 : -1;
+}
 
 int main(int argc, char **argv) {
   begin(argc, argv);
@@ -54,12 +61,14 @@ int main(int argc, char **argv) {
   refused("R12: fallocate PUNCH_HOLE", fallocate(other, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, PAGE));
   refused("R12: fallocate ZERO_RANGE", fallocate(other, FALLOC_FL_ZERO_RANGE, PAGE, PAGE));
   /* FUSE in the kernel knows neither and answers by itself. */
-  check(fallocate(other, FALLOC_FL_COLLAPSE_RANGE, 0, PAGE) == -1 && (errno == EOPNOTSUPP || errno == ETXTBSY),
+  check(fallocate(other, FALLOC_FL_COLLAPSE_RANGE, 0, PAGE) == -1 &&
+            (errno == EOPNOTSUPP || errno == ETXTBSY),
         "R12: fallocate COLLAPSE_RANGE is refused");
   check(fallocate(other, FALLOC_FL_INSERT_RANGE, 0, PAGE) == -1 && (errno == EOPNOTSUPP || errno == ETXTBSY),
         "R12: fallocate INSERT_RANGE is refused");
   refused("R14: the holder's own ftruncate", ftruncate(fd, 0));
-  refused("R14: the holder's own punch", fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 4 * PAGE, PAGE));
+  refused("R14: the holder's own punch",
+          fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 4 * PAGE, PAGE));
   refused("R14: the holder's own write into its hole", write_at(fd, 2 * PAGE));
 
   char buffer[16];
@@ -74,7 +83,8 @@ int main(int argc, char **argv) {
   allowed("R13: a write beyond the range that extends the file", write_at(other, 8 * PAGE + 5));
   allowed("R13: a truncate beyond the range", ftruncate(other, 7 * PAGE));
   allowed("R13: a truncate within the block after the range", ftruncate(other, 6 * PAGE + 100));
-  allowed("R13: a punch beyond the range", fallocate(other, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 6 * PAGE, PAGE));
+  allowed("R13: a punch beyond the range",
+          fallocate(other, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 6 * PAGE, PAGE));
   char from[4096];
   char to[4096];
   snprintf(from, sizeof from, "%s", path_of(NAME));
@@ -102,7 +112,8 @@ int main(int argc, char **argv) {
     int whole = make_file("whole", "WWWW");
     map = mapdirect_map(NULL, PAGE, READ_WRITE, DIRECT, whole, 0, MAPDIRECT_SEAL | MAPDIRECT_WHOLE_FILE);
     check(map != MAP_FAILED, "R13: a lease may extend to the whole file");
-    check(ftruncate(whole, 3 * PAGE) == -1 && errno == ETXTBSY, "R13: then a truncate beyond the range is refused");
+    check(ftruncate(whole, 3 * PAGE) == -1 && errno == ETXTBSY,
+          "R13: then a truncate beyond the range is refused");
     check(ftruncate(whole, 8 * PAGE) == -1 && errno == ETXTBSY, "R13: and an extension, too");
     unmap(map, PAGE);
   }

@@ -3,9 +3,10 @@
  *
  *     program DIRECTORY REGION DOOR
  *
- * DIRECTORY on a mapdirect mount, REGION the file behind it, DOOR "library" (mapdirect_map and its relatives) or "preload"
- * (mmap(2) and its relatives, under LD_PRELOAD). It prints one line per property, "ok - <sentence>" or
- * "not ok - <sentence> # <what was seen>", or "skip - <sentence> # <reason>", and ends with 1 when one failed.
+ * DIRECTORY on a mapdirect mount, REGION the file behind it, DOOR "library" (mapdirect_map and its relatives)
+ * or "preload" (mmap(2) and its relatives, under LD_PRELOAD). It prints one line per property, "ok -
+ * <sentence>" or "not ok - <sentence> # <what was seen>", or "skip - <sentence> # <reason>", and ends with 1
+ * when one failed.
  */
 #ifndef TAP_H
 #define TAP_H
@@ -48,7 +49,8 @@ static bool by_library;
 static int failures;
 static int checks;
 
-__attribute__((format(printf, 3, 4))) static bool report(bool good, const char *sentence, const char *seen, ...) {
+__attribute__((format(printf, 3, 4))) static bool report(bool good, const char *sentence, const char *seen,
+                                                         ...) {
   checks++;
   if (good) {
     printf("ok - %s\n", sentence);
@@ -65,7 +67,9 @@ __attribute__((format(printf, 3, 4))) static bool report(bool good, const char *
   return good;
 }
 
-static inline bool check(bool good, const char *sentence) { return report(good, sentence, "errno %s", strerrorname_np(errno)); }
+static inline bool check(bool good, const char *sentence) {
+  return report(good, sentence, "errno %s", strerrorname_np(errno));
+}
 
 static inline void skip(const char *sentence, const char *reason) {
   printf("skip - %s # %s\n", sentence, reason);
@@ -108,7 +112,9 @@ static inline void *map_any(void *addr, size_t length, int prot, int flags, int 
                     : mmap(addr, length, prot, flags, fd, offset);
 }
 
-static inline int unmap(void *addr, size_t length) { return by_library ? mapdirect_unmap(addr, length) : munmap(addr, length); }
+static inline int unmap(void *addr, size_t length) {
+  return by_library ? mapdirect_unmap(addr, length) : munmap(addr, length);
+}
 
 static inline void *remap(void *old, size_t old_length, size_t new_length, int flags, void *new) {
   return by_library ? mapdirect_remap(old, old_length, new_length, flags, new)
@@ -128,8 +134,8 @@ static inline char *map_direct(int fd, off_t offset, size_t length) {
 }
 
 /* Expect MAP_FAILED with `error`. */
-static inline void refuses(const char *sentence, int error, void *addr, size_t length, int prot, int flags, int fd,
-                           off_t offset) {
+static inline void refuses(const char *sentence, int error, void *addr, size_t length, int prot, int flags,
+                           int fd, off_t offset) {
   errno = 0;
   void *map = map_any(addr, length, prot, flags, fd, offset);
   int seen = map == MAP_FAILED ? errno : 0;
@@ -145,7 +151,8 @@ static inline const char *path_of(const char *name) {
   return path;
 }
 
-/* One letter per page: W written with the letter's index + 'A', H hole, U unwritten. The descriptor is O_RDWR. */
+/* One letter per page: W written with the letter's index + 'A', H hole, U unwritten. The descriptor is
+ * O_RDWR. */
 static inline int make_file(const char *name, const char *layout) {
   unlink(path_of(name));
   int fd = open(path_of(name), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
@@ -199,8 +206,9 @@ __attribute__((noinline)) static struct fault store_fault(volatile char *at, cha
 }
 
 static inline void expect_sigbus(const char *sentence, struct fault fault, const volatile void *address) {
-  report(fault.signal == SIGBUS && fault.code == BUS_ADRERR && fault.address == (const void *)address, sentence,
-         "signal %d code %d address %p instead of %p", fault.signal, fault.code, fault.address, (const void *)address);
+  report(fault.signal == SIGBUS && fault.code == BUS_ADRERR && fault.address == (const void *)address,
+         sentence, "signal %d code %d address %p instead of %p", fault.signal, fault.code, fault.address,
+         (const void *)address);
 }
 
 /* ---- is the range leased? */
@@ -222,13 +230,15 @@ static inline void sleep_ms(long ms) {
 /* As punch, but the kernel's news of the end may be on its way for up to two seconds. */
 static inline int punch_soon(const char *name, off_t offset) {
   int error = ETXTBSY;
-  for (int tries = 0; tries < 200 && (error = punch(name, offset)) == ETXTBSY; tries++) sleep_ms(10);
+  for (int tries = 0; tries < 200 && (error = punch(name, offset)) == ETXTBSY; tries++)
+    sleep_ms(10);
   return error;
 }
 
 static inline int wait_for(pid_t pid) {
   int status = 0;
-  while (waitpid(pid, &status, 0) < 0 && errno == EINTR) continue;
+  while (waitpid(pid, &status, 0) < 0 && errno == EINTR)
+    continue;
   return status;
 }
 

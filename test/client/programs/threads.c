@@ -1,4 +1,6 @@
 /* Many threads map, store, unmap, fork and map over at a time; afterwards nothing is left. */
+#include <sys/time.h>
+
 #include "tap.h"
 
 /* The address sanitizer's own locks do not survive a fork among threads. */
@@ -68,21 +70,63 @@ static void *disturb(void *unused) {
     char *memory = mmap(NULL, 3 * PAGE, READ_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     memory[PAGE] = 1;
     /* Page by page, and never over a gap: what is in it by then belongs to another thread. */
-    for (size_t at = 0; at < 3; at++) if (munmap(memory + at * PAGE, PAGE) != 0) wrong++;
+    for (size_t at = 0; at < 3; at++)
+      if (munmap(memory + at * PAGE, PAGE) != 0) wrong++;
     void *block = malloc(300000);
     free(block);
   }
   return NULL;
 }
 
+/* A handler that interrupts the library anywhere may unmap and map. */
+static char *_Atomic spare;
+static int spare_fd;
+static _Atomic int handled;
+static void on_alarm(int signal) {
+  (void)signal;
+  char *map = atomic_exchange(&spare, NULL);
+  if (map != NULL && unmap(map, 3 * PAGE) != 0) wrong++;
+  map = map_any(NULL, 3 * PAGE, READ_WRITE, DIRECT, spare_fd, 0);
+  if (map == MAP_FAILED || map[0] != 'A')
+    wrong++;
+  else
+    spare = map;
+  handled++;
+}
+
+static void interrupted(void) {
+  spare_fd = make_file("spare", "WHW");
+  int fd = make_file("interrupted", "WHW");
+  struct sigaction action = {.sa_handler = on_alarm, .sa_flags = SA_RESTART};
+  sigaction(SIGALRM, &action, NULL);
+  struct itimerval often = {.it_interval = {.tv_usec = 700}, .it_value = {.tv_usec = 700}};
+  setitimer(ITIMER_REAL, &often, NULL);
+  for (int round = 0; round < 4000 && handled < 300; round++) {
+    char *map = map_direct(fd, 0, 3 * PAGE);
+    struct mapdirect_lease_info info;
+    if (mapdirect_query(map + PAGE, &info) != 0 || info.state != MAPDIRECT_HOLE) wrong++;
+    if (unmap(map, 3 * PAGE) != 0) wrong++;
+  }
+  setitimer(ITIMER_REAL, &(struct itimerval){0}, NULL);
+  sleep_ms(5);
+  if (spare != NULL) unmap(spare, 3 * PAGE);
+  report(wrong == 0 && handled > 0, "a signal handler maps and unmaps wherever it interrupts the library",
+         "%d times wrong, %d handled", wrong, handled);
+  report(punch_soon("spare", 0) == 0 && punch_soon("interrupted", 0) == 0, "and leaves no lease", "ETXTBSY");
+}
+
 int main(int argc, char **argv) {
   begin(argc, argv);
+  interrupted();
   pthread_t threads[THREADS + 1];
-  for (uintptr_t index = 0; index < THREADS; index++) pthread_create(&threads[index], NULL, work, (void *)(index + 1));
+  for (uintptr_t index = 0; index < THREADS; index++)
+    pthread_create(&threads[index], NULL, work, (void *)(index + 1));
   pthread_create(&threads[THREADS], NULL, disturb, NULL);
-  for (int index = 0; index < THREADS; index++) pthread_join(threads[index], NULL);
+  for (int index = 0; index < THREADS; index++)
+    pthread_join(threads[index], NULL);
   stop = true;
   pthread_join(threads[THREADS], NULL);
-  report(wrong == 0, "six threads map, store, fork, unmap for a while and nothing goes wrong", "%d times", wrong);
+  report(wrong == 0, "six threads map, store, fork, unmap for a while and nothing goes wrong", "%d times",
+         wrong);
   return end();
 }

@@ -1,0 +1,359 @@
+import { describe, expect, test } from "vitest";
+import { CorruptionError, FsError } from "../../src/base/errors.ts";
+import { retrying } from "../../src/base/wait.ts";
+import { crc32c } from "../../src/media/checksum.ts";
+import {
+  GroupHeader,
+  RecordHeader,
+  RecordType,
+  recordBodies,
+  SEGMENT_MAGIC,
+  SegmentHeader,
+  SUPERBLOCK_OFFSETS,
+  Superblock,
+} from "../../src/media/format.ts";
+import { groupAt } from "../../src/media/group.ts";
+import { geometryOf } from "../../src/media/recovery.ts";
+import { changeAttributes, setXattr } from "../../src/namespace/attributes.ts";
+import { checkVolume } from "../../src/namespace/check.ts";
+import { fallocate, truncate, write } from "../../src/namespace/data.ts";
+import { S_IFDIR, S_IFLNK, S_IFREG } from "../../src/namespace/inode.ts";
+import { create, lookup, rename, rmdir, unlink } from "../../src/namespace/names.ts";
+import { Store } from "../../src/namespace/store.ts";
+import { MemoryRegion } from "../support/memory-region.ts";
+import { MIB, makeVolume, onAnotherBoot, owner, randomOf, resealGroup } from "../support/volume.ts";
+import { pattern } from "./bench.ts";
+import { difference, foreignBytes, Model } from "./model.ts";
+
+const seed = Number(process.env.MAPDIRECT_SEED ?? Math.floor(Math.random() * 2 ** 31));
+const runs = Number(process.env.MAPDIRECT_RUNS ?? 500);
+
+/** By default each byte is changed in one of these ways, with more runs in each of them. */
+const flips = [0x01, 0x80, 0xff];
+const thorough = runs > 500;
+
+interface Specimen {
+  readonly image: Uint8Array;
+  /** The state after the last group, and the one before it. */
+  readonly states: Model[];
+  /** Runs of bytes that metadata occupies: superblocks, segment headers, groups. */
+  readonly places: { name: string; at: number; length: number }[];
+  readonly groups: number[];
+  readonly headers: number[];
+  readonly seed: number;
+}
+
+/** A small volume with one of everything in its checkpoint and in its log. */
+async function makeSpecimen(granularity: "cacheline" | "page", clean: boolean): Promise<Specimen> {
+  const region = await makeVolume(4 * MIB, granularity);
+  const store = await Store.open(region, { readOnly: false });
+  const dir = create(store, store.root, "dir", S_IFDIR | 0o755, 0, owner, null);
+  const file = create(store, dir, "file", S_IFREG | 0o644, 0, owner, null);
+  write(store, file, 0n, pattern(10_000, 1), 0, 10_000, false);
+  create(store, store.root, "link", S_IFLNK | 0o777, 0, owner, "dir/file");
+  setXattr(store, file, "user.a", pattern(20, 2), 0);
+  await store.checkpoint();
+  const states: Model[] = [];
+  const steps = [
+    () => create(store, dir, "second", S_IFREG | 0o600, 0, owner, null),
+    () => write(store, lookup(store, dir, "second"), 9000n, pattern(9000, 3), 0, 9000, false),
+    () => rename(store, dir, "second", store.root, "moved", 0),
+    () => setXattr(store, dir, "user.b", pattern(7, 4), 0),
+    () => fallocate(store, file, 3, 4096n, 4096n, false),
+    () => unlink(store, store.root, "link"),
+    () => truncate(store, file, 5000n, false),
+    () => changeAttributes(store, file, { mode: 0o600 }),
+  ];
+  for (const step of steps) {
+    states.push(Model.of(store));
+    step();
+    if (granularity === "page" && step === steps[3]) await store.sync();
+  }
+  states.push(Model.of(store));
+  if (clean) await store.close();
+  const image = region.image();
+  const geometry = geometryOf(store.superblock);
+  const places = SUPERBLOCK_OFFSETS.map((at) => ({
+    name: "superblock",
+    at: at as number,
+    length: Superblock.size as number,
+  }));
+  const groups: number[] = [];
+  const headers: number[] = [];
+  // Only what is in use: segments of an earlier checkpoint hold groups as well.
+  const again = await Store.open(MemoryRegion.fromImage(image, { granularity }), { readOnly: true });
+  for (const segment of [...again.recovery.checkpoint.segments, ...again.recovery.log.segments]) {
+    const data = image.subarray(segment, segment + geometry.segmentBytes);
+    const view = new DataView(data.buffer, data.byteOffset, data.byteLength);
+    expect(view.getUint32(0, true)).toBe(SEGMENT_MAGIC);
+    headers.push(segment);
+    places.push({ name: "segment header", at: segment, length: SegmentHeader.size });
+    for (let at: number = SegmentHeader.size; ; ) {
+      const group = groupAt(data, view, at, data.length, geometry.seed);
+      if (group === null) break;
+      groups.push(segment + at);
+      places.push({ name: "group", at: segment + at, length: group.length });
+      at += group.length;
+    }
+  }
+  return { image, states, places, groups, headers, seed: geometry.seed };
+}
+
+/** Errors that say what is wrong and where; anything else is a bug of ours. */
+function isHonest(error: unknown): boolean {
+  return (error instanceof CorruptionError || error instanceof FsError) && error.message.length > 8;
+}
+
+async function openDamaged(region: MemoryRegion): Promise<Store | null> {
+  const from = performance.now();
+  try {
+    return await Store.open(region, { readOnly: true });
+  } catch (error) {
+    if (isHonest(error)) return null;
+    throw error;
+  } finally {
+    expect(performance.now() - from).toBeLessThan(5000);
+  }
+}
+
+function matches(seen: Model, state: Model): boolean {
+  return difference(seen, state) === null && foreignBytes(seen, [state]) === null;
+}
+
+describe(`a damaged volume (seed ${seed})`, () => {
+  for (const [title, granularity, clean, otherBoot] of [
+    ["unmounted cleanly", "cacheline", true, false],
+    ["after the daemon's death", "cacheline", false, false],
+    ["after a power cut, on pages", "page", false, true],
+  ] as const) {
+    test(`is refused or shows a state that was, whichever byte is changed (${title})`, async () => {
+      const specimen = await makeSpecimen(granularity, clean);
+      const image = otherBoot ? onAnotherBoot(specimen.image) : specimen.image;
+      const region = MemoryRegion.fromImage(image, { granularity });
+      const whole = await openDamaged(region);
+      if (whole === null) throw new Error("the undamaged volume cannot be opened");
+      const intact = Model.of(whole);
+      // A damaged barrier looks like one that the power cut has torn: then an earlier one counts.
+      const before = otherBoot ? specimen.states : specimen.states.slice(-2);
+      const allowed = [intact, ...before.map((state) => state.withoutOrphans())];
+      let opened = 0;
+      let refused = 0;
+      const one = new Uint8Array(1);
+      for (const { name, at, length } of specimen.places) {
+        for (let byte = at; byte < at + length; byte += 1) {
+          const right = image[byte] as number;
+          for (const flip of thorough ? flips : [flips[byte % 3] as number]) {
+            const wrong = right ^ flip;
+            one[0] = wrong;
+            region.write(byte, one, 0, 1);
+            const store = await openDamaged(region);
+            if (store === null) refused += 1;
+            else {
+              opened += 1;
+              const seen = Model.of(store);
+              if (!allowed.some((state) => matches(seen, state))) {
+                throw new Error(
+                  `${name} at ${at}: byte ${byte} changed from ${right} to ${wrong} shows another state`,
+                );
+              }
+            }
+          }
+          one[0] = right;
+          region.write(byte, one, 0, 1);
+        }
+      }
+      expect(opened).toBeGreaterThan(500);
+      expect(refused).toBeGreaterThan(500);
+    });
+  }
+
+  test("is refused or consistent after random damage to many bytes", async () => {
+    const random = randomOf(seed);
+    for (const granularity of ["cacheline", "page"] as const) {
+      const specimen = await makeSpecimen(granularity, false);
+      const region = MemoryRegion.fromImage(specimen.image, { granularity });
+      for (let run = 0; run < runs; run += 1) {
+        const undo: { at: number; old: Uint8Array }[] = [];
+        for (let hit = 0; hit <= random() * 6; hit += 1) {
+          const place = specimen.places[
+            Math.floor(random() * specimen.places.length)
+          ] as Specimen["places"][0];
+          const at = place.at + Math.floor(random() * place.length);
+          const length = Math.min(1 + Math.floor(random() * random() * 600), region.facts.sizeBytes - at);
+          const old = new Uint8Array(length);
+          region.read(at, old, 0, length);
+          const kind = random();
+          const bytes = Uint8Array.from(old, (byte) =>
+            kind < 0.2 ? 0 : kind < 0.3 ? 0xff : byte ^ (random() * 256),
+          );
+          undo.push({ at, old });
+          region.write(at, bytes, 0, length);
+        }
+        const store = await openDamaged(region);
+        if (store !== null) checkVolume(store);
+        for (const { at, old } of undo.reverse()) region.write(at, old, 0, old.length);
+      }
+    }
+  });
+
+  test("whose checksums are right but whose records lie is refused, or consistent and usable", async () => {
+    const random = randomOf(seed + 1);
+    const pick = <T>(from: readonly T[]): T => from[Math.floor(random() * from.length)] as T;
+    const specimens = [await makeSpecimen("cacheline", false), await makeSpecimen("page", false)];
+    const clean = await makeSpecimen("page", true);
+    let opened = 0;
+    for (let run = 0; run < runs * 2; run += 1) {
+      const specimen = pick([...specimens, clean]);
+      const image = specimen.image.slice();
+      const view = new DataView(image.buffer);
+      const touched = new Set<number>();
+      for (let hit = 0; hit <= random() * 3; hit += 1) {
+        const kind = random();
+        if (kind < 0.08) {
+          const at = pick(SUPERBLOCK_OFFSETS.map((offset) => offset as number));
+          const field = pick(Superblock.fields.filter((one) => one.name !== "crc"));
+          scramble(view, at + field.offset, field.size / field.field.count);
+          // Both copies, or one of them.
+          for (const offset of SUPERBLOCK_OFFSETS) {
+            if (random() < 0.7) image.copyWithin(offset, at, at + Superblock.size);
+            view.setUint32(offset + Superblock.at.crc, 0, true);
+            const crc = crc32c(image, offset, Superblock.size);
+            view.setUint32(offset + Superblock.at.crc, crc, true);
+          }
+          continue;
+        }
+        if (kind < 0.16) {
+          const at = pick(specimen.headers);
+          const field = pick(SegmentHeader.fields.filter((one) => one.name !== "crc"));
+          scramble(view, at + field.offset, field.size);
+          view.setUint32(at + SegmentHeader.at.crc, 0, true);
+          view.setUint32(
+            at + SegmentHeader.at.crc,
+            crc32c(image, at, SegmentHeader.size, specimen.seed),
+            true,
+          );
+          continue;
+        }
+        const at = pick(specimen.groups);
+        if (kind < 0.25) {
+          const field = pick(GroupHeader.fields.filter((one) => one.name !== "crc" && one.name !== "magic"));
+          scramble(view, at + field.offset, field.size);
+        } else scrambleRecord(view, at);
+        touched.add(at);
+      }
+      for (const at of touched) {
+        const length = view.getUint32(at + GroupHeader.at.length, true);
+        if (length >= GroupHeader.size && at + length <= image.length) resealGroup(image, at, specimen.seed);
+      }
+      const granularity = specimen === specimens[0] ? "cacheline" : "page";
+      const from = performance.now();
+      try {
+        const store = await Store.open(MemoryRegion.fromImage(image, { granularity }), { readOnly: false });
+        opened += 1;
+        await useUp(store);
+      } catch (error) {
+        if (!isHonest(error)) {
+          throw new Error(`seed ${seed}, run ${run}: ${error instanceof Error ? error.stack : error}`);
+        }
+      }
+      expect(performance.now() - from).toBeLessThan(5000);
+    }
+    expect(opened).toBeGreaterThan(runs / 10);
+
+    /** Another value of this width: near, extreme, or anything. */
+    function scramble(target: DataView, at: number, bytes: number): void {
+      const how = random();
+      if (bytes === 8) {
+        const old = target.getBigUint64(at, true);
+        const value =
+          how < 0.3
+            ? old + BigInt(Math.floor(random() * 5) - 2)
+            : how < 0.6
+              ? pick([
+                  0n,
+                  1n,
+                  2n,
+                  3n,
+                  7n,
+                  1n << 20n,
+                  1n << 32n,
+                  (1n << 51n) - 1n,
+                  (1n << 53n) - 1n,
+                  (1n << 63n) - 1n,
+                  (1n << 64n) - 1n,
+                ])
+              : how < 0.8
+                ? BigInt(Math.floor(random() * 40)) * 131072n
+                : BigInt(Math.floor(random() * 2000));
+        target.setBigUint64(at, BigInt.asUintN(64, value), true);
+      } else {
+        for (let byte = at; byte < at + bytes; byte += 1) {
+          const old = target.getUint8(byte);
+          const value =
+            how < 0.4
+              ? old ^ (1 << Math.floor(random() * 8))
+              : how < 0.7
+                ? pick([0, 1, 255])
+                : random() * 256;
+          if (random() < 0.6) target.setUint8(byte, value);
+        }
+      }
+    }
+
+    /** A field of one of the group's records, or one byte of its tail. */
+    function scrambleRecord(target: DataView, group: number): void {
+      const end = Math.min(group + target.getUint32(group + GroupHeader.at.length, true), target.byteLength);
+      const records: number[] = [];
+      for (let at = group + GroupHeader.size; at + RecordHeader.size <= end; ) {
+        records.push(at);
+        const length = target.getUint32(at + RecordHeader.at.length, true);
+        if (length < RecordHeader.size) break;
+        at += length;
+      }
+      if (records.length === 0) return;
+      const record = pick(records);
+      const type = target.getUint16(record, true);
+      const name = Object.entries(RecordType).find(([, value]) => value === type)?.[0] as
+        | keyof typeof recordBodies
+        | undefined;
+      const length = target.getUint32(record + RecordHeader.at.length, true);
+      if (name === undefined || random() < 0.1) {
+        scramble(target, record + pick([0, 4]), pick([1, 2]));
+        return;
+      }
+      const body = recordBodies[name];
+      const field = pick(body.fields);
+      if (record + RecordHeader.size + body.size > end) return;
+      if (random() < 0.8)
+        scramble(target, record + RecordHeader.size + field.offset, field.size / field.field.count);
+      else {
+        const tail = length - RecordHeader.size - body.size;
+        if (tail > 0 && record + length <= end)
+          scramble(target, record + RecordHeader.size + body.size + Math.floor(random() * tail), 1);
+      }
+    }
+  });
+});
+
+/** Whatever was accepted must work like any volume: use it, empty it, unmount it, mount it again. */
+async function useUp(store: Store): Promise<void> {
+  checkVolume(store);
+  const file = await retrying(() => create(store, store.root, "new file", S_IFREG | 0o644, 0, owner, null));
+  await retrying(() => write(store, file, 5n, pattern(5000, 9), 0, 5000, false));
+  checkVolume(store);
+  const clear = async (ino: number): Promise<void> => {
+    const directory = store.inode(ino);
+    for (const [name, entry] of [...(directory.directory?.names ?? [])]) {
+      if (store.inode(entry.ino).isDirectory) {
+        await clear(entry.ino);
+        await retrying(() => rmdir(store, directory, name));
+      } else await retrying(() => unlink(store, directory, name));
+    }
+  };
+  await clear(1);
+  checkVolume(store);
+  if (store.state.inodes.size !== 1) throw new Error("not all could be removed");
+  await store.close();
+  const again = await Store.open(store.region, { readOnly: false });
+  checkVolume(again);
+}
