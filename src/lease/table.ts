@@ -1,15 +1,27 @@
 /**
  * Who has which part of a file mapped directly, and what that forbids.
  *
+ *            grant              conflict               deadline
+ *     (none) ─────► held ─────────────────► breaking ───────────► revoked
+ *                    │   (breakable lease,      │                    │
+ *                    │    or an administrator)  │                    │
+ *                    └──────────────────────────┴────────────────────┴──► gone: the holder has let go
+ *
  * Invariants:
- * - a lease lives exactly as long as the open file description it was granted on (`end` is called from its release);
- * - while a lease lives, no record that changes the block map of its range is written: the namespace floor asks
- *   (MapGuard) before each such change, whatever operation it belongs to;
+ * - a lease lives exactly as long as the open file description it was granted on (`end` is called from its release) or
+ *   until its holder ends it: nothing that the holder does or leaves undone makes it longer or shorter;
+ * - while a seal is held, no record that changes the block map of its range is written; while a breakable lease is held
+ *   or breaking, none is written before it has ended or its deadline has passed. The namespace floor asks (MapGuard)
+ *   before each such change, whatever operation it belongs to;
+ * - the deadline of a break never moves: more conflicts join it;
+ * - from the deadline until the holder has let go, blocks that it could reach are in quarantine when they are freed;
  * - leases are volatile: nothing of them is on the media.
  */
 import { FsError } from "../base/errors.ts";
+import { Wait } from "../base/wait.ts";
 import type { Inode } from "../namespace/inode.ts";
 import type { MapGuard } from "../namespace/store.ts";
+import type { Run } from "../space/allocator.ts";
 import { LeaseFlag, LeaseKind } from "./wire.ts";
 
 /** Who asks, as the kernel names them. */
@@ -19,10 +31,22 @@ export interface Holder {
   readonly command: string;
 }
 
+export type LeaseState = "held" | "breaking" | "revoked";
+
+/** Why a lease is being broken: what the holder is told. Bytes of the file. */
+export interface Break {
+  readonly reason: "conflict" | "administrator" | "unmount";
+  readonly offset: bigint;
+  readonly length: bigint;
+  readonly deadlineMs: number;
+}
+
 export interface Lease {
   readonly id: number;
   readonly kind: "seal" | "breakable";
-  state: "held";
+  state: LeaseState;
+  /** While breaking, and after. */
+  break: Break | null;
   readonly inode: Inode;
   /** Blocks of the file. */
   readonly block: number;
@@ -33,16 +57,27 @@ export interface Lease {
   /** LeaseFlag bits. */
   readonly flags: number;
   readonly holder: Holder;
+  /** Blocks of the region that the holder can reach. */
+  readonly runs: readonly Run[];
   /** Bytes that count against the holder's limit: whole blocks. */
   readonly bytes: number;
   readonly grantedAtMs: number;
   /** Pages of the range that were in the page cache before the grant have been written back and dropped. */
   settled: boolean;
+  /** Resolves when the lease no longer stands in anybody's way: ended, or revoked. */
+  readonly yielded: Promise<void>;
+}
+
+interface LeaseInside extends Lease {
+  yieldNow: () => void;
+  timer: NodeJS.Timeout | null;
 }
 
 export interface LeasePolicy {
   /** What a mapping without a wish gets; "off" refuses all. */
   readonly direct: "seal" | "breakable" | "off";
+  /** How long a lease may take to end when it is broken, seconds. */
+  readonly breakTimeSeconds: number;
   /** For each user but root. */
   readonly maxLeases: number;
   /** For each user but root, bytes. */
@@ -51,6 +86,12 @@ export interface LeasePolicy {
 
 /** For all users together, root included: bounds the daemon's memory. */
 export const MOUNT_LEASES_MAX = 65536;
+
+/**
+ * After a break nobody gets a new lease on that file for so long, milliseconds: the operation that waited is run first,
+ * and somebody who asks again at once cannot hold it up for ever.
+ */
+const AFTER_BREAK_MS = 1000;
 
 export interface GrantRequest {
   readonly inode: Inode;
@@ -64,18 +105,32 @@ export interface GrantRequest {
   readonly holder: Holder;
 }
 
+export interface LeaseEvents {
+  /** The holder has to be told. */
+  onBreak(lease: Lease): void;
+  /** The deadline has passed: quarantine what the holder can reach. */
+  onRevoked(lease: Lease): void;
+  /** The holder has let go. */
+  onEnded(lease: Lease): void;
+  /**
+   * A seal is in the way. May throw a Wait if its release is on its way; returns if it is there to stay.
+   */
+  onRefusal(lease: Lease): void;
+}
+
+const nobody: LeaseEvents = { onBreak() {}, onRevoked() {}, onEnded() {}, onRefusal() {} };
+
 export class LeaseTable implements MapGuard {
   readonly #policy: LeasePolicy;
-  readonly #leases = new Map<number, Lease>();
-  readonly #byInode = new Map<Inode, Set<Lease>>();
+  readonly #leases = new Map<number, LeaseInside>();
+  readonly #byInode = new Map<Inode, Set<LeaseInside>>();
+  readonly #notBefore = new Map<Inode, number>();
   #nextId = 1;
-  /** How many operations were refused, for the statistics. */
-  refusals = 0;
-  /**
-   * What to do about a conflict before it is answered with ETXTBSY: the session may wait (throw) for a release that is
-   * on its way. Returns if the lease is there to stay.
-   */
-  onConflict: (lease: Lease) => void = () => {};
+  events: LeaseEvents = nobody;
+  /** The operation under way belongs to a caller who does not want to wait (O_NONBLOCK). */
+  nonBlocking = false;
+  /** For the statistics. */
+  readonly counts = { grants: 0, refusals: 0, breaks: 0, revocations: 0 };
 
   constructor(policy: LeasePolicy) {
     this.#policy = policy;
@@ -89,8 +144,19 @@ export class LeaseTable implements MapGuard {
     return this.#policy;
   }
 
+  has(lease: Lease): boolean {
+    return this.#leases.has(lease.id);
+  }
+
   all(): IterableIterator<Lease> {
     return this.#leases.values();
+  }
+
+  /** @throws FsError ENOENT */
+  byId(id: number): Lease {
+    const lease = this.#leases.get(id);
+    if (lease === undefined) throw new FsError("ENOENT", `lease ${id}`);
+    return lease;
   }
 
   /** Leases on a file, in the order of granting. */
@@ -99,25 +165,25 @@ export class LeaseTable implements MapGuard {
   }
 
   isLeased(inode: Inode, block: number, count: number): boolean {
-    return this.#overlapping(inode, block, count, () => true);
+    return this.#some(inode, block, count, (lease) => lease.state !== "revoked");
   }
 
   /** Leased, and nothing that was in the page cache before the grant can still be on its way. */
   isSettled(inode: Inode, block: number, count: number): boolean {
-    return this.#overlapping(inode, block, count, (lease) => lease.settled);
+    return this.#some(inode, block, count, (lease) => lease.settled && lease.state !== "revoked");
   }
 
-  #overlapping(inode: Inode, block: number, count: number, matches: (lease: Lease) => boolean): boolean {
+  #some(inode: Inode, block: number, count: number, matches: (lease: Lease) => boolean): boolean {
     for (const lease of this.#byInode.get(inode) ?? []) {
-      if (lease.block < block + count && block < lease.block + lease.count && matches(lease)) return true;
+      if (overlaps(lease, block, count) && matches(lease)) return true;
     }
     return false;
   }
 
   /**
-   * Grant, or refuse as semantics R5 says.
-   * @throws FsError EOPNOTSUPP (direct=off, breakable, unknown flags), EACCES (a seal for somebody else's file),
-   *   EAGAIN with the limit that is exceeded.
+   * Grant, or refuse as semantics R5 and R16 say. The caller has checked the descriptor and the range.
+   * @throws FsError EOPNOTSUPP (direct=off, unknown flags), EACCES (a seal for somebody else's file), EAGAIN (a break
+   *   is pending or has just ended; or a limit, which the message names).
    */
   grant(request: GrantRequest): Lease {
     const { inode, holder } = request;
@@ -128,37 +194,32 @@ export class LeaseTable implements MapGuard {
     }
     const wished =
       request.kind === LeaseKind.DEFAULT
-        ? policy.direct === "seal"
-          ? LeaseKind.SEAL
-          : LeaseKind.BREAKABLE
-        : request.kind;
-    if (wished !== LeaseKind.SEAL) {
-      throw new FsError("EOPNOTSUPP", "this version grants seals only");
-    }
-    if (holder.uid !== 0 && holder.uid !== inode.uid) {
+        ? policy.direct
+        : request.kind === LeaseKind.SEAL
+          ? "seal"
+          : "breakable";
+    if (wished === "seal" && holder.uid !== 0 && holder.uid !== inode.uid) {
       throw new FsError("EACCES", "a seal is for the file's owner and root");
     }
+    if (this.#some(inode, request.block, request.count, (lease) => lease.state === "breaking")) {
+      throw new FsError("EAGAIN", "a lease on this range is being broken");
+    }
+    const notBefore = this.#notBefore.get(inode);
+    if (notBefore !== undefined) {
+      if (Date.now() < notBefore) throw new FsError("EAGAIN", "a lease on this file has just been broken");
+      this.#notBefore.delete(inode);
+    }
     const bytes = request.count * request.blockBytes;
-    if (this.#leases.size >= MOUNT_LEASES_MAX) {
-      throw new FsError("EAGAIN", `${MOUNT_LEASES_MAX} leases in this mount`);
-    }
-    if (holder.uid !== 0) {
-      let leases = 0;
-      let leasedBytes = 0;
-      for (const lease of this.#leases.values()) {
-        if (lease.holder.uid !== holder.uid) continue;
-        leases += 1;
-        leasedBytes += lease.bytes;
-      }
-      if (leases >= policy.maxLeases) throw new FsError("EAGAIN", `max_leases=${policy.maxLeases}`);
-      if (leasedBytes + bytes > policy.maxLeasedBytes) {
-        throw new FsError("EAGAIN", `max_leased=${policy.maxLeasedBytes}`);
-      }
-    }
-    const lease: Lease = {
+    this.#checkLimits(holder, bytes);
+    let yieldNow: () => void = () => {};
+    const yielded = new Promise<void>((resolve) => {
+      yieldNow = resolve;
+    });
+    const lease: LeaseInside = {
       id: this.#nextId,
-      kind: "seal",
+      kind: wished,
       state: "held",
+      break: null,
       inode,
       block: request.block,
       count: request.count,
@@ -166,11 +227,16 @@ export class LeaseTable implements MapGuard {
       length: request.length,
       flags: request.flags,
       holder,
+      runs: reachable(inode, request.block, request.count),
       bytes,
       grantedAtMs: Date.now(),
       settled: false,
+      yielded,
+      yieldNow,
+      timer: null,
     };
     this.#nextId += 1;
+    this.counts.grants += 1;
     this.#leases.set(lease.id, lease);
     const others = this.#byInode.get(inode);
     if (others === undefined) this.#byInode.set(inode, new Set([lease]));
@@ -178,35 +244,123 @@ export class LeaseTable implements MapGuard {
     return lease;
   }
 
+  #checkLimits(holder: Holder, bytes: number): void {
+    const { maxLeases, maxLeasedBytes } = this.#policy;
+    if (this.#leases.size >= MOUNT_LEASES_MAX) {
+      throw new FsError("EAGAIN", `${MOUNT_LEASES_MAX} leases in this mount`);
+    }
+    if (holder.uid === 0) return;
+    let leases = 0;
+    let leasedBytes = 0;
+    for (const lease of this.#leases.values()) {
+      if (lease.holder.uid !== holder.uid) continue;
+      leases += 1;
+      leasedBytes += lease.bytes;
+    }
+    if (leases >= maxLeases) throw new FsError("EAGAIN", `max_leases=${maxLeases}`);
+    if (leasedBytes + bytes > maxLeasedBytes) throw new FsError("EAGAIN", `max_leased=${maxLeasedBytes}`);
+  }
+
+  /** The holder has let go: by release of its open file description, or early by itself. */
   end(lease: Lease): void {
-    if (!this.#leases.delete(lease.id)) return;
+    const inside = this.#leases.get(lease.id);
+    if (inside === undefined) return;
+    this.#leases.delete(lease.id);
     const others = this.#byInode.get(lease.inode);
-    others?.delete(lease);
+    others?.delete(inside);
     if (others?.size === 0) this.#byInode.delete(lease.inode);
+    if (inside.timer !== null) clearTimeout(inside.timer);
+    if (lease.state === "breaking") this.#notBefore.set(lease.inode, Date.now() + AFTER_BREAK_MS);
+    inside.yieldNow();
+    this.events.onEnded(lease);
+  }
+
+  /** Begin to break a lease, whatever its kind; one that is being broken already keeps its deadline. */
+  breakLease(lease: Lease, reason: Break["reason"], offset = lease.offset, length = lease.length): void {
+    const inside = this.#leases.get(lease.id);
+    if (inside === undefined || inside.state !== "held") return;
+    const waitMs = this.#policy.breakTimeSeconds * 1000;
+    inside.state = "breaking";
+    inside.break = { reason, offset, length, deadlineMs: Date.now() + waitMs };
+    this.counts.breaks += 1;
+    inside.timer = setTimeout(() => this.revoke(lease), waitMs);
+    this.events.onBreak(lease);
+  }
+
+  /** The deadline has passed, or somebody who may says that it has. */
+  revoke(lease: Lease): void {
+    const inside = this.#leases.get(lease.id);
+    if (inside === undefined || inside.state === "revoked") return;
+    if (inside.timer !== null) clearTimeout(inside.timer);
+    inside.timer = null;
+    inside.break ??= {
+      reason: "administrator",
+      offset: lease.offset,
+      length: lease.length,
+      deadlineMs: Date.now(),
+    };
+    inside.state = "revoked";
+    this.#notBefore.set(lease.inode, Date.now() + AFTER_BREAK_MS);
+    this.counts.revocations += 1;
+    this.events.onRevoked(lease);
+    inside.yieldNow();
   }
 
   beforeMapChange(inode: Inode, block: number, count: number): void {
-    const leases = this.#byInode.get(inode);
-    if (leases === undefined) return;
-    for (const lease of leases) {
-      if (lease.block < block + count && block < lease.block + lease.count) this.#refuse(lease);
-    }
+    this.#yieldTo(inode, block, count, (lease) => overlaps(lease, block, count));
   }
 
   beforeSizeChange(inode: Inode): void {
-    const leases = this.#byInode.get(inode);
-    if (leases === undefined) return;
-    for (const lease of leases) {
-      if ((lease.flags & LeaseFlag.WHOLE_FILE) !== 0) this.#refuse(lease);
-    }
+    this.#yieldTo(inode, 0, Number.MAX_SAFE_INTEGER, (lease) => (lease.flags & LeaseFlag.WHOLE_FILE) !== 0);
   }
 
-  #refuse(lease: Lease): never {
-    this.onConflict(lease);
-    this.refusals += 1;
-    throw new FsError(
-      "ETXTBSY",
-      `lease ${lease.id} of process ${lease.holder.pid} (${lease.holder.command})`,
+  /** Returns if nothing is in the way; otherwise refuses (ETXTBSY), or breaks what can be broken and waits for it. */
+  #yieldTo(inode: Inode, block: number, count: number, matches: (lease: Lease) => boolean): void {
+    const leases = this.#byInode.get(inode);
+    if (leases === undefined) return;
+    const inTheWay = [...leases].filter((lease) => lease.state !== "revoked" && matches(lease));
+    if (inTheWay.length === 0) return;
+    for (const lease of inTheWay) {
+      if (lease.kind === "breakable" || lease.state === "breaking") continue;
+      this.events.onRefusal(lease);
+      this.counts.refusals += 1;
+      throw new FsError(
+        "ETXTBSY",
+        `lease ${lease.id} of process ${lease.holder.pid} (${lease.holder.command})`,
+      );
+    }
+    // All at once: several holders take no longer than one.
+    for (const lease of inTheWay) {
+      const first = Math.max(block, lease.block);
+      const last = Math.min(block + count, lease.block + lease.count);
+      const blockBytes = BigInt(lease.bytes / lease.count);
+      this.breakLease(lease, "conflict", BigInt(first) * blockBytes, BigInt(last - first) * blockBytes);
+    }
+    if (this.nonBlocking) throw new FsError("EAGAIN", "a lease is being broken");
+    throw new Wait(
+      "leases",
+      Promise.all(inTheWay.map((lease) => lease.yielded)).then(() => {}),
     );
   }
+
+  /** The mount ends: no timer may fire any more. */
+  close(): void {
+    for (const lease of this.#leases.values()) if (lease.timer !== null) clearTimeout(lease.timer);
+  }
+}
+
+function overlaps(lease: Lease, block: number, count: number): boolean {
+  return lease.block < block + count && block < lease.block + lease.count;
+}
+
+/** Blocks of the region behind a range of a file: what a mapping of it reaches. The range's map is pinned from now on. */
+function reachable(inode: Inode, block: number, count: number): Run[] {
+  const runs: Run[] = [];
+  const end = block + count;
+  for (let piece = inode.extents?.next(block) ?? null; piece !== null && piece.block < end; ) {
+    const length = Math.min(piece.count, end - piece.block);
+    runs.push({ start: piece.physical, count: length });
+    piece = inode.extents?.next(piece.block + piece.count) ?? null;
+  }
+  return runs;
 }

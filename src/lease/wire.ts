@@ -105,7 +105,7 @@ export const WIRE_MAP_BYTES = 96 + WIRE_EXTENTS_MAX * 32;
 
 export const WireRange = struct(
   "mapdirect_wire_range",
-  "PREPARE: a range of the file. END: a lease id in `leaseId`.",
+  "PREPARE: a range of the file. END, WATCH: a lease id in `leaseId`.",
   {
     version: u32("WIRE_VERSION"),
     flags: u32("zero"),
@@ -114,6 +114,26 @@ export const WireRange = struct(
     leaseId: u64("lease id (END)"),
   },
   32,
+);
+
+export const LeaseState = { HELD: 0, BREAKING: 1, REVOKED: 2, GONE: 3 } as const;
+export const BreakReason = { NONE: 0, CONFLICT: 1, ADMINISTRATOR: 2, UNMOUNT: 3 } as const;
+
+export const WireStatus = struct(
+  "mapdirect_wire_status",
+  "STATUS: how a watched lease is.",
+  {
+    version: u32("WIRE_VERSION"),
+    state: u32("LeaseState"),
+    reason: u32("BreakReason"),
+    reserved0: u32("zero"),
+    leaseId: u64("lease id"),
+    offset: big64("conflict: byte offset in the file"),
+    length: big64("conflict: bytes"),
+    remainingMs: u64("breaking: milliseconds until the lease is revoked"),
+    reserved1: bytes(16, "zero"),
+  },
+  64,
 );
 
 export const WIRE_CONTROL_TEXT = 16336;
@@ -149,4 +169,7 @@ export const Ioctl = {
   END: ioc(IOC_WRITE, 0xd3, WireRange.size),
   PREPARE: ioc(IOC_WRITE, 0xd4, WireRange.size),
   CONTROL: ioc(IOC_READ | IOC_WRITE, 0xd5, WireControl.size),
+  /** On another open file description of the same file: poll(2) there tells of the lease from now on. */
+  WATCH: ioc(IOC_WRITE, 0xd6, WireRange.size),
+  STATUS: ioc(IOC_READ, 0xd7, WireStatus.size),
 } as const;

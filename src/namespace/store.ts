@@ -5,7 +5,7 @@
  * state. Nothing is changed in memory before it is in the log, nothing is in the log that was not validated.
  *
  * Invariants (check.ts runs them over the whole volume):
- * - every block is free, pending, in the reserve, in a metadata segment, or in exactly one extent;
+ * - every block is free, pending, in quarantine, in the reserve, in a metadata segment, or in exactly one extent;
  * - blocks leave a file's map by a record, and are allocated again only when that record survives a power cut;
  * - the reserve can take the next checkpoint and the log until it is complete, or growing operations get ENOSPC;
  * - times alone may be newer in memory than in the log (`dirtyTimes`): they are logged within flushTimes().
@@ -22,6 +22,7 @@ import { type Recovery, recover } from "../media/recovery.ts";
 import { currentBootId, mustBeReadOnly, type SuperblockValue, writeSuperblock } from "../media/superblock.ts";
 import type { Region } from "../region/region.ts";
 import { Allocator, type Run } from "../space/allocator.ts";
+import { Quarantine } from "../space/quarantine.ts";
 import { SegmentPool } from "../space/segment-pool.ts";
 import { fieldsOf, type Inode, S_IFLNK } from "./inode.ts";
 import { State } from "./state.ts";
@@ -50,6 +51,13 @@ function segmentFill(segmentBytes: number): number {
 
 export interface StoreOptions {
   readonly readOnly: boolean;
+  /**
+   * Who can reach blocks of the region from before this mount, by an owner's number that is never used again. What they
+   * reach is not allocated before releaseQuarantine() says that they are gone.
+   */
+  readonly reachable?: (
+    blockBytes: number,
+  ) => readonly { readonly owner: number; readonly runs: readonly Run[] }[];
 }
 
 export class Store {
@@ -66,6 +74,7 @@ export class Store {
   readonly readOnlyReason: string | null;
   superblock: SuperblockValue;
   guard: MapGuard = noGuard;
+  readonly quarantine: Quarantine;
   /** Inodes whose times are newer than in the log. */
   readonly dirtyTimes = new Set<Inode>();
   readonly #group: GroupBuilder;
@@ -83,7 +92,7 @@ export class Store {
     region: Region,
     state: State,
     recovery: Recovery,
-    space: { allocator: Allocator; pool: SegmentPool },
+    space: { allocator: Allocator; pool: SegmentPool; quarantine?: Quarantine },
     journal: Journal | null,
     superblock: SuperblockValue,
     checkpointSegments: readonly number[],
@@ -94,6 +103,7 @@ export class Store {
     this.recovery = recovery;
     this.allocator = space.allocator;
     this.pool = space.pool;
+    this.quarantine = space.quarantine ?? new Quarantine();
     this.journal = journal;
     this.superblock = superblock;
     this.readOnlyReason = readOnlyReason;
@@ -104,7 +114,10 @@ export class Store {
     this.#checkpointSegments = checkpointSegments;
     this.#segmentBudget = segmentBudget(superblock);
     state.onFreed = (physical, count) => {
-      if (journal !== null) this.allocator.freeAfter(physical, count, journal.lastLsn);
+      if (journal === null) return;
+      for (const run of this.quarantine.hold(physical, count, journal.lastLsn)) {
+        this.allocator.freeAfter(run.start, run.count, journal.lastLsn);
+      }
     };
     if (journal !== null) journal.onDurable = (lsn) => this.allocator.releaseThrough(lsn);
   }
@@ -139,6 +152,11 @@ export class Store {
         recovery.checkpoint.segments,
         reason,
       );
+    }
+    const quarantine = new Quarantine();
+    for (const { owner, runs } of options.reachable?.(superblock.blockBytes) ?? []) {
+      quarantine.claim(owner, runs);
+      for (const run of runs) takeFree(allocator, run, quarantine);
     }
     const claimSegment = (at: number): void => {
       if (
@@ -203,7 +221,16 @@ export class Store {
       checkpointSegments = checkpoint.segments;
     }
     const journal = new Journal(region, chain);
-    const store = new Store(region, state, recovery, space, journal, opened, checkpointSegments, null);
+    const store = new Store(
+      region,
+      state,
+      recovery,
+      { ...space, quarantine },
+      journal,
+      opened,
+      checkpointSegments,
+      null,
+    );
     store.pool.ensure(store.#reserveTarget());
     store.pool.trim(store.#reserveTarget() + 4);
     await retrying(() => store.#dropOrphans());
@@ -305,6 +332,12 @@ export class Store {
 
   giveBack(runs: readonly Run[]): void {
     for (const run of runs) this.allocator.free(run.start, run.count);
+  }
+
+  /** Nobody named `owner` can reach blocks any more: those that nobody else can reach are free. */
+  releaseQuarantine(owner: number): void {
+    for (const run of this.quarantine.release(owner)) this.allocator.freeAfter(run.start, run.count, run.lsn);
+    if (this.journal !== null) this.allocator.releaseThrough(this.journal.durableLsn);
   }
 
   /** Times were changed in memory alone. */
@@ -532,6 +565,7 @@ export class Store {
       for (const segment of chain.segments) yield { name: "log", start: segment / this.blockBytes, count };
       if (chain.spare !== 0) yield { name: "log spare", start: chain.spare / this.blockBytes, count };
     }
+    for (const run of this.quarantine.heldRuns()) yield { name: "quarantine", ...run };
     for (const run of this.pool.runs()) yield { name: "reserve", ...run };
   }
 }
@@ -544,6 +578,20 @@ function butNoSpace(error: unknown): void {
 /** Log segments after which a checkpoint is due: at most a sixteenth of a small volume, 8 of a large one. */
 function segmentBudget(superblock: SuperblockValue): number {
   return Math.max(2, Math.min(8, Math.floor(superblock.regionBytes / superblock.segmentBytes / 16)));
+}
+
+/** Free blocks of the run go into quarantine. */
+function takeFree(allocator: Allocator, run: Run, quarantine: Quarantine): void {
+  const end = Math.min(run.start + run.count, allocator.blockCount);
+  for (let at = run.start; at < end; ) {
+    let length = 0;
+    while (at + length < end && allocator.isFree(at + length)) length += 1;
+    if (length > 0) {
+      allocator.claim(at, length);
+      quarantine.adopt(at, length);
+    }
+    at += Math.max(length, 1);
+  }
 }
 
 /** Names, link counts and parents of what was recovered must fit together. */

@@ -21,6 +21,8 @@ export interface LeaseReport {
   readonly inode: number;
   readonly offset: number;
   readonly length: number;
+  /** Bytes that its holder keeps from being used again. */
+  readonly quarantined: number;
   readonly age_s: number;
 }
 
@@ -33,6 +35,9 @@ export function answer(session: Session, request: Request, question: number, arg
       return leases(session, request, argument);
     case Question.STATS:
       return statistics(session);
+    case Question.BREAK:
+      administratorOnly(session, request);
+      return breakOne(session, argument);
     case Question.CHECK:
       administratorOnly(session, request);
       checkVolume(session.volume.store);
@@ -60,6 +65,7 @@ function info(session: Session): unknown {
       uptime_s: Math.round((Date.now() - session.startedAtMs) / 1000),
       uid: session.options.uid,
       direct: options.direct,
+      break_time_s: options.breakTimeSeconds,
       max_leases: options.maxLeases,
       max_leased: options.maxLeasedBytes,
       leases: session.volume.leases.size,
@@ -76,6 +82,14 @@ function info(session: Session): unknown {
             max_write: negotiated.maxWriteBytes,
           },
   };
+}
+
+/** Any lease, seals too. It ends when its holder lets go, at the latest at the deadline. */
+function breakOne(session: Session, id: number): unknown {
+  const { leases } = session.volume;
+  const lease = leases.byId(id);
+  leases.breakLease(lease, "administrator");
+  return { id, state: lease.state, remaining_ms: Math.max(0, (lease.break?.deadlineMs ?? 0) - Date.now()) };
 }
 
 /** Root and whoever mounted see all; others their own. `argument`: an inode number, or 0 for every file. */
@@ -99,6 +113,7 @@ function leases(session: Session, request: Request, argument: number): LeaseRepo
     inode: lease.inode.ino,
     offset: Number(lease.offset),
     length: Number(lease.length),
+    quarantined: session.volume.store.quarantine.heldFor(lease.id) * session.volume.store.blockBytes,
     age_s: Math.round((Date.now() - lease.grantedAtMs) / 100) / 10,
   }));
 }
@@ -145,7 +160,7 @@ function statistics(session: Session): unknown {
     waiting: session.waiting,
     open_files: session.handles.size,
     leases: table.size,
-    refusals: table.refusals,
+    ...table.counts,
     checkpoints: store.counters.checkpoints,
     groups: store.counters.groups,
     longest_slice_ms: store.counters.longestSliceMs,

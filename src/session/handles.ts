@@ -12,6 +12,7 @@ export const O_RDONLY = 0;
 export const O_RDWR = 2;
 export const O_TRUNC = 0o1000;
 export const O_APPEND = 0o2000;
+export const O_NONBLOCK = 0o4000;
 export const O_DSYNC = 0o10000;
 
 export interface Handle {
@@ -21,6 +22,10 @@ export interface Handle {
   readonly flags: number;
   /** The lease that was granted on this open file description; it ends with it. */
   lease: Lease | null;
+  /** The lease that poll(2) and STATUS on this handle tell of. */
+  watched: Lease | null;
+  /** What the kernel wants to be woken by, while somebody polls this handle. */
+  pollHandle: number | null;
 }
 
 export class Handles {
@@ -31,8 +36,12 @@ export class Handles {
     return this.#open.size;
   }
 
+  *watching(lease: Lease): IterableIterator<Handle> {
+    for (const handle of this.#open.values()) if (handle.watched === lease) yield handle;
+  }
+
   add(inode: Inode, flags: number): Handle {
-    const handle: Handle = { fh: this.#next, inode, flags, lease: null };
+    const handle: Handle = { fh: this.#next, inode, flags, lease: null, watched: null, pollHandle: null };
     this.#next += 1;
     inode.opens += 1;
     this.#open.set(handle.fh, handle);

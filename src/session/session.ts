@@ -14,18 +14,19 @@ import { CorruptionError, FsError } from "../base/errors.ts";
 import { Wait } from "../base/wait.ts";
 import { type Negotiated, requestBufferBytes } from "../fuse/init.ts";
 import { Opcode } from "../fuse/kernel.ts";
-import { notifyInvalInode } from "../fuse/notify.ts";
+import { notifyInvalInode, notifyPollWakeup } from "../fuse/notify.ts";
 import { opcodeName } from "../fuse/opcodes.ts";
 import { printReply, printRequest } from "../fuse/print.ts";
 import { Request } from "../fuse/request.ts";
 import { holderIsGone } from "../lease/process.ts";
+import type { Lease } from "../lease/table.ts";
 import type { AtimeMode } from "../namespace/attributes.ts";
 import type { Inode } from "../namespace/inode.ts";
 import { addon, type Channel, type NativeRegion } from "../region/addon.ts";
 import type { NativeBacked, Region } from "../region/region.ts";
 import { Answers } from "./answers.ts";
 import { type Handler, handlers } from "./dispatch.ts";
-import { Handles } from "./handles.ts";
+import { type Handle, Handles } from "./handles.ts";
 import type { Volume } from "./volume.ts";
 
 export interface SessionOptions {
@@ -92,14 +93,40 @@ export class Session {
     this.ended = new Promise((resolve) => {
       this.#resolveEnded = resolve;
     });
-    volume.leases.onConflict = (lease) => {
-      // A release reaches us through the same queue as everything else. One turn lets what is queued come in; a holder
-      // that is dead needs no more than its release, which the kernel is about to send.
-      if (this.#attempt === 0) throw new Wait("release", new Promise((resolve) => setImmediate(resolve)));
-      if (this.#attempt < RELEASE_TRIES && holderIsGone(lease.holder.pid)) {
-        throw new Wait("release", new Promise((resolve) => setTimeout(resolve, RELEASE_WAIT_MS)));
-      }
+    const { events } = volume.leases;
+    const tellWatchers = (lease: Lease): void => {
+      for (const handle of this.handles.watching(lease)) this.wake(handle);
     };
+    volume.leases.events = {
+      onBreak: tellWatchers,
+      onRevoked: (lease) => {
+        events.onRevoked(lease);
+        tellWatchers(lease);
+      },
+      onEnded: (lease) => {
+        events.onEnded(lease);
+        tellWatchers(lease);
+      },
+      onRefusal: (lease) => this.#awaitRelease(lease),
+    };
+  }
+
+  #awaitRelease(lease: Lease): void {
+    // A release reaches us through the same queue as everything else. One turn lets what is queued come in; a holder
+    // that is dead needs no more than its release, which the kernel is about to send.
+    if (this.#attempt === 0) throw new Wait("release", new Promise((resolve) => setImmediate(resolve)));
+    if (this.#attempt < RELEASE_TRIES && holderIsGone(lease.holder.pid)) {
+      throw new Wait("release", new Promise((resolve) => setTimeout(resolve, RELEASE_WAIT_MS)));
+    }
+  }
+
+  /** Whoever polls this handle has something to see. */
+  wake(handle: Handle): void {
+    if (handle.pollHandle === null) return;
+    const { code, payload } = notifyPollWakeup(handle.pollHandle);
+    // The kernel asks anew after each wake-up.
+    handle.pollHandle = null;
+    void this.#channel?.notify(code, payload);
   }
 
   /** Serve the /dev/fuse descriptor until the file system is unmounted. */
@@ -157,6 +184,7 @@ export class Session {
     }
     this.#attempt = attempt;
     this.#answered = false;
+    this.volume.leases.nonBlocking = false;
     try {
       if (handler.waits) {
         // It goes on after this turn of the event loop: it needs a request of its own.

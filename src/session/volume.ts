@@ -1,6 +1,7 @@
 /** A volume with its leases: what a session serves, and what tests use without a mount. */
 import { FsError } from "../base/errors.ts";
 import { retrying } from "../base/wait.ts";
+import { findMappers } from "../lease/ghosts.ts";
 import { type LeasePolicy, LeaseTable } from "../lease/table.ts";
 import { FORMAT_VERSION } from "../media/format.ts";
 import { formatUuid } from "../media/mkfs.ts";
@@ -9,8 +10,6 @@ import type { Region } from "../region/region.ts";
 
 export interface VolumeOptions extends LeasePolicy {
   readonly readOnly: boolean;
-  /** How long a breakable lease may take to end, seconds. */
-  readonly breakTimeSeconds: number;
 }
 
 /** What `mapdirect info --json` shows; keys are stable. Sizes are bytes. */
@@ -24,6 +23,8 @@ export interface VolumeInfo {
   readonly used: number;
   readonly free: number;
   readonly metadata: number;
+  /** Freed, but still within reach of somebody who has not let go. */
+  readonly quarantined: number;
   readonly inodes: number;
   readonly created: string;
   readonly read_only: string | null;
@@ -47,6 +48,12 @@ export interface VolumeInfo {
   };
 }
 
+/** How often it is looked whether those who mapped the region before this mount are gone, milliseconds. */
+const GHOST_SCAN_MS = 1000;
+
+/** Leases have positive numbers. */
+const ghostOwner = (pid: number): number => -pid;
+
 /** Write-back of page-granular regions, and of times: nothing is older than this when the power fails, milliseconds. */
 const WRITE_BACK_MS = 4000;
 
@@ -55,12 +62,26 @@ export class Volume {
   readonly leases: LeaseTable;
   readonly options: VolumeOptions;
   readonly #timer: NodeJS.Timeout;
+  /** Processes that mapped the region before this mount and still do. */
+  readonly #ghosts: Set<number>;
+  #ghostTimer: NodeJS.Timeout | null = null;
 
-  private constructor(store: Store, options: VolumeOptions) {
+  private constructor(store: Store, options: VolumeOptions, ghosts: Set<number>) {
+    this.#ghosts = ghosts;
+    if (ghosts.size > 0) {
+      this.#ghostTimer = setInterval(() => this.#layGhosts(), GHOST_SCAN_MS);
+      this.#ghostTimer.unref();
+    }
     this.store = store;
     this.options = options;
     this.leases = new LeaseTable(options);
     store.guard = this.leases;
+    this.leases.events = {
+      onBreak: () => {},
+      onRefusal: () => {},
+      onRevoked: (lease) => store.quarantine.claim(lease.id, lease.runs),
+      onEnded: (lease) => store.releaseQuarantine(lease.id),
+    };
     this.#timer = setInterval(() => {
       // A failure is sticky in the journal; who writes next hears of it.
       this.store.sync().catch(() => {});
@@ -70,8 +91,34 @@ export class Volume {
 
   /** @throws CorruptionError, FsError EINVAL: see Store.open. */
   static async open(region: Region, options: VolumeOptions): Promise<Volume> {
-    const store = await Store.open(region, { readOnly: options.readOnly });
-    return new Volume(store, options);
+    const ghosts = new Set<number>();
+    const store = await Store.open(region, {
+      readOnly: options.readOnly,
+      reachable: (blockBytes) => {
+        if (region.facts.kind === "memory") return [];
+        const { mappers } = findMappers(region.facts.path, blockBytes);
+        for (const { pid } of mappers) ghosts.add(pid);
+        return mappers.map(({ pid, runs }) => ({ owner: ghostOwner(pid), runs }));
+      },
+    });
+    return new Volume(store, options, ghosts);
+  }
+
+  /** Processes that hold mappings from before this mount. */
+  get ghosts(): readonly number[] {
+    return [...this.#ghosts];
+  }
+
+  /** Those that have gone meanwhile hold nothing back any more. */
+  #layGhosts(): void {
+    const { mappers } = findMappers(this.store.region.facts.path, this.store.blockBytes);
+    const left = new Set(mappers.map(({ pid }) => pid));
+    for (const pid of this.#ghosts) {
+      if (left.has(pid)) continue;
+      this.#ghosts.delete(pid);
+      this.store.releaseQuarantine(ghostOwner(pid));
+    }
+    if (this.#ghosts.size === 0 && this.#ghostTimer !== null) clearInterval(this.#ghostTimer);
   }
 
   summary(): VolumeInfo {
@@ -91,6 +138,7 @@ export class Volume {
       used: superblock.regionBytes - free * store.blockBytes,
       free: free * store.blockBytes,
       metadata: metadataBlocks * store.blockBytes,
+      quarantined: store.quarantine.blocks * store.blockBytes,
       inodes: store.state.inodes.size,
       created: new Date(Number(superblock.createdSec) * 1000).toISOString(),
       read_only: store.readOnlyReason ?? store.journal?.failure?.message ?? null,
@@ -128,6 +176,8 @@ export class Volume {
   /** Final checkpoint. The region stays open. @throws what made the log fail; then the next mount recovers. */
   async close(): Promise<void> {
     clearInterval(this.#timer);
+    if (this.#ghostTimer !== null) clearInterval(this.#ghostTimer);
+    this.leases.close();
     try {
       await this.store.close();
     } catch (error) {

@@ -6,6 +6,7 @@ import type { Request } from "../../fuse/request.ts";
 import { type AttributeChange, changeAttributes } from "../../namespace/attributes.ts";
 import { truncate } from "../../namespace/data.ts";
 import type { Inode } from "../../namespace/inode.ts";
+import { O_NONBLOCK } from "../handles.ts";
 import type { Session } from "../session.ts";
 import { attrOf, VALID_SEC } from "./entry.ts";
 
@@ -25,6 +26,10 @@ export function setattr(session: Session, request: Request): void {
   const wish = request.body(SetattrIn);
   const valid = wish.valid;
   const kill = (valid & Fattr.KILL_SUIDGID) !== 0;
+  if ((valid & Fattr.SIZE) !== 0 && (valid & Fattr.FH) !== 0) {
+    // ftruncate(2) on a descriptor that does not want to wait; truncate(2) has none.
+    session.volume.leases.nonBlocking = (session.handles.get(wish.fh).flags & O_NONBLOCK) !== 0;
+  }
   if ((valid & Fattr.SIZE) !== 0) truncate(store, inode, wish.size, kill);
   const change: Changes = {};
   const time = now();

@@ -6,7 +6,7 @@ import type { Request } from "../../fuse/request.ts";
 import { noteAccess } from "../../namespace/attributes.ts";
 import * as data from "../../namespace/data.ts";
 import type { Inode } from "../../namespace/inode.ts";
-import { type Handle, O_ACCMODE, O_DSYNC, O_RDONLY } from "../handles.ts";
+import { type Handle, O_ACCMODE, O_DSYNC, O_NONBLOCK, O_RDONLY } from "../handles.ts";
 import type { Session } from "../session.ts";
 
 export function read(session: Session, request: Request): void {
@@ -46,8 +46,9 @@ function refuseSecondCopy(session: Session, handle: Handle, offset: bigint, size
 
 export function write(session: Session, request: Request): void {
   const { store, leases } = session.volume;
-  const inode = session.handles.get(request.ioHandle).inode;
+  const { inode } = session.handles.get(request.ioHandle);
   const flags = request.ioFlags;
+  leases.nonBlocking = (request.ioOpenFlags & O_NONBLOCK) !== 0;
   if ((flags & WriteFlag.CACHE) !== 0 && leases.size > 0) {
     // Write-back of a page that an ordinary mapping dirtied in the moment between a fill and its end (see above): the
     // whole page would go over what the holder has stored since. msync(2) there says EIO.
@@ -77,7 +78,8 @@ export function write(session: Session, request: Request): void {
 export function fallocate(session: Session, request: Request): void {
   const { store } = session.volume;
   const wish = request.body(FallocateIn);
-  const inode = session.handles.get(wish.fh).inode;
+  const { inode, flags } = session.handles.get(wish.fh);
+  session.volume.leases.nonBlocking = (flags & O_NONBLOCK) !== 0;
   // fallocate(2) strips setuid and setgid as write(2) does, unless the caller is privileged.
   data.fallocate(store, inode, wish.mode, wish.offset, wish.length, request.uid !== 0);
   session.reply(request, 0);

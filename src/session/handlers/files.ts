@@ -8,6 +8,7 @@ import {
   OpenIn,
   OpenInFlag,
   PollEvent,
+  PollFlag,
   PollIn,
   ReleaseIn,
 } from "../../fuse/kernel.ts";
@@ -15,7 +16,7 @@ import type { Request } from "../../fuse/request.ts";
 import { truncate } from "../../namespace/data.ts";
 import { type Inode, S_IFMT, S_IFREG } from "../../namespace/inode.ts";
 import * as names from "../../namespace/names.ts";
-import { type Handle, O_TRUNC } from "../handles.ts";
+import { type Handle, O_NONBLOCK, O_TRUNC } from "../handles.ts";
 import type { Session } from "../session.ts";
 import { entryOf } from "./entry.ts";
 
@@ -35,6 +36,7 @@ export function open(session: Session, request: Request): void {
   const inode = store.inode(request.nodeid);
   const wish = request.body(OpenIn);
   if ((wish.flags & O_TRUNC) !== 0) {
+    session.volume.leases.nonBlocking = (wish.flags & O_NONBLOCK) !== 0;
     truncate(store, inode, 0n, (wish.openFlags & OpenInFlag.KILL_SUIDGID) !== 0);
   }
   const handle = session.handles.add(inode, wish.flags);
@@ -119,9 +121,18 @@ export async function fsync(session: Session, request: Request): Promise<void> {
   session.reply(request, 0);
 }
 
-/** Regular files are always ready, as on every file system. */
+/** Regular files are always ready, as on every file system, unless the description watches a lease. */
 export function poll(session: Session, request: Request): void {
-  const { events } = request.body(PollIn);
-  const ready = PollEvent.IN | PollEvent.OUT | PollEvent.RDNORM | PollEvent.WRNORM;
+  const { fh, kh, flags, events } = request.body(PollIn);
+  const handle = session.handles.get(fh);
+  let ready = PollEvent.IN | PollEvent.OUT | PollEvent.RDNORM | PollEvent.WRNORM;
+  if (handle.watched !== null) {
+    // A watch is for one thing: PRI when the lease is being broken, HUP when it is gone.
+    const known = session.volume.leases.has(handle.watched);
+    ready = !known ? PollEvent.HUP : handle.watched.state === "held" ? 0 : PollEvent.PRI;
+    if ((flags & PollFlag.SCHEDULE_NOTIFY) !== 0) handle.pollHandle = kh;
+    session.reply(request, putPollOut(session.outView, 0, ready));
+    return;
+  }
   session.reply(request, putPollOut(session.outView, 0, events === 0 ? ready : ready & events));
 }

@@ -29,6 +29,8 @@ export async function ioctl(session: Session, request: Request, interrupted: () 
     case wire.Ioctl.END:
     case wire.Ioctl.PREPARE:
     case wire.Ioctl.CONTROL:
+    case wire.Ioctl.WATCH:
+    case wire.Ioctl.STATUS:
       break;
     default:
       throw new FsError("ENOTTY");
@@ -51,6 +53,12 @@ export async function ioctl(session: Session, request: Request, interrupted: () 
       break;
     case wire.Ioctl.PREPARE:
       await prepareRange(session, handle, payload, interrupted);
+      break;
+    case wire.Ioctl.WATCH:
+      watch(session, handle, payload);
+      break;
+    case wire.Ioctl.STATUS:
+      reply = status(session, handle);
       break;
     case wire.Ioctl.CONTROL:
       reply = control(session, request, payload);
@@ -246,10 +254,61 @@ async function grant(
 
 function end(session: Session, handle: Handle, payload: Uint8Array): void {
   const wish = decode(wire.WireRange, payload);
-  if (handle.lease === null || handle.lease.id !== wish.leaseId) {
-    throw new FsError("EINVAL", `lease ${wish.leaseId} was not granted on this open file`);
+  if (handle.lease !== null && handle.lease.id === wish.leaseId) {
+    endLease(session, handle);
+    return;
   }
-  endLease(session, handle);
+  // Who watches a lease stands in for its holder: its process has unmapped everything.
+  if (handle.watched === null || handle.watched.id !== wish.leaseId) {
+    throw new FsError(
+      "EINVAL",
+      `lease ${wish.leaseId} was neither granted nor is it watched on this open file`,
+    );
+  }
+  session.volume.leases.end(handle.watched);
+}
+
+/** From now on poll(2) on this handle tells of the lease; not on the lease's own, which has to end with its mapping. */
+function watch(session: Session, handle: Handle, payload: Uint8Array): void {
+  const wish = decode(wire.WireRange, payload);
+  const lease = session.volume.leases.byId(wish.leaseId);
+  if (lease.inode !== handle.inode || (handle.flags & O_ACCMODE) !== O_RDWR || handle.lease !== null) {
+    throw new FsError(
+      "EACCES",
+      "a watch needs another descriptor of the same file, open for reading and writing",
+    );
+  }
+  handle.watched = lease;
+}
+
+function status(session: Session, handle: Handle): Uint8Array {
+  const lease = handle.watched ?? handle.lease;
+  if (lease === null) throw new FsError("EINVAL", "no lease is granted or watched on this open file");
+  const states = {
+    held: wire.LeaseState.HELD,
+    breaking: wire.LeaseState.BREAKING,
+    revoked: wire.LeaseState.REVOKED,
+  };
+  const reasons = {
+    conflict: wire.BreakReason.CONFLICT,
+    administrator: wire.BreakReason.ADMINISTRATOR,
+    unmount: wire.BreakReason.UNMOUNT,
+  };
+  const { break: broken } = lease;
+  const out = Buffer.alloc(wire.WireStatus.size);
+  wire.WireStatus.encode(viewOf(out), 0, {
+    version: wire.WIRE_VERSION,
+    state: session.volume.leases.has(lease) ? states[lease.state] : wire.LeaseState.GONE,
+    reason: broken === null ? wire.BreakReason.NONE : reasons[broken.reason],
+    leaseId: lease.id,
+    offset: broken?.offset ?? 0n,
+    length: broken?.length ?? 0n,
+    remainingMs:
+      lease.state === "breaking" && broken !== null
+        ? Math.max(0, Math.ceil(broken.deadlineMs - Date.now()))
+        : 0,
+  });
+  return out;
 }
 
 async function prepareRange(

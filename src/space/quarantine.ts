@@ -1,0 +1,123 @@
+/**
+ * Blocks that somebody may still reach though their file has let go of them: the holder of a lease that was revoked by
+ * time, and has not unmapped (semantics R19).
+ *
+ * Invariants (check()):
+ * - a claim names runs of blocks that its owner could reach when it was revoked; it ends only by `release`;
+ * - a block that is freed while any claim covers it is held: allocated in the allocator, used by nobody;
+ * - a held block goes back as soon as no claim covers it any more, and not before.
+ */
+import { invariant } from "../base/errors.ts";
+import type { Run } from "./allocator.ts";
+
+export interface HeldRun extends Run {
+  /** Group that freed it. */
+  readonly lsn: number;
+}
+
+export class Quarantine {
+  readonly #claims = new Map<number, readonly Run[]>();
+  #held: HeldRun[] = [];
+  #blocks = 0;
+
+  /** Blocks held back at this moment. */
+  get blocks(): number {
+    return this.#blocks;
+  }
+
+  get claims(): number {
+    return this.#claims.size;
+  }
+
+  /** From now on, blocks of these runs are held when they are freed. `owner` is a number never used before. */
+  claim(owner: number, runs: readonly Run[]): void {
+    invariant(!this.#claims.has(owner), () => `claim ${owner} exists`);
+    this.#claims.set(owner, runs);
+  }
+
+  /** Blocks [start, start + count) were freed by group `lsn`: holds what is claimed, returns what may go. */
+  hold(start: number, count: number, lsn: number): Run[] {
+    const free: Run[] = [];
+    if (this.#claims.size === 0) return [{ start, count }];
+    for (let at = start; at < start + count; ) {
+      const { claimed, length } = this.#stretch(at, start + count - at);
+      if (claimed) {
+        this.#held.push({ start: at, count: length, lsn });
+        this.#blocks += length;
+      } else free.push({ start: at, count: length });
+      at += length;
+    }
+    return free;
+  }
+
+  /** These blocks are free, but within reach: the caller has taken them out of the allocator. They must be claimed. */
+  adopt(start: number, count: number): void {
+    this.#held.push({ start, count, lsn: 0 });
+    this.#blocks += count;
+  }
+
+  /** The owner cannot reach anything any more. Returns the held runs that nobody else claims. */
+  release(owner: number): HeldRun[] {
+    if (!this.#claims.delete(owner)) return [];
+    const free: HeldRun[] = [];
+    const kept: HeldRun[] = [];
+    for (const run of this.#held) {
+      for (let at = run.start; at < run.start + run.count; ) {
+        const { claimed, length } = this.#stretch(at, run.start + run.count - at);
+        (claimed ? kept : free).push({ start: at, count: length, lsn: run.lsn });
+        if (!claimed) this.#blocks -= length;
+        at += length;
+      }
+    }
+    this.#held = kept;
+    return free;
+  }
+
+  /** How many of the blocks that this owner claims are held. */
+  heldFor(owner: number): number {
+    let blocks = 0;
+    for (const claim of this.#claims.get(owner) ?? []) {
+      for (const run of this.#held) {
+        blocks += Math.max(
+          0,
+          Math.min(run.start + run.count, claim.start + claim.count) - Math.max(run.start, claim.start),
+        );
+      }
+    }
+    return blocks;
+  }
+
+  *heldRuns(): IterableIterator<Readonly<Run>> {
+    yield* this.#held;
+  }
+
+  /** Whether `at` is claimed, and for how many blocks the answer stays the same, at most `limit`. */
+  #stretch(at: number, limit: number): { claimed: boolean; length: number } {
+    let claimed = false;
+    let end = at + limit;
+    for (const runs of this.#claims.values()) {
+      for (const run of runs) {
+        const runEnd = run.start + run.count;
+        if (run.start <= at && at < runEnd) {
+          if (!claimed) end = runEnd;
+          claimed = true;
+          end = Math.max(end, runEnd);
+        } else if (!claimed && run.start > at) end = Math.min(end, run.start);
+      }
+    }
+    return { claimed, length: Math.min(end - at, limit) };
+  }
+
+  check(): void {
+    const blocks = this.#held.reduce((sum, run) => sum + run.count, 0);
+    invariant(blocks === this.#blocks, () => `${blocks} blocks held, ${this.#blocks} counted`);
+    for (const run of this.#held) {
+      let at = run.start;
+      while (at < run.start + run.count) {
+        const { claimed, length } = this.#stretch(at, run.start + run.count - at);
+        invariant(claimed, () => `block ${at} is held for nobody`);
+        at += length;
+      }
+    }
+  }
+}
