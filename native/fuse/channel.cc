@@ -85,6 +85,7 @@ void Channel::serve() {
   if (serving_) return;
   serving_ = true;
   counters_.wakeups++;
+  listener_->onBurstBegin();
   if (idleSinceNanos_ != 0) busyPoll_.wokenAfter(uv_hrtime() - idleSinceNanos_);
   idleSinceNanos_ = 0;
 
@@ -107,6 +108,7 @@ void Channel::serve() {
     listener_->onRequest(static_cast<size_t>(length));
   }
   serving_ = false;
+  listener_->onBurstEnd();
 }
 
 ssize_t Channel::pollOn(uint64_t sinceNanos) {

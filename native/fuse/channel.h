@@ -18,6 +18,9 @@ namespace mapdirect {
 
 class ChannelListener {
 public:
+  // Around the requests of one wake-up.
+  virtual void onBurstBegin() = 0;
+  virtual void onBurstEnd() = 0;
   virtual void onRequest(size_t length) = 0;
   // 0: the file system was unmounted. Otherwise a positive errno.
   virtual void onEnd(int error) = 0;

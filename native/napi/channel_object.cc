@@ -123,6 +123,17 @@ void ChannelObject::close(const Napi::CallbackInfo &info) {
   Unref();
 }
 
+// One scope for the whole burst: its end runs the tick queue and promise jobs, which costs more than a request.
+void ChannelObject::onBurstBegin() {
+  handles_.emplace(Env());
+  burst_.emplace(Env(), *context_);
+}
+
+void ChannelObject::onBurstEnd() {
+  burst_.reset();
+  handles_.reset();
+}
+
 void ChannelObject::onRequest(size_t length) {
   call(onRequest_, static_cast<double>(length));
 }
@@ -138,8 +149,7 @@ void ChannelObject::call(const Napi::FunctionReference &callback, double argumen
   napi_value function = callback.Value();
   napi_value number = nullptr;
   napi_create_double(env, argument, &number);
-  // Not napi_call_function: only make_callback runs the tick queue and promise jobs afterwards.
-  const napi_status status = napi_make_callback(env, *context_, receiver, function, 1, &number, nullptr);
+  const napi_status status = napi_call_function(env, receiver, function, 1, &number, nullptr);
   if (status != napi_pending_exception) return;
   napi_value exception = nullptr;
   if (napi_get_and_clear_last_exception(env, &exception) == napi_ok) napi_fatal_exception(env, exception);

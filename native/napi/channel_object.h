@@ -3,7 +3,7 @@
 // Invariants:
 // - while open it holds itself, the buffer and the callbacks; after close() or the end of the file system,
 // nothing;
-// - each request is one top-level callback: when it returns, process.nextTick and promise jobs have run;
+// - after each wake-up, of at most `batch` requests, process.nextTick and promise jobs have run;
 // - what a callback throws becomes an uncaught exception of the process, as from any event handler;
 // - closing settles every notification still under way with ENODEV.
 #pragma once
@@ -14,6 +14,7 @@
 #include <map>
 #include <memory>
 #include <napi.h>
+#include <optional>
 
 namespace mapdirect {
 
@@ -33,6 +34,8 @@ private:
   void close(const Napi::CallbackInfo &info);
   Napi::Value counters(const Napi::CallbackInfo &info);
 
+  void onBurstBegin() override;
+  void onBurstEnd() override;
   void onRequest(size_t length) override;
   void onEnd(int error) override;
   void call(const Napi::FunctionReference &callback, double argument);
@@ -47,6 +50,9 @@ private:
   Napi::Reference<Napi::Uint8Array> buffer_;
   Napi::FunctionReference onRequest_;
   Napi::FunctionReference onEnd_;
+  // Of the wake-up being served, the outer one first.
+  std::optional<Napi::HandleScope> handles_;
+  std::optional<Napi::CallbackScope> burst_;
   std::map<uint64_t, Napi::Promise::Deferred> notifications_;
   uint64_t nextTicket_ = 1;
   napi_async_cleanup_hook_handle hook_ = nullptr;

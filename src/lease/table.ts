@@ -108,7 +108,7 @@ export interface GrantRequest {
 export interface LeaseEvents {
   /** The holder has to be told. */
   onBreak(lease: Lease): void;
-  /** The deadline has passed: quarantine what the holder can reach. */
+  /** It stands in nobody's way any more, but its holder may still reach its blocks: quarantine them. */
   onRevoked(lease: Lease): void;
   /** The holder has let go. */
   onEnded(lease: Lease): void;
@@ -261,10 +261,23 @@ export class LeaseTable implements MapGuard {
     if (leasedBytes + bytes > maxLeasedBytes) throw new FsError("EAGAIN", `max_leased=${maxLeasedBytes}`);
   }
 
-  /** The holder has let go: by release of its open file description, or early by itself. */
+  /** The open file description is released: nobody has the range mapped any more. */
   end(lease: Lease): void {
+    if (this.#remove(lease)) this.events.onEnded(lease);
+  }
+
+  /**
+   * The holder says that it has unmapped the range. Nothing waits for it any more, but only the release proves it: until
+   * then what it could reach stays in quarantine.
+   */
+  letGo(lease: Lease): void {
+    const wasRevoked = lease.state === "revoked";
+    if (this.#remove(lease) && !wasRevoked) this.events.onRevoked(lease);
+  }
+
+  #remove(lease: Lease): boolean {
     const inside = this.#leases.get(lease.id);
-    if (inside === undefined) return;
+    if (inside === undefined) return false;
     this.#leases.delete(lease.id);
     const others = this.#byInode.get(lease.inode);
     others?.delete(inside);
@@ -272,7 +285,7 @@ export class LeaseTable implements MapGuard {
     if (inside.timer !== null) clearTimeout(inside.timer);
     if (lease.state === "breaking") this.#notBefore.set(lease.inode, Date.now() + AFTER_BREAK_MS);
     inside.yieldNow();
-    this.events.onEnded(lease);
+    return true;
   }
 
   /** Begin to break a lease, whatever its kind; one that is being broken already keeps its deadline. */

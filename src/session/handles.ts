@@ -22,6 +22,8 @@ export interface Handle {
   readonly flags: number;
   /** The lease that was granted on this open file description; it ends with it. */
   lease: Lease | null;
+  /** Leases that ended before their open file description did: what they could reach is in quarantine until then. */
+  readonly ended: Lease[];
   /** The lease that poll(2) and STATUS on this handle tell of. */
   watched: Lease | null;
   /** What the kernel wants to be woken by, while somebody polls this handle. */
@@ -36,12 +38,26 @@ export class Handles {
     return this.#open.size;
   }
 
+  /** The handle that the lease was granted on. */
+  granted(lease: Lease): Handle | undefined {
+    for (const handle of this.#open.values()) if (handle.lease === lease) return handle;
+    return undefined;
+  }
+
   *watching(lease: Lease): IterableIterator<Handle> {
     for (const handle of this.#open.values()) if (handle.watched === lease) yield handle;
   }
 
   add(inode: Inode, flags: number): Handle {
-    const handle: Handle = { fh: this.#next, inode, flags, lease: null, watched: null, pollHandle: null };
+    const handle: Handle = {
+      fh: this.#next,
+      inode,
+      flags,
+      lease: null,
+      ended: [],
+      watched: null,
+      pollHandle: null,
+    };
     this.#next += 1;
     inode.opens += 1;
     this.#open.set(handle.fh, handle);

@@ -82,12 +82,22 @@ function replyCreated(session: Session, request: Request, inode: Inode, flags: n
 function close(session: Session, fh: number): void {
   const handle = session.handles.remove(fh);
   if (handle.lease !== null) endLease(session, handle);
+  for (const lease of handle.ended) session.volume.store.releaseQuarantine(lease.id);
   session.volume.store.reapSoon(handle.inode);
 }
 
-export function endLease(session: Session, handle: Handle): void {
+function endLease(session: Session, handle: Handle): void {
   if (handle.lease === null) return;
   session.volume.leases.end(handle.lease);
+  handle.lease = null;
+  touchAfterLease(session, handle.inode);
+}
+
+/** The holder says that it is done; the release of this handle will prove it. */
+export function letGo(session: Session, handle: Handle): void {
+  if (handle.lease === null) return;
+  session.volume.leases.letGo(handle.lease);
+  handle.ended.push(handle.lease);
   handle.lease = null;
   touchAfterLease(session, handle.inode);
 }

@@ -15,7 +15,7 @@ import { FILE_BYTES_MAX, type Inode } from "../../namespace/inode.ts";
 import { answer } from "../control.ts";
 import { type Handle, O_ACCMODE, O_RDONLY, O_RDWR } from "../handles.ts";
 import type { Session } from "../session.ts";
-import { endLease } from "./files.ts";
+import { letGo } from "./files.ts";
 
 export async function ioctl(session: Session, request: Request, interrupted: () => boolean): Promise<void> {
   const { cmd, fh, inSize, outSize } = request.body(IoctlIn);
@@ -255,7 +255,7 @@ async function grant(
 function end(session: Session, handle: Handle, payload: Uint8Array): void {
   const wish = decode(wire.WireRange, payload);
   if (handle.lease !== null && handle.lease.id === wish.leaseId) {
-    endLease(session, handle);
+    letGo(session, handle);
     return;
   }
   // Who watches a lease stands in for its holder: its process has unmapped everything.
@@ -265,7 +265,8 @@ function end(session: Session, handle: Handle, payload: Uint8Array): void {
       `lease ${wish.leaseId} was neither granted nor is it watched on this open file`,
     );
   }
-  session.volume.leases.end(handle.watched);
+  const granted = session.handles.granted(handle.watched);
+  if (granted !== undefined) letGo(session, granted);
 }
 
 /** From now on poll(2) on this handle tells of the lease; not on the lease's own, which has to end with its mapping. */
