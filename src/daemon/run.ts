@@ -104,7 +104,9 @@ async function serve(request: DaemonRequest, log: Log, readiness: Readiness): Pr
       answered.catch(() => {});
       log.info(`${request.region} is mounted on ${mountpoint}, pid ${process.pid}`);
       readiness.ready();
-      const signals = unmountOnSignals(mountpoint, session.ended, log);
+      const signals = unmountOnSignals(mountpoint, session.ended, log, () => {
+        for (const lease of [...volume.leases.all()]) volume.leases.breakLease(lease, "unmount");
+      });
       await Promise.race([session.ended, signals.cut]);
       signals.ignore();
       await session.close();
@@ -140,6 +142,7 @@ function unmountOnSignals(
   mountpoint: string,
   ended: Promise<void>,
   log: Log,
+  breakLeases: () => void,
 ): { cut: Promise<void>; ignore: () => void } {
   let cutNow: () => void = () => {};
   const cut = new Promise<void>((resolve) => {
@@ -155,6 +158,7 @@ function unmountOnSignals(
     asked = true;
     unmountFuse(mountpoint).catch(async (error: unknown) => {
       if (errnoOf(error) === Errno.EBUSY) {
+        breakLeases();
         log.warn(`${mountpoint} is in use: detached; its users have ${LAZY_GRACE_MS} ms`);
         await unmountFuse(mountpoint, { lazy: true }).catch((again: unknown) => log.warn(String(again)));
       } else {

@@ -84,9 +84,14 @@ function info(session: Session): unknown {
   };
 }
 
-/** Any lease, seals too. It ends when its holder lets go, at the latest at the deadline. */
+/** Any lease, seals too; all of them for 0. It ends when its holder lets go, at the latest at the deadline. */
 function breakOne(session: Session, id: number): unknown {
   const { leases } = session.volume;
+  if (id === 0) {
+    const all = [...leases.all()];
+    for (const lease of all) leases.breakLease(lease, "unmount");
+    return { broken: all.length };
+  }
   const lease = leases.byId(id);
   leases.breakLease(lease, "administrator");
   return { id, state: lease.state, remaining_ms: Math.max(0, (lease.break?.deadlineMs ?? 0) - Date.now()) };

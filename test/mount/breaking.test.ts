@@ -216,3 +216,26 @@ describe("the administrator", () => {
     });
   });
 });
+
+describe("the command line", () => {
+  test("breaks all leases on a file, and returns when they are in nobody's way", async () => {
+    await hold(SEAL, async (held) => {
+      const { code, stdout, stderr } = await mount.cli("leases", "break", "--file", held.path);
+      expect({ code, stdout, stderr }).toEqual({ code: 0, stdout: "1 lease broken\n", stderr: "" });
+      expect(held.status().state).toBe(REVOKED);
+    });
+  });
+
+  test("names who maps files when an unmount finds them in use", async () => {
+    await hold(SEAL, async (held) => {
+      const { code, stderr } = await mount.cli("unmount", mount.path);
+      expect(code).toBe(1);
+      expect(stderr).toContain(`(${process.pid}) maps ${held.path}`);
+    });
+  });
+
+  test("wants an id or a file to break", async () => {
+    expect(await mount.cli("leases", "break")).toMatchObject({ code: 2 });
+    expect(await mount.cli("leases", "break", "--mount", mount.path, "4711")).toMatchObject({ code: 1 });
+  });
+});

@@ -1,7 +1,9 @@
-/** leases: who maps what directly. */
+/** leases: who maps what directly; and, for the administrator, how to end it. */
+import { setTimeout as sleep } from "node:timers/promises";
 import { Command } from "commander";
-import { Failure } from "../../daemon/failure.ts";
-import { ask, withOpen } from "../client.ts";
+import { Failure, usage } from "../../daemon/failure.ts";
+import { FS_TYPE, readMounts } from "../../daemon/mounts.ts";
+import { ask, readExtents, withOpen } from "../client.ts";
 import { print, table, toJson } from "../output.ts";
 
 /** One lease as the daemon tells it. */
@@ -16,6 +18,8 @@ export interface LeaseReport {
   inode: number;
   offset: number | string;
   length: number | string;
+  /** Bytes that were freed, and that the holder could still reach. */
+  quarantined: number;
   age_s: number;
 }
 
@@ -32,9 +36,78 @@ export function leasesCommand(): Command {
       `
 Examples:
   mapdirect leases /mnt
-  mapdirect leases --json /mnt`,
+  mapdirect leases --json /mnt
+  mapdirect leases break --file /mnt/database`,
     )
-    .action(leases);
+    .action(leases)
+    .addCommand(breakCommand());
+}
+
+function breakCommand(): Command {
+  return new Command("break")
+    .summary("end a lease, whatever its kind (root, or whoever mounted)")
+    .description(
+      "Break a lease, a seal too: its holder is told, and has break_time seconds to let go. Then it is revoked:\n" +
+        "it is in nobody's way any more, and blocks that it can still reach are not used again before it is gone.",
+    )
+    .argument("[id]", "number of the lease, as 'mapdirect leases' shows it")
+    .option("--file <file>", "break every lease on this file")
+    .option("--mount <mountpoint>", "mount of the lease; may be left out if there is only one")
+    .option("--no-wait", "return at once instead of when the leases have ended or are revoked")
+    .addHelpText(
+      "after",
+      `
+Examples:
+  mapdirect leases break 7
+  mapdirect leases break --mount /mnt 7
+  mapdirect leases break --file /mnt/database`,
+    )
+    .action(breakLeases);
+}
+
+const BREAK_POLL_MS = 20;
+
+async function breakLeases(
+  id: string | undefined,
+  flags: { file?: string; mount?: string; wait: boolean },
+): Promise<void> {
+  const help = "see 'mapdirect leases break --help'";
+  if ((id === undefined) === (flags.file === undefined))
+    throw usage("leases break", "give an id or --file", help);
+  if (id !== undefined && !/^[1-9][0-9]{0,14}$/.test(id))
+    throw usage(`lease '${id}'`, "it is no number", help);
+  const path = flags.file ?? flags.mount ?? onlyMount();
+  // The list for one file names all its leases; the list for the mount is for the administrator.
+  const wanted = withOpen(path, (descriptor) => {
+    const inode = flags.file === undefined ? 0 : readExtents(descriptor).inode;
+    return asLeases(ask(descriptor, "LEASES", inode)).filter(
+      (lease) => id === undefined || lease.id === Number(id),
+    );
+  });
+  if (wanted.length === 0 && id !== undefined)
+    throw new Failure(`lease ${id}`, "there is none", `see 'mapdirect leases ${path}'`);
+  for (const lease of wanted) withOpen(path, (descriptor) => ask(descriptor, "BREAK", lease.id));
+  const waitedFor = new Set(wanted.map((lease) => lease.id));
+  while (flags.wait && waitedFor.size > 0) {
+    const left = withOpen(path, (descriptor) => asLeases(ask(descriptor, "LEASES")));
+    for (const lease of waitedFor) {
+      if (left.find((other) => other.id === lease)?.state !== "breaking") waitedFor.delete(lease);
+    }
+    if (waitedFor.size > 0) await sleep(BREAK_POLL_MS);
+  }
+  print(
+    `${wanted.length} ${wanted.length === 1 ? "lease" : "leases"} ${flags.wait ? "broken" : "being broken"}`,
+  );
+}
+
+function onlyMount(): string {
+  const [first, second] = readMounts().filter((mount) => mount.fsType === FS_TYPE);
+  if (first === undefined)
+    throw new Failure("leases break", "no mapdirect file system is mounted", "mount one");
+  if (second !== undefined) {
+    throw usage("leases break", "several mapdirect file systems are mounted", "say which with --mount");
+  }
+  return first.mountpoint;
 }
 
 export function asLeases(answer: unknown): LeaseReport[] {

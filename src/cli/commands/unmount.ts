@@ -9,6 +9,9 @@ import { asFailure, errnoOf, Failure } from "../../daemon/failure.ts";
 import { isRunning, lockHolder, mountAt, resolveMountpoint } from "../../daemon/mounts.ts";
 import { unmountFuse } from "../../region/fusemount.ts";
 
+import { ask, withOpen } from "../client.ts";
+import { asLeases } from "./leases.ts";
+
 const POLL_MS = 10;
 
 export function unmountCommand(): Command {
@@ -35,6 +38,27 @@ Examples:
     .action(unmount);
 }
 
+/** Who maps files there directly: what fuser(1) does not know. */
+function holders(mountpoint: string): string {
+  try {
+    const leases = withOpen(mountpoint, (descriptor) => asLeases(ask(descriptor, "LEASES")));
+    const named = leases.slice(0, 5).map(({ pid, command, file }) => `${command} (${pid}) maps ${file}`);
+    if (leases.length > named.length) named.push(`${leases.length - named.length} more`);
+    return named.length === 0 ? "" : `: ${named.join(", ")}`;
+  } catch {
+    return ""; // the reason that matters is the other one
+  }
+}
+
+/** Who maps files directly is told to let go before the mount is out of sight. */
+function breakAll(mountpoint: string): void {
+  try {
+    withOpen(mountpoint, (descriptor) => ask(descriptor, "BREAK", 0));
+  } catch {
+    // A dead mount has no leases, and only its administrator may break them: unmounting itself says what is wrong.
+  }
+}
+
 async function unmount(path: string, flags: { lazy: boolean }): Promise<void> {
   let mountpoint: string;
   try {
@@ -47,11 +71,16 @@ async function unmount(path: string, flags: { lazy: boolean }): Promise<void> {
     throw new Failure(path, "no mapdirect file system is mounted there", "see 'findmnt -t fuse.mapdirect'");
   }
   const daemon = lockHolder(mount.source);
+  if (flags.lazy) breakAll(mountpoint);
   try {
     await unmountFuse(mountpoint, { lazy: flags.lazy });
   } catch (error) {
     if (errnoOf(error) === Errno.EBUSY) {
-      throw new Failure(path, "it is in use", `see 'fuser -vm ${path}' for who uses it, or use --lazy`);
+      throw new Failure(
+        path,
+        `it is in use${holders(mountpoint)}`,
+        `see 'fuser -vm ${path}' for who uses it, or use --lazy`,
+      );
     }
     throw asFailure(error, path, "unmount it as root, or as the user who mounted it");
   }
