@@ -208,6 +208,15 @@ export class Bench {
     const seen = Model.of(again);
     const complaint = difference(seen, this.model) ?? foreignBytes(seen, [this.model]);
     if (complaint !== null) throw new Error(`after a clean unmount: ${complaint}`);
+    // Of times the model knows nothing; what was seen before is there again, those changed in memory alone as well.
+    for (const inode of this.store.state.inodes.values()) {
+      const twin = again.inode(inode.ino);
+      for (const time of ["atime", "mtime", "ctime", "btime"] as const) {
+        if (inode[`${time}Sec`] !== twin[`${time}Sec`] || inode[`${time}Nsec`] !== twin[`${time}Nsec`])
+          throw new Error(`after a clean unmount: inode ${inode.ino} has another ${time}`);
+      }
+      if (inode.generation !== twin.generation) throw new Error(`inode ${inode.ino} has another generation`);
+    }
   }
 
   #release(inode: Inode): void {

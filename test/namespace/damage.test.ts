@@ -26,15 +26,15 @@ import { pattern } from "./bench.ts";
 import { difference, foreignBytes, Model } from "./model.ts";
 
 const seed = Number(process.env.MAPDIRECT_SEED ?? Math.floor(Math.random() * 2 ** 31));
-const runs = Number(process.env.MAPDIRECT_RUNS ?? 500);
+const runs = Number(process.env.MAPDIRECT_RUNS ?? 150);
 
 /** By default each byte is changed in one of these ways, with more runs in each of them. */
 const flips = [0x01, 0x80, 0xff];
-const thorough = runs > 500;
+const thorough = runs > 1000;
 
 interface Specimen {
   readonly image: Uint8Array;
-  /** The state after the last group, and the one before it. */
+  /** The state before each group of the log, and the last one. */
   readonly states: Model[];
   /** Runs of bytes that metadata occupies: superblocks, segment headers, groups. */
   readonly places: { name: string; at: number; length: number }[];

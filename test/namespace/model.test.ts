@@ -3,7 +3,7 @@ import { describe, expect, test } from "vitest";
 import { MIB } from "../support/volume.ts";
 import { Bench, type Command, type Cut } from "./bench.ts";
 
-const runs = Number(process.env.MAPDIRECT_RUNS ?? 40);
+const runs = Number(process.env.MAPDIRECT_RUNS ?? 120);
 const seed = Number(process.env.MAPDIRECT_SEED ?? Math.floor(Math.random() * 2 ** 31));
 
 const BIG = 2n ** 63n - 1n;
@@ -155,14 +155,18 @@ const command: fc.Arbitrary<Command> = fc.oneof(
 const commands = fc.array(command, { maxLength: 60, size: "max" });
 
 /** Seed and counterexample are in the message of a failure: MAPDIRECT_SEED repeats it, MAPDIRECT_RUNS asks for more. */
-function property(body: (list: Command[], cut: Cut) => Promise<void>, kind: Cut["kind"]): Promise<void> {
+function property(
+  body: (list: Command[], cut: Cut) => Promise<void>,
+  kind: Cut["kind"],
+  numRuns = runs,
+): Promise<void> {
   const cut = fc.record({
     afterStores: fc.integer({ min: 1, max: 400 }),
     kind: fc.constant(kind),
     seed: fc.nat({ max: 2 ** 31 - 1 }),
   });
   return fc.assert(fc.asyncProperty(commands, cut, body), {
-    numRuns: runs,
+    numRuns,
     seed,
     endOnFailure: process.env.MAPDIRECT_NO_SHRINK === "1",
   });
@@ -186,9 +190,13 @@ describe(`a volume and a model of it (seed ${seed}, ${runs} runs)`, () => {
   }
 
   test("answer alike with blocks of 64 KiB", async () => {
-    await property(async (list, cut) => {
-      await play(await Bench.begin(16 * MIB, "page", cut, 65536), list);
-    }, "power");
+    await property(
+      async (list, cut) => {
+        await play(await Bench.begin(16 * MIB, "page", cut, 65536), list);
+      },
+      "power",
+      Math.ceil(runs / 8),
+    );
   });
   test("the list of commands reaches every kind", () => {
     const kinds = new Set(fc.sample(command, 2000).map((one) => one.do));

@@ -49,8 +49,7 @@ Options for -o:
   nosuid, nodev          on by default; suid and dev turn them off (root)
   allow_other            other users may use the mount; on by default for root
   direct=seal            conflicting operations fail with ETXTBSY (default)
-  direct=breakable       they break the lease, wait, and succeed (not in this version:
-                         mappings are refused with EOPNOTSUPP)
+  direct=breakable       they break the lease, wait for at most break_time, and succeed
   direct=off             no direct mappings
   break_time=SECONDS     how long a lease that is being broken lasts (45)
   max_leases=N           leases a user may hold
