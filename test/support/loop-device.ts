@@ -2,6 +2,7 @@
 import { execFileSync } from "node:child_process";
 import { existsSync, mkdtempSync, rmSync, truncateSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { folderPrefix } from "./leftovers.ts";
 
 export interface LoopDevice {
   readonly path: string;
@@ -27,7 +28,7 @@ export function loopUnavailable(): string | null {
 }
 
 export function makeLoopDevice(sizeBytes: number): LoopDevice {
-  const directory = mkdtempSync("/dev/shm/mapdirect-loop-");
+  const directory = mkdtempSync(folderPrefix("/dev/shm"));
   const file = join(directory, "backing");
   try {
     writeFileSync(file, "");
