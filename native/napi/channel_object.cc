@@ -123,7 +123,8 @@ void ChannelObject::close(const Napi::CallbackInfo &info) {
   Unref();
 }
 
-// One scope for the whole burst: its end runs the tick queue and promise jobs, which costs more than a request.
+// One scope for the whole burst: its end runs the tick queue and promise jobs, which costs more than a
+// request.
 void ChannelObject::onBurstBegin() {
   handles_.emplace(Env());
   burst_.emplace(Env(), *context_);
