@@ -194,7 +194,7 @@ export function write(
           ? last.physical + last.count
           : goalFor(map, piece.block);
       let at = piece.block;
-      for (const run of store.allocate(piece.count, goal)) {
+      for (const run of store.allocate(piece.count, goal, piece.block)) {
         taken.push(run);
         becomes.push({ block: at, count: run.count, physical: run.start });
         at += run.count;
@@ -386,7 +386,7 @@ export function fallocate(
     if (zeroRange) zeroEdges(store, inode, offset, end, innerFirst, innerEnd);
     for (const piece of pieces) {
       if (piece.state === 0) {
-        const runs = store.allocate(piece.count, goalFor(map, piece.block));
+        const runs = store.allocate(piece.count, goalFor(map, piece.block), piece.block);
         let count = 0;
         for (const run of runs) {
           taken.push(run);
@@ -478,7 +478,7 @@ export function prepareSome(store: Store, inode: Inode, block: number, count: nu
     runs.push({ block: piece.block, count: piece.count, physical: piece.physical });
   else {
     let next = piece.block;
-    taken.push(...store.allocate(piece.count, goalFor(map, piece.block)));
+    taken.push(...store.allocate(piece.count, goalFor(map, piece.block), piece.block));
     for (const run of taken) {
       runs.push({ block: next, count: run.count, physical: run.start });
       next += run.count;

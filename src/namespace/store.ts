@@ -309,13 +309,25 @@ export class Store {
   }
 
   /**
-   * Allocate up to `want` blocks, in as few runs as possible. Fewer than wanted means that the volume is full.
+   * Allocate up to `want` blocks for a file from `fileBlock` on, in as few runs as possible. Fewer than wanted means that the volume is full.
    * The runs are nobody's until a record says otherwise: give them back with `giveBack` if it is not written.
    */
-  allocate(want: number, goal: number): Run[] {
+  allocate(want: number, goal: number, fileBlock: number): Run[] {
     const runs: Run[] = [];
     let left = want;
     let next = goal;
+    // A file that has grown to a multiple of 2 MiB goes on at one in the region as well, at the price of one more
+    // extent: from there on a mapping can use huge pages.
+    const chunk = this.allocator.chunkBlocks;
+    const goesOn = goal % chunk === 0 && goal < this.allocator.blockCount && this.allocator.isFree(goal);
+    if (fileBlock > 0 && fileBlock % chunk === 0 && !goesOn) {
+      const run = this.allocator.allocateChunks(left);
+      if (run !== null) {
+        runs.push(run);
+        left -= run.count;
+        next = run.start + run.count;
+      }
+    }
     while (left > 0) {
       const run = this.allocator.allocate(left, next);
       if (run === null) break;

@@ -89,6 +89,12 @@ export class Allocator {
     return run === null ? null : this.#taken(run.start, run.count);
   }
 
+  /** Allocate at most `want` blocks from the beginning of a free chunk; null if no chunk is free. */
+  allocateChunks(want: number): Run | null {
+    const run = this.#findChunks(want);
+    return run === null ? null : this.#taken(run.start, run.count);
+  }
+
   /** Allocate exactly `count` blocks at a multiple of `count`; null if there is no such run. */
   allocateAligned(count: number): Run | null {
     for (const onlyBegun of [true, false]) {
