@@ -26,7 +26,16 @@ const root = join(dirname(fileURLToPath(import.meta.url)), "..");
 const sourceFolder = join(root, "native", "client");
 
 /** What both libraries share, and what only the preload library has. */
-export const CORE_SOURCES = ["table.c", "keeper.c", "hole.c", "map.c", "change.c", "persist.c", "api.c"];
+export const CORE_SOURCES = [
+  "table.c",
+  "keeper.c",
+  "hole.c",
+  "map.c",
+  "change.c",
+  "break.c",
+  "persist.c",
+  "api.c",
+];
 export const PRELOAD_SOURCES = [...CORE_SOURCES, "preload.c"];
 export const COMPILE_FLAGS = [
   "-std=gnu11",

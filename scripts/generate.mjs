@@ -22,8 +22,24 @@ const hex = (value) => `0x${value.toString(16)}`;
  * @param toC the function of src/layout/struct.ts
  */
 export function wireHeader(wire, toC) {
-  const structs = [wire.WireExtent, wire.WireRegion, wire.WireMap, wire.WireRange, wire.WireControl];
-  const enums = ["LeaseKind", "LeaseFlag", "ExtentState", "RegionKind", "RegionFlag", "Question"];
+  const structs = [
+    wire.WireExtent,
+    wire.WireRegion,
+    wire.WireMap,
+    wire.WireRange,
+    wire.WireStatus,
+    wire.WireControl,
+  ];
+  const enums = [
+    "LeaseKind",
+    "LeaseFlag",
+    "LeaseState",
+    "BreakReason",
+    "ExtentState",
+    "RegionKind",
+    "RegionFlag",
+    "Question",
+  ];
   /** Which struct an ioctl carries, and whether the extents follow it: the same table as Ioctl, checked by the compiler. */
   const carried = {
     REGION: ["_IOR", wire.WireRegion.name],
@@ -32,6 +48,8 @@ export function wireHeader(wire, toC) {
     END: ["_IOW", wire.WireRange.name],
     PREPARE: ["_IOW", wire.WireRange.name],
     CONTROL: ["_IOWR", wire.WireControl.name],
+    WATCH: ["_IOW", wire.WireRange.name],
+    STATUS: ["_IOR", wire.WireStatus.name],
   };
   const lines = [
     "/*",

@@ -102,6 +102,21 @@ ssize_t mapdirect_extents(int fd, off_t offset, off_t length, struct mapdirect_e
   return answer(errno_before, count) == 0 ? count : -1;
 }
 
+static uint32_t state_of(const struct piece *piece) {
+  switch (piece->state) {
+  case PIECE_DIRECT:
+    return MAPDIRECT_WRITTEN;
+  case PIECE_BEYOND:
+    return MAPDIRECT_BEYOND;
+  case PIECE_REVOKED:
+    return MAPDIRECT_REVOKED;
+  case PIECE_CACHED:
+    return MAPDIRECT_CACHED;
+  default:
+    return MAPDIRECT_HOLE;
+  }
+}
+
 int mapdirect_query(const void *addr, struct mapdirect_lease_info *info) {
   uintptr_t address = (uintptr_t)addr;
   struct piece_view view;
@@ -117,11 +132,15 @@ int mapdirect_query(const void *addr, struct mapdirect_lease_info *info) {
       .inode = view.mapping.inode,
       .device = view.mapping.device,
       .kind = view.mapping.kind,
-      .state = written                            ? MAPDIRECT_WRITTEN
-               : view.piece.state == PIECE_BEYOND ? MAPDIRECT_BEYOND
-                                                  : MAPDIRECT_HOLE,
+      .state = state_of(&view.piece),
       .cacheline = view.mapping.cacheline,
   };
+  return 0;
+}
+
+int mapdirect_on_break(mapdirect_break_handler *handler, void *context, unsigned flags) {
+  if ((flags & ~MAPDIRECT_REMAP) != 0) return answer(errno, -EINVAL);
+  break_wish(handler, context, flags);
   return 0;
 }
 

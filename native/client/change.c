@@ -8,7 +8,6 @@
 #include "internal.h"
 
 #include <string.h>
-#include <sys/ioctl.h>
 
 #include "syscall.h"
 
@@ -20,19 +19,20 @@ static void run_retire(struct request *request) {
     /* The kernel tells the daemon, too (RELEASE, when the last reference to the description is gone, which is
      * now), but queues that behind other background requests; a truncate of ours that follows must find the
      * lease gone. */
-    struct mapdirect_wire_range range = {.version = MAPDIRECT_WIRE_VERSION, .lease_id = mapping->lease_id};
-    ioctl(mapping->lease_fd, (unsigned long)MAPDIRECT_IOCTL_END, &range);
+    watch_end_lease(mapping->watch_fd, mapping->lease_id);
   }
-  raw_close(mapping->lease_fd);
+  watch_close(mapping->watch_fd);
   request->error = 0;
 }
 
 void change_bury(struct mapping *dead) {
   for (; dead != NULL; dead = dead->next) {
-    raw_munmap(dead->anchor, page_bytes());
-    table_remove_anchor(dead->anchor);
-    if (dead->lease_fd >= 0 && dead->keeper_generation != keeper_generation()) dead->lease_fd = -1;
-    if (dead->lease_fd < 0) continue;
+    if (dead->anchor != 0) {
+      raw_munmap(dead->anchor, page_bytes());
+      table_remove_anchor(dead->anchor);
+    }
+    if (dead->watch_fd >= 0 && dead->keeper_generation != keeper_generation()) dead->watch_fd = -1;
+    if (dead->watch_fd < 0) continue;
     dead->retire.run = run_retire;
     keeper_push(&dead->retire);
   }
@@ -53,14 +53,14 @@ void change_mourn(struct mapping *dead) {
   if (dead == NULL) return;
   keeper_kick(); /* also to let it see that it may end */
   for (struct mapping *mapping = dead; mapping != NULL; mapping = mapping->next) {
-    if (mapping->lease_fd >= 0) keeper_wait(&mapping->retire);
+    if (mapping->watch_fd >= 0) keeper_wait(&mapping->retire);
   }
   free_all(dead);
 }
 
 /* ---- anchors in the way */
 
-/* Another place for an anchor, outside [start, end). */
+/* Another place for an anchor, outside [start, end), and not where the table has what a raw munmap took. */
 static long place_outside(uintptr_t start, uintptr_t end) {
   enum { ATTEMPTS = 64 };
   uintptr_t inside[ATTEMPTS];
@@ -68,9 +68,10 @@ static long place_outside(uintptr_t start, uintptr_t end) {
   long place = -ENOMEM;
   while (count < ATTEMPTS) {
     place = raw_mmap(0, page_bytes(), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (raw_failed(place) || (uintptr_t)place < start || (uintptr_t)place >= end) break;
-    inside[count++] =
-        (uintptr_t)place; /* a gap of the range itself: hold it, so that the next one is another */
+    if (raw_failed(place)) break;
+    uintptr_t at = (uintptr_t)place;
+    if ((at < start || at >= end) && !table_occupied(at, at + page_bytes())) break;
+    inside[count++] = at; /* hold it, so that the next one is another */
     place = -ENOMEM;
   }
   while (count > 0)
@@ -104,7 +105,7 @@ static int move_anchors_out(uintptr_t start, uintptr_t end) {
 
 int change_replace(uintptr_t start, uintptr_t end, int (*act)(void *context), void *context,
                    struct mapping **dead) {
-  int error = table_reserve(2); /* one for a split, one for an anchor between its two places */
+  int error = table_reserve(3); /* two for splits, one for an anchor between its two places */
   if (error == 0) error = move_anchors_out(start, end);
   if (error == 0) error = act(context);
   if (error == 0) table_cut(start, end, dead);
@@ -353,12 +354,6 @@ int core_remap(uintptr_t old, size_t old_length, size_t new_length, int flags, u
   return error;
 }
 
-/* Does any piece (or anchor) lie in [start, end)? With the lock held. */
-static bool occupied(uintptr_t start, uintptr_t end) {
-  size_t index = table_lower(start);
-  return index < table_count() && table_at(index)->start < end;
-}
-
 struct move_context {
   uintptr_t old;
   size_t old_length;
@@ -381,7 +376,7 @@ int core_remap_any(uintptr_t old, size_t old_length, size_t new_length, int flag
   if (old_end < old) return -EINVAL;
   sigset_t mask;
   core_lock(&mask);
-  bool from_direct = occupied(old, old_end);
+  bool from_direct = table_occupied(old, old_end);
   if (from_direct) {
     core_unlock(&mask);
     return core_remap(old, old_length, new_length, flags, new, result);
@@ -392,7 +387,7 @@ int core_remap_any(uintptr_t old, size_t old_length, size_t new_length, int flag
   struct mapping *dead = NULL;
   int error;
   bool onto = (flags & MREMAP_FIXED) != 0 && is_aligned(new, page) && new_length > 0 &&
-              new_length < UINTPTR_MAX - new - page &&occupied(new, new + round_up(new_length, page));
+              new_length < UINTPTR_MAX - new - page &&table_occupied(new, new + round_up(new_length, page));
   if (onto)
     error = change_replace(new, new + round_up(new_length, page), act_move, &move, &dead);
   else

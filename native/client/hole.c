@@ -47,6 +47,12 @@ static struct {
   bool protects_unpopulated;
 } uffd;
 
+/* The empty memfd, kept so that revocation needs no new descriptor. The same rules. */
+static struct {
+  bool open;
+  int fd;
+} beyond;
+
 static int open_with(uint64_t features) {
   long fd = raw_syscall(SYS_userfaultfd, O_CLOEXEC | UFFD_USER_MODE_ONLY, 0, 0, 0, 0, 0);
   if (fd == -EINVAL) fd = raw_syscall(SYS_userfaultfd, O_CLOEXEC, 0, 0, 0, 0, 0); /* before 5.11 */
@@ -78,11 +84,23 @@ static int open_once(void) {
 
 void hole_close(void) {
   if (uffd.open) raw_close(uffd.fd);
-  uffd.open = false;
+  if (beyond.open) raw_close(beyond.fd);
+  hole_forget();
 }
 
 void hole_forget(void) {
   uffd.open = false;
+  beyond.open = false;
+}
+
+/* Write-protecting succeeds only on what is registered; that it is protected already changes nothing. */
+bool hole_is_at(uintptr_t at) {
+  struct uffdio_writeprotect protection = {
+      .range = {.start = at, .len = page_bytes()},
+      .mode = UFFDIO_WRITEPROTECT_MODE_WP,
+  };
+  if (!uffd.open) return false;
+  return ioctl(uffd.fd, UFFDIO_WRITEPROTECT, &protection) == 0 || errno != ENOENT;
 }
 
 /* Put a zero page everywhere, for kernels that protect only what is there. */
@@ -127,15 +145,22 @@ int hole_place(uintptr_t start, size_t length, int prot, int how) {
   return error == -ENOMEM || error == -EAGAIN ? -ENOMEM : -EOPNOTSUPP;
 }
 
-int beyond_place(uintptr_t start, size_t length, int prot) {
+int beyond_open(void) {
+  if (beyond.open) return 0;
   /* NOEXEC_SEAL keeps a kernel with vm.memfd_noexec quiet; older ones do not know it. */
-  long fd =
-      raw_syscall(SYS_memfd_create, (long)"mapdirect-beyond", MFD_CLOEXEC | MFD_NOEXEC_SEAL, 0, 0, 0, 0);
-  if (fd == -EINVAL) fd = raw_syscall(SYS_memfd_create, (long)"mapdirect-beyond", MFD_CLOEXEC, 0, 0, 0, 0);
+  long fd = raw_syscall(SYS_memfd_create, (long)BEYOND_NAME, MFD_CLOEXEC | MFD_NOEXEC_SEAL, 0, 0, 0, 0);
+  if (fd == -EINVAL) fd = raw_syscall(SYS_memfd_create, (long)BEYOND_NAME, MFD_CLOEXEC, 0, 0, 0, 0);
   if (fd < 0) return (int)fd;
+  beyond.fd = (int)fd;
+  beyond.open = true;
+  return 0;
+}
+
+int beyond_place(uintptr_t start, size_t length, int prot) {
+  int error = beyond_open();
+  if (error != 0) return error;
   long mapped =
-      raw_mmap(start, length, prot & ~PROT_EXEC, MAP_SHARED | MAP_NORESERVE | MAP_FIXED, (int)fd, 0);
-  raw_close((int)fd);
+      raw_mmap(start, length, prot & ~PROT_EXEC, MAP_SHARED | MAP_NORESERVE | MAP_FIXED, beyond.fd, 0);
   return raw_failed(mapped) ? (int)mapped : 0;
 }
 

@@ -7,6 +7,7 @@
  *     hole.c      pages that read zeros and refuse stores (userfaultfd), pages past the end
  *     map.c       asking for a lease and building the mapping
  *     change.c    munmap, mremap, MAP_FIXED on top, madvise
+ *     break.c     leases that are being broken: watching, revocation
  *     persist.c   cache-line flush, msync
  *     api.c       the public functions
  *     preload.c   mmap(2) and its relatives, interposed (only in libmapdirect_preload.so)
@@ -68,10 +69,12 @@ _Static_assert(sizeof(off_t) == 8 && sizeof(void *) == 8, "a 64-bit machine");
 /* ------------------------------------------------------------------------------------------------ table.c */
 
 enum piece_state {
-  PIECE_DIRECT, /* MAP_SHARED of the region */
-  PIECE_HOLE,   /* anonymous, write-protected by userfaultfd */
-  PIECE_BEYOND, /* past the end of an empty memfd */
-  PIECE_ANCHOR, /* the PROT_NONE page of the lease description; not part of what the program asked for */
+  PIECE_DIRECT,  /* MAP_SHARED of the region */
+  PIECE_HOLE,    /* anonymous, write-protected by userfaultfd */
+  PIECE_BEYOND,  /* past the end of an empty memfd */
+  PIECE_REVOKED, /* the same; what was there was taken away */
+  PIECE_CACHED,  /* revoked, and then mapped through the page cache */
+  PIECE_ANCHOR,  /* the PROT_NONE page of the lease description; not part of what the program asked for */
 };
 
 /* A run of addresses of one kind. Guarded by the lock; readers without it go through table_find(). */
@@ -98,16 +101,19 @@ struct mapping {
   uint64_t generation;
   uint64_t device; /* of the file */
   uint64_t inode;
+  uint64_t region_inode; /* as /proc/self/maps names it; REGION_UNKNOWN */
   uint64_t map_alignment;
   uint32_t kind;
   bool cacheline;
   int prot;
-  uint32_t keeper_generation; /* the keeper whose table lease_fd is in */
   /* ---- guarded by the lock */
-  int lease_fd; /* in the keeper's table; -1: not kept */
-  bool forked;  /* some child may hold a copy of the anchor: the kernel alone knows when the lease ends */
+  uint32_t keeper_generation; /* the keeper whose table watch_fd is in */
+  int watch_fd;               /* another description of the file, which tells of the lease; -1: none */
+  bool watch_tried;
+  bool forked; /* some child may hold a copy of the anchor: the kernel alone knows when the lease ends */
   size_t piece_count; /* without the anchor; 0: the mapping is gone */
-  uintptr_t anchor;
+  uintptr_t anchor;   /* 0: none any more */
+  bool revoked;
   struct mapping *next; /* free list, or list of those that just died */
   struct request retire;
 };
@@ -143,6 +149,10 @@ static inline uint64_t round_up(uint64_t value, uint64_t unit) {
 static inline bool is_aligned(uint64_t value, uint64_t unit) {
   return value % unit == 0;
 }
+/* Text without libc: append at `at`, return the end. */
+char *append_text(char *at, const char *text);
+char *append_number(char *at, unsigned number);
+char *append_hex(char *at, uintptr_t number);
 /* Zeroed memory straight from the kernel; NULL when there is none. */
 void *page_alloc(size_t bytes);
 void page_free(void *memory, size_t bytes);
@@ -150,12 +160,18 @@ void page_free(void *memory, size_t bytes);
 /* With the lock held: */
 int table_reserve(size_t extra);       /* room for `extra` more pieces, so that what follows cannot fail */
 size_t table_lower(uintptr_t address); /* index of the first piece that ends after address */
+bool table_occupied(uintptr_t start, uintptr_t end); /* any piece or anchor there? */
 size_t table_count(void);
 struct piece *table_at(size_t index);
 void table_insert(const struct piece *run, size_t count); /* adjacent in the table; room was reserved */
 /* Take [start, end) out of the table (no anchors in it). Mappings without pieces are prepended to *dead. */
 void table_cut(uintptr_t start, uintptr_t end, struct mapping **dead);
 void table_remove_anchor(uintptr_t anchor);
+/* The same for what the program took away behind the library's back, anchors too: they are forgotten, not
+ * unmapped. Room for two more pieces was reserved. */
+void table_strike(uintptr_t start, uintptr_t end, struct mapping **dead);
+/* All pieces of the mapping but the anchor. */
+void table_set_state(const struct mapping *mapping, enum piece_state state);
 /* Nothing in the table? */
 bool table_empty(void);
 struct mapping *mapping_alloc(void); /* NULL: no memory */
@@ -194,7 +210,11 @@ struct identity identity_assume(struct identity identity);
 
 /* On the keeper. how: MAP_FIXED or MAP_FIXED_NOREPLACE. */
 int hole_place(uintptr_t start, size_t length, int prot, int how);
+int beyond_open(void); /* so that beyond_place needs no new descriptor */
 int beyond_place(uintptr_t start, size_t length, int prot);
+#define BEYOND_NAME "mapdirect-beyond"
+/* Is the anonymous memory at `at` ours? */
+bool hole_is_at(uintptr_t at);
 /* In a forked child: the userfaultfd of the parent's keeper is not ours. */
 void hole_forget(void);
 /* On the keeper, when it ends. */
@@ -233,6 +253,33 @@ int change_replace(uintptr_t start, uintptr_t end, int (*act)(void *context), vo
 void change_bury(struct mapping *dead);
 /* Without the lock, and not on the keeper: wait until the keeper has let go of them. */
 void change_mourn(struct mapping *dead);
+
+/* ------------------------------------------------------------------------------------------------ break.c */
+
+#define REGION_UNKNOWN UINT64_MAX
+/* On the keeper: what inode number the kernel shows for a mapping of the region at `at`. On a stacked file
+ * system it need not be st_ino. */
+uint64_t region_inode_at(uintptr_t at, const struct stat *region);
+
+/* On the keeper, with the lock held: the kernel says that these addresses were free. What the table has there
+ * was taken away without the library's knowledge: forget it. */
+int break_forget(uintptr_t start, uintptr_t end, struct mapping **dead);
+
+/* On the keeper: start the watcher if there is none. Without one leases end by their deadline. */
+void watcher_start(void);
+/* On the keeper when it ends: with the lock held, then without. */
+struct watcher *watcher_detach(void);
+void watcher_stop(struct watcher *self);
+/* On the keeper: a watch on the lease of a description; -1 when there can be none. */
+int watch_open(int lease_fd, uint64_t lease_id);
+void watch_close(int fd);
+int watch_end_lease(int fd, uint64_t lease_id);
+/* In a forked child, with the lock held. */
+void watch_forget(void);
+void watch_all_again(void);
+
+void break_wish(mapdirect_break_handler *handler, void *context, unsigned flags);
+void break_wish_remap(void);
 
 /* ------------------------------------------------------------------------------------------------ persist.c
  */

@@ -3,7 +3,7 @@
  *
  * Why a thread with a descriptor table of its own:
  * - daemons close every descriptor they find, programs count theirs and expect the lowest free number: what
- * has to live as long as a mapping (the lease description, the userfaultfd) must not be in their table;
+ * has to live as long as a mapping (its watch, the userfaultfd) must not be in their table;
  * - close(2) of *any* descriptor of a file drops all POSIX record locks that the process holds on it, where
  * "the process" is the descriptor table. The lease description is one more descriptor of the program's file:
  * closed in the program's table it would silently drop the program's locks;
@@ -12,11 +12,7 @@
  *
  * It is a pthread, not a bare clone, because glibc's setuid() must reach it: a thread left with the
  * credentials that the program gave up would be a way back to them. Every signal is blocked in it. It ends a
- * second after the last mapping.
- *
- * Later, for breakable leases: a second thread that the keeper starts shares the keeper's table (CLONE_FILES
- * is inherited from the creator), polls the lease descriptions kept here, and pushes requests for what it
- * sees.
+ * second after the last mapping, and with it the watcher (break.c), which shares its descriptor table.
  */
 #include "internal.h"
 
@@ -141,9 +137,11 @@ static void *keeper_main(void *unused) {
     lingered = linger && work == atomic_load_explicit(&keeper.work, memory_order_relaxed);
   }
   hole_close();
+  struct watcher *watcher = watcher_detach();
   keeper.state = KEEPER_NONE;
   keeper.generation++;
   core_unlock(&mask);
+  watcher_stop(watcher);
   return NULL;
 }
 
@@ -222,7 +220,9 @@ static void mark_forked(bool in_child) {
   for (size_t index = 0; index < table_count(); index++) {
     struct mapping *mapping = table_at(index)->mapping;
     mapping->forked = true;
-    if (in_child) mapping->lease_fd = -1;
+    if (!in_child) continue;
+    mapping->watch_fd = -1;
+    mapping->watch_tried = false;
   }
 }
 
@@ -253,6 +253,7 @@ static void forget_parent(void) {
   keeper.head = NULL; /* requests of threads that are not here */
   keeper.tail = NULL;
   hole_forget();
+  watch_forget();
   mark_forked(true);
 }
 
@@ -262,7 +263,12 @@ static void after_fork_in_child(void) {
   if (copy_marker != NULL) *copy_marker = 1;
   bool anything = !table_empty();
   core_unlock(&mask);
-  if (anything) hole_rebuild_all();
+  if (!anything) return;
+  hole_rebuild_all();
+  core_lock(&mask);
+  watch_all_again();
+  core_unlock(&mask);
+  keeper_kick();
 }
 
 void keeper_notice_copy(void) {

@@ -5,6 +5,7 @@
  *   keeper   open the file once more (the lease description), GRANT, EXTENTS
  *            open the region with the caller's identity, check that it is the one that the mount names
  *            reserve addresses; map the pieces; map the anchor (one PROT_NONE page of the lease description)
+ *            open the file a third time and watch the lease there; close the lease description
  *            enter it in the table
  *
  * Whatever fails on the way undoes what came before: the lease ends with its description, the addresses are
@@ -18,7 +19,6 @@
 #include <fcntl.h>
 #include <string.h>
 #include <sys/ioctl.h>
-#include <sys/resource.h>
 #include <sys/vfs.h>
 
 #include "syscall.h"
@@ -50,7 +50,10 @@ struct map_request {
   struct mapdirect_wire_region region;
   /* the keeper's work */
   int lease_fd;
+  int watch_fd;
   int region_fd;
+  struct stat region_status;
+  uint64_t region_inode;
   bool granted;
   uintptr_t start;
   uintptr_t anchor;
@@ -147,25 +150,6 @@ static int check(void *addr, size_t length, int prot, int flags, int fd, off_t o
 }
 
 /* ---- on the keeper: the lease */
-
-static char *append_text(char *at, const char *text) {
-  size_t length = strlen(text);
-  memcpy(at, text, length + 1);
-  return at + length;
-}
-
-static char *append_number(char *at, unsigned number) {
-  char digits[10];
-  size_t count = 0;
-  do {
-    digits[count++] = (char)('0' + number % 10);
-    number /= 10;
-  } while (number > 0);
-  while (count > 0)
-    *at++ = digits[--count];
-  *at = 0;
-  return at;
-}
 
 /* A new open file description of the caller's file, in the keeper's table. */
 static int open_lease(struct map_request *map) {
@@ -343,18 +327,18 @@ static int open_region(struct map_request *map) {
   int fd = open((const char *)region->path, O_RDWR | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
   if (fd < 0) return errno == EMFILE || errno == ENFILE || errno == ENOMEM ? -errno : -EACCES;
   map->region_fd = fd;
-  struct stat status;
-  if (fstat(fd, &status) != 0) return -errno;
+  struct stat *status = &map->region_status;
+  if (fstat(fd, status) != 0) return -errno;
   bool same = false;
   switch (region->kind) {
   case MAPDIRECT_WIRE_REGION_KIND_FILE:
-    same = S_ISREG(status.st_mode) && status.st_dev == region->device && status.st_ino == region->inode;
+    same = S_ISREG(status->st_mode) && status->st_dev == region->device && status->st_ino == region->inode;
     break;
   case MAPDIRECT_WIRE_REGION_KIND_BLOCK:
-    same = S_ISBLK(status.st_mode) && status.st_rdev == region->device;
+    same = S_ISBLK(status->st_mode) && status->st_rdev == region->device;
     break;
   case MAPDIRECT_WIRE_REGION_KIND_DEVDAX:
-    same = S_ISCHR(status.st_mode) && status.st_rdev == region->device;
+    same = S_ISCHR(status->st_mode) && status->st_rdev == region->device;
     break;
   default:
     break;
@@ -465,7 +449,9 @@ static int place_pieces(struct map_request *map) {
     case PIECE_DIRECT:
       result =
           raw_mmap(piece->start, length, map->prot, kernel_flags, map->region_fd, (off_t)piece->physical);
-      if (!raw_failed(result)) result = 0;
+      if (raw_failed(result)) break;
+      result = 0;
+      map->region_inode = region_inode_at(piece->start, &map->region_status);
       break;
     case PIECE_HOLE:
       result = hole_place(piece->start, length, map->prot, MAP_FIXED);
@@ -481,12 +467,19 @@ static int place_pieces(struct map_request *map) {
   return anchor == -ENOMEM ? -ENOMEM : -EOPNOTSUPP;
 }
 
-/* Keep the lease description, unless that would eat up the keeper's table: then the kernel alone ends the
- * lease. */
-static bool worth_keeping(int fd) {
-  struct rlimit limit;
-  if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return false;
-  return limit.rlim_cur == RLIM_INFINITY || (rlim_t)fd < limit.rlim_cur / 2;
+/* With the lock held. */
+static int forget_what_was(struct map_request *map) {
+  struct mapping *stale = NULL;
+  int error = break_forget(map->reserved_start, map->reserved_start + map->reserved_length, &stale);
+  if (error == 0) error = break_forget(map->anchor, map->anchor + page_bytes(), &stale);
+  change_bury(stale);
+  while (stale != NULL) {
+    struct mapping *next = stale->next;
+    stale->next = map->dead;
+    map->dead = stale;
+    stale = next;
+  }
+  return error;
 }
 
 static int publish(struct map_request *map) {
@@ -495,7 +488,8 @@ static int publish(struct map_request *map) {
   sigset_t mask;
   core_lock(&mask);
   struct mapping *mapping = mapping_alloc();
-  error = mapping == NULL ? -ENOMEM : table_reserve(map->run_count + 1);
+  error = mapping == NULL ? -ENOMEM : forget_what_was(map);
+  if (error == 0) error = table_reserve(map->run_count + 1);
   if (error == 0) {
     mapping->lease_id = map->lease_id;
     mapping->generation = map->generation;
@@ -506,11 +500,11 @@ static int publish(struct map_request *map) {
     mapping->cacheline =
         (map->region.flags & MAPDIRECT_WIRE_REGION_FLAG_CACHELINE) != 0 && persist_can_flush();
     mapping->prot = map->prot;
+    mapping->region_inode = map->region_inode;
     mapping->keeper_generation = keeper_generation();
-    if (worth_keeping(map->lease_fd)) {
-      mapping->lease_fd = map->lease_fd;
-      map->lease_fd = -1;
-    }
+    mapping->watch_fd = map->watch_fd;
+    mapping->watch_tried = true;
+    map->watch_fd = -1;
     for (size_t index = 0; index < map->run_count; index++)
       map->run[index].mapping = mapping;
     table_insert(map->run, map->run_count);
@@ -527,10 +521,12 @@ static int publish(struct map_request *map) {
 static int build(struct map_request *map) {
   int error = open_lease(map);
   if (error == 0) error = open_region(map);
+  if (error == 0) error = beyond_open();
   if (error == 0) error = grant(map);
   if (error == 0)
     error = (map->flags & (MAP_FIXED | MAP_FIXED_NOREPLACE)) != 0 ? reserve_placed(map) : reserve_free(map);
   if (error == 0) error = place_pieces(map);
+  if (error == 0) map->watch_fd = watch_open(map->lease_fd, map->lease_id);
   if (error == 0) error = publish(map);
   return error;
 }
@@ -539,6 +535,8 @@ static void run_map(struct request *base) {
   struct map_request *map = (struct map_request *)(void *)base;
   map->lease_fd = -1;
   map->region_fd = -1;
+  map->watch_fd = -1;
+  watcher_start(); /* as itself, not as the caller */
   struct identity before = identity_assume(map->identity);
   base->error = build(map);
   if (base->error != 0) {
@@ -549,7 +547,9 @@ static void run_map(struct request *base) {
       ioctl(map->lease_fd, (unsigned long)MAPDIRECT_IOCTL_END, &range);
     }
   }
+  if (map->watch_fd >= 0) watch_close(map->watch_fd);
   if (map->region_fd >= 0) raw_close(map->region_fd);
+  /* From here on the anchor alone keeps the lease description: it lives exactly as long as the mapping. */
   if (map->lease_fd >= 0) raw_close(map->lease_fd);
   identity_assume(before);
   page_free(map->run, round_up(map->run_capacity * sizeof(struct piece), page_bytes()));

@@ -7,22 +7,23 @@
  *
  * DESCRIPTION
  *     A direct mapping behaves like MAP_SHARED and in addition:
- *       - the block map (file offset -> physical block) of the range is pinned while the mapping lives:
- * whoever tries to change it is refused with ETXTBSY (a seal) or waits a bounded time (a breakable lease);
+ *       - the block map (file offset -> physical block) of the range is pinned while the mapping lives: whoever
+ *         tries to change it is refused with ETXTBSY (a seal) or waits a bounded time (a breakable lease);
  *       - stores bypass every kernel indirection: they land in the file's physical blocks, modulo CPU caches,
- * and mapdirect_persist() makes them durable;
+ *         and mapdirect_persist() makes them durable;
  *       - read(2) and write(2) see what the mapping stores and the mapping sees what they wrote, at once.
  *
  *     There are two doors to it with the same behaviour: this library, and mmap(2) with
  *     MAP_SHARED_VALIDATE | MAP_DIRECT in a program that runs under libmapdirect_preload.so. A program that
- * uses this library without the preload library must unmap with mapdirect_unmap() and move with
- * mapdirect_remap(); munmap(2) and mremap(2) would take the memory away and leave the lease in place until
- * the process ends.
+ *     uses this library without the preload library should unmap with mapdirect_unmap() and must move with
+ *     mapdirect_remap(). Of a munmap(2) the library learns when it looks next, every two seconds or later, and
+ *     until then the lease stays; what mremap(2) moved is lost to it, and the lease with it.
  *
- *     The mapping, not a file descriptor, holds the lease: it ends with the last munmap, exit, exec or death
- * of every process that has a copy (a forked child has one). No descriptor of the library ever appears in the
- * program's descriptor table: one thread of the library, with every signal blocked and a descriptor table of
- * its own, holds what has to live. It exists while the process has direct mappings and for a second after.
+ *     The mapping, not a file descriptor, holds the lease: it ends with the last munmap, exit, exec or death of
+ *     every process that has a copy (a forked child has one), or when it is broken: see mapdirect_on_break().
+ *     No descriptor of the library ever appears in the program's descriptor table: two threads of the library,
+ *     with every signal blocked and a descriptor table of their own, hold what has to live. They exist while
+ *     the process has direct mappings and for a second after.
  *
  * ERRORS
  *     Functions return -1, or MAP_FAILED, and set errno. Functions that succeed leave errno alone.
@@ -31,8 +32,8 @@
  *     Every offset, length and size is in bytes. "Page" is sysconf(_SC_PAGESIZE).
  *
  * THREADS AND SIGNALS
- *     Every function may be called by several threads at a time. mapdirect_persist() and mapdirect_query()
- * take no lock and may be called in a signal handler.
+ *     Every function may be called by several threads at a time. mapdirect_persist() and mapdirect_query() take
+ *     no lock and may be called in a signal handler.
  */
 #ifndef MAPDIRECT_H
 #define MAPDIRECT_H
@@ -69,55 +70,67 @@ extern "C" {
 #define MAPDIRECT_BREAKABLE 2u /* conflicting operations wait, bounded, and then succeed */
 
 /* Options, to be combined with one of the above. */
-#define MAPDIRECT_WHOLE_FILE                                                                                 \
-  0x100u /* any size change of the file is a conflict, not only changes of the range */
-#define MAPDIRECT_PREPARE 0x200u /* do mapdirect_prepare() on the range first */
+#define MAPDIRECT_WHOLE_FILE 0x100u /* any size change of the file is a conflict, not only of the range */
+#define MAPDIRECT_PREPARE 0x200u    /* do mapdirect_prepare() on the range first */
 
 /* States of an extent. */
-#define MAPDIRECT_HOLE 0u /* no blocks: loads give zeros, stores SIGBUS */
-#define MAPDIRECT_UNWRITTEN                                                                                  \
-  1u                         /* blocks allocated, content not defined yet: loads give zeros, stores SIGBUS */
-#define MAPDIRECT_WRITTEN 2u /* the page is the physical block itself */
-#define MAPDIRECT_SHARED                                                                                     \
-  3u /* blocks shared with another file: cannot be mapped; mapdirect_prepare() unshares */
-#define MAPDIRECT_BEYOND 4u /* past the file's last block: every access SIGBUS (only in mapdirect_query) */
+#define MAPDIRECT_HOLE 0u      /* no blocks: loads give zeros, stores SIGBUS */
+#define MAPDIRECT_UNWRITTEN 1u /* allocated, no content yet: loads give zeros, stores SIGBUS */
+#define MAPDIRECT_WRITTEN 2u   /* the page is the physical block itself */
+#define MAPDIRECT_SHARED 3u    /* shared with another file: cannot be mapped; mapdirect_prepare() unshares */
+/* Only in mapdirect_query(): */
+#define MAPDIRECT_BEYOND 4u  /* past the file's last block: every access SIGBUS */
+#define MAPDIRECT_REVOKED 5u /* the lease was broken: every access SIGBUS */
+#define MAPDIRECT_CACHED 6u  /* the lease was broken; now an ordinary shared mapping (MAPDIRECT_REMAP) */
 
 /*
  * mapdirect_map - map a range of a file directly.
  *
  *   addr    NULL, a hint, or with MAP_FIXED / MAP_FIXED_NOREPLACE the address. Without either the library
- * chooses an address that is congruent with the physical blocks modulo 2 MiB, so that the kernel can use huge
- * pages. length  bytes, > 0; rounded up to whole pages. prot    PROT_WRITE, as a rule with PROT_READ;
- * PROT_EXEC may be added. flags   MAP_SHARED_VALIDATE (MAP_DIRECT is implied, and may be given). May be
- * combined with MAP_SYNC, MAP_POPULATE, MAP_NONBLOCK, MAP_NORESERVE, MAP_LOCKED, MAP_FIXED and
- * MAP_FIXED_NOREPLACE. Nothing else. fd      open for reading and writing. May be closed afterwards. offset
- * bytes from the start of the file; a multiple of the page size. lease   MAPDIRECT_DEFAULT, MAPDIRECT_SEAL or
- * MAPDIRECT_BREAKABLE, and options.
+ *           chooses an address that is congruent with the physical blocks modulo 2 MiB, so that the kernel can
+ *           use huge pages.
+ *   length  bytes, > 0; rounded up to whole pages.
+ *   prot    PROT_WRITE, as a rule with PROT_READ; PROT_EXEC may be added.
+ *   flags   MAP_SHARED_VALIDATE (MAP_DIRECT is implied, and may be given). May be combined with MAP_SYNC,
+ *           MAP_POPULATE, MAP_NONBLOCK, MAP_NORESERVE, MAP_LOCKED, MAP_FIXED and MAP_FIXED_NOREPLACE. Nothing
+ *           else.
+ *   fd      open for reading and writing. May be closed afterwards.
+ *   offset  bytes from the start of the file; a multiple of the page size.
+ *   lease   MAPDIRECT_DEFAULT, MAPDIRECT_SEAL or MAPDIRECT_BREAKABLE, and options.
  *
- * The range may reach into holes, unwritten extents and past the end of the file: see the states above for
- * what such pages do. They stay so for the life of the mapping, also when the file grows: map again to reach
- * new blocks. A system call that is handed an address which would raise SIGBUS answers EFAULT.
+ * The range may reach into holes, unwritten extents and past the end of the file: see the states above for what
+ * such pages do. They stay so for the life of the mapping, also when the file grows: map again to reach new
+ * blocks. A system call that is handed an address which would raise SIGBUS answers EFAULT.
  *
  * Mapping never allocates, zeroes or unshares (without MAPDIRECT_PREPARE). When it returns, the metadata that
  * locates the blocks is durable.
+ *
+ * The mapping lasts until it is unmapped, or until its lease is broken: a breakable one by any conflicting
+ * operation, either kind by the administrator. After that only a new mapping gives access again, and for about
+ * a second it is refused with EAGAIN, so that the operation that waited comes first.
  *
  * MAP_SYNC is honoured exactly where a CPU cache flush alone makes stores durable, and refused elsewhere.
  *
  * Returns the address, or MAP_FAILED and errno:
  *   EACCES      without PROT_WRITE; fd not open for reading and writing; a seal asked for by somebody who is
- * neither the file's owner nor root; the region (the storage behind the mount) cannot be opened by the caller
- *   EAGAIN      a limit on leases (`mapdirect leases` names it); a break of the range is under way; memory
- * cannot be locked (MAP_LOCKED); no thread could be started EBADF       not an open descriptor EEXIST
- * MAP_FIXED_NOREPLACE and something is mapped there EINVAL      MAP_PRIVATE, MAP_ANONYMOUS or plain
- * MAP_SHARED; zero length; offset or address not aligned to pages or to what the backing needs (device-dax:
- * often 2 MiB); unknown bits in prot or lease EMFILE, ENFILE  too many open files (the library's own table
- * has the limit RLIMIT_NOFILE, too) ENOMEM      no address space; the range is in more than 16,384 pieces or
- * would exceed vm.max_map_count; more than 64 GiB of it are holes EOPNOTSUPP  unknown flags; not a regular
- * file of a mapdirect mount; the region is not the one that the mount names; MAP_SYNC where it would not be
- * true; /proc is not mounted; the kernel lacks userfaultfd and the range has holes EOVERFLOW   offset +
- * length exceeds the largest file offset EPERM       the range has shared extents ETXTBSY MAPDIRECT_PREPARE
- * would change the block map of a range that somebody holds a lease on With MAP_FIXED, what was mapped there
- * may be gone also when the call fails late, as with mmap(2).
+ *               neither the file's owner nor root; the region (the storage behind the mount) cannot be opened
+ *               by the caller
+ *   EAGAIN      a limit on leases (`mapdirect leases` names it); a break of the range is under way, or ended
+ *               less than a second ago; memory cannot be locked (MAP_LOCKED); no thread could be started
+ *   EBADF       not an open descriptor
+ *   EEXIST      MAP_FIXED_NOREPLACE and something is mapped there
+ *   EINVAL      MAP_PRIVATE, MAP_ANONYMOUS or plain MAP_SHARED; zero length; offset or address not aligned to
+ *               pages or to what the backing needs (device-dax: often 2 MiB); unknown bits in prot or lease
+ *   EMFILE, ENFILE  too many open files (the library's own table has the limit RLIMIT_NOFILE, too)
+ *   ENOMEM      no address space; the range is in more than 16,384 pieces or would exceed vm.max_map_count; more
+ *               than 64 GiB of it are holes
+ *   EOPNOTSUPP  unknown flags; not a regular file of a mapdirect mount; the region is not the one that the
+ *               mount names; MAP_SYNC where it would not be true; /proc is not mounted; the kernel lacks
+ *               userfaultfd and the range has holes
+ *   EOVERFLOW   offset + length exceeds the largest file offset
+ *   EPERM       the range has shared extents
+ *   ETXTBSY     MAPDIRECT_PREPARE would change the block map of a range that somebody holds a seal on
+ * With MAP_FIXED, what was mapped there may be gone also when the call fails late, as with mmap(2).
  */
 MAPDIRECT_API void *mapdirect_map(void *addr, size_t length, int prot, int flags, int fd, off_t offset,
                                   unsigned lease);
@@ -149,8 +162,10 @@ MAPDIRECT_API void *mapdirect_remap(void *old_addr, size_t old_length, size_t ne
  * mapdirect_persist - make the stores to [addr, addr + length) durable. No alignment is needed.
  *
  * Where the region has cache-line granularity: flushes the CPU's cache lines and fences, no system call.
- * Elsewhere: msync(MS_SYNC) of the pages. Errors: ENOMEM (the range is not wholly in direct mappings), EIO
- * (from msync).
+ * Elsewhere: msync(MS_SYNC) of the pages.
+ *
+ * Errors: ENOMEM (the range is not wholly in direct mappings), EIO (from msync; or part of the range has been
+ * revoked, and what was stored there before may not be durable).
  */
 MAPDIRECT_API int mapdirect_persist(const void *addr, size_t length);
 
@@ -205,7 +220,7 @@ struct mapdirect_lease_info {
   uint64_t inode;      /* of the file */
   uint64_t device;     /* st_dev of the file */
   uint32_t kind;       /* MAPDIRECT_SEAL or MAPDIRECT_BREAKABLE */
-  uint32_t state;      /* MAPDIRECT_WRITTEN, MAPDIRECT_HOLE (hole or unwritten), MAPDIRECT_BEYOND */
+  uint32_t state;      /* MAPDIRECT_WRITTEN, _HOLE (hole or unwritten), _BEYOND, _REVOKED, _CACHED */
   uint32_t cacheline;  /* 1: a CPU cache flush makes stores durable; 0: msync does */
   uint32_t reserved;
 };
@@ -215,6 +230,54 @@ struct mapdirect_lease_info {
  * as long as the mapping is. Errors: EFAULT (not in a direct mapping of this process).
  */
 MAPDIRECT_API int mapdirect_query(const void *addr, struct mapdirect_lease_info *info);
+
+/* Why a lease is being broken. */
+#define MAPDIRECT_REASON_CONFLICT 1u      /* somebody wants to change the block map of the range */
+#define MAPDIRECT_REASON_ADMINISTRATOR 2u /* the administrator says so */
+#define MAPDIRECT_REASON_UNMOUNT 3u       /* the file system is being unmounted */
+
+struct mapdirect_break {
+  uint64_t lease_id;
+  void *address;            /* the lowest address of the mapping that is still mapped */
+  uint64_t length;          /* bytes from there that are mapped without a gap */
+  uint64_t offset;          /* what the conflicting operation is about: offset in the file */
+  uint64_t conflict_length; /* and bytes, within the leased range */
+  uint64_t remaining_ms;    /* until the lease is revoked without us; 0: it has been */
+  uint32_t reason;
+  uint32_t reserved;
+};
+typedef void mapdirect_break_handler(const struct mapdirect_break *what, void *context);
+
+/* For `flags`: after revocation map the same range of the file as an ordinary MAP_SHARED mapping would. */
+#define MAPDIRECT_REMAP 1u
+
+/*
+ * mapdirect_on_break - be told when a lease of this process is being broken, and choose what comes after.
+ *
+ * The library calls `handler` (NULL: nobody), and when it returns takes the memory away, in one step for all of
+ * a mapping that is in one place: every later access raises SIGBUS (BUS_ADRERR, exact address), system calls
+ * get EFAULT. The pages stay the program's to unmap. The lease ends, and the operation that waited goes on. It
+ * never waits longer than the mount's break time, whatever the handler does.
+ *
+ * With MAPDIRECT_REMAP an ordinary shared mapping of the same range of the file takes the place of the SIGBUS
+ * pages as soon as the lease is gone: pointers stay valid, stores go through the page cache and read(2) sees
+ * them; only what lies past the end of the file raises SIGBUS. In between accesses raise SIGBUS. Where the
+ * kernel cannot map such files (before Linux 6.6) the SIGBUS pages stay. Under the preload library
+ * MAPDIRECT_REVOKE=remap in the environment says the same.
+ *
+ * The handler runs on a thread of the library, for one mapping after the other: be quick. It may call
+ * mapdirect_persist(), mapdirect_query(), mapdirect_unmap() and mapdirect_map(). That thread has every signal
+ * blocked and a descriptor table of its own: the program's descriptors mean nothing there. Tell other threads
+ * through memory (an atomic, a futex, sem_post()). A fault there ends the process.
+ *
+ * One handler for the process; the last call counts, also for mappings that exist. A forked child inherits it,
+ * and is told of its own copies. A child that was made by a bare clone(2), or whose file has no name any more
+ * (unless it is root), or that may not open it again, is not told and sees no SIGBUS. The operation then waits
+ * for the break time, and the blocks that the child still reaches are used for nothing else until it lets go.
+ *
+ * Errors: EINVAL (unknown flags).
+ */
+MAPDIRECT_API int mapdirect_on_break(mapdirect_break_handler *handler, void *context, unsigned flags);
 
 /* The version of the library that runs, as "major.minor.patch". */
 MAPDIRECT_API const char *mapdirect_version(void);

@@ -122,7 +122,10 @@ int core_persist(uintptr_t start, size_t length) {
     struct piece_view view;
     if (!table_find(at, &view) || view.piece.start > at) return -ENOMEM;
     uintptr_t upto = view.piece.end < end ? view.piece.end : end;
-    if (!flush_piece(&view, at, upto) && view.piece.state == PIECE_DIRECT) {
+    bool by_kernel = view.piece.state == PIECE_DIRECT || view.piece.state == PIECE_CACHED;
+    if (view.piece.state == PIECE_REVOKED) {
+      error = -EIO; /* what was stored there may not be durable, and can no longer be made so */
+    } else if (!flush_piece(&view, at, upto) && by_kernel) {
       uintptr_t first = at / page * page;
       int result = raw_msync(first, upto - first, MS_SYNC);
       if (result != 0 && error == 0) error = result; /* the rest of the range deserves its chance */
@@ -141,6 +144,7 @@ int core_msync(uintptr_t start, size_t length, int flags) {
   if (length > UINTPTR_MAX - start - page) return -ENOMEM;
   uintptr_t end = start + round_up(length, page);
   bool unmapped = false;
+  bool revoked = false;
   for (uintptr_t at = start; at < end;) {
     struct piece_view view;
     uintptr_t upto = end;
@@ -150,6 +154,7 @@ int core_msync(uintptr_t start, size_t length, int flags) {
       upto = direct ? view.piece.end : view.piece.start;
       if (upto > end) upto = end;
       flushed = direct && flush_piece(&view, at, upto); /* device-dax has no msync */
+      revoked |= direct && view.piece.state == PIECE_REVOKED;
     }
     if (!flushed) {
       int error = raw_msync(at, upto - at, flags);
@@ -161,5 +166,6 @@ int core_msync(uintptr_t start, size_t length, int flags) {
     at = upto;
   }
   fence();
-  return unmapped ? -ENOMEM : 0;
+  if (unmapped) return -ENOMEM;
+  return revoked ? -EIO : 0;
 }

@@ -7,7 +7,8 @@
  * works yet.
  *
  * MAPDIRECT_LEASE=seal|breakable in the environment chooses the kind of lease (unset or "default": what the
- * mount hands out). Any other value makes MAP_DIRECT fail with EINVAL.
+ * mount hands out). MAPDIRECT_REVOKE=sigbus|remap chooses what comes in place of a mapping whose lease is
+ * broken (unset: sigbus). Any other value makes MAP_DIRECT fail with EINVAL.
  */
 #include "internal.h"
 
@@ -38,11 +39,21 @@ static int lease_from_environment(void) {
   return -1;
 }
 
+static bool wish_from_environment(void) {
+  const char *value = getenv("MAPDIRECT_REVOKE");
+  if (value == NULL || value[0] == 0 || strcmp(value, "sigbus") == 0) return true;
+  if (strcmp(value, "remap") != 0) return false;
+  break_wish_remap();
+  return true;
+}
+
 static void *map_direct(void *addr, size_t length, int prot, int flags, int fd, off_t offset) {
   int errno_before = errno;
   void *result = MAP_FAILED;
   int lease = lease_from_environment();
-  int error = lease < 0 ? -EINVAL : core_map(addr, length, prot, flags, fd, offset, (unsigned)lease, &result);
+  int error = lease < 0 || !wish_from_environment()
+                  ? -EINVAL
+                  : core_map(addr, length, prot, flags, fd, offset, (unsigned)lease, &result);
   errno = error == 0 ? errno_before : -error;
   return result;
 }

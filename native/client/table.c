@@ -5,7 +5,7 @@
  * Invariants (table_check, after every change in test builds with MAPDIRECT_CHECKS):
  * - pieces are sorted, not empty, page-aligned and do not overlap;
  * - a mapping's piece_count is the number of its pieces, and it has exactly one anchor piece while it is in
- * the table;
+ * the table, none after revocation;
  * - table_bounds covers every piece;
  * - a piece in the table is mapped as it says, except where the program went behind the library's back.
  *
@@ -58,6 +58,35 @@ uintptr_t page_bytes(void) {
     atomic_store_explicit(&known, bytes, memory_order_relaxed);
   }
   return bytes;
+}
+
+char *append_text(char *at, const char *text) {
+  size_t length = strlen(text);
+  memcpy(at, text, length + 1);
+  return at + length;
+}
+
+char *append_number(char *at, unsigned number) {
+  char digits[10];
+  size_t count = 0;
+  do {
+    digits[count++] = (char)('0' + number % 10);
+    number /= 10;
+  } while (number > 0);
+  while (count > 0)
+    *at++ = digits[--count];
+  *at = 0;
+  return at;
+}
+
+char *append_hex(char *at, uintptr_t number) {
+  unsigned shift = 8 * sizeof number;
+  while (shift > 4 && number >> (shift - 4) == 0)
+    shift -= 4;
+  for (; shift > 0; shift -= 4)
+    *at++ = "0123456789abcdef"[(number >> (shift - 4)) & 15];
+  *at = 0;
+  return at;
 }
 
 void *page_alloc(size_t bytes) {
@@ -162,6 +191,12 @@ size_t table_lower(uintptr_t address) {
   return lower_bound(array_of(), table_count(), address);
 }
 
+bool table_occupied(uintptr_t start, uintptr_t end) {
+  if (table_empty()) return false;
+  size_t index = table_lower(start);
+  return index < table_count() && table_at(index)->start < end;
+}
+
 /* Between begin_change and end_change. */
 static void open_gap(size_t index, size_t count) {
   struct piece_array *array = array_of();
@@ -239,6 +274,29 @@ void table_remove_anchor(uintptr_t anchor) {
   end_change();
 }
 
+void table_strike(uintptr_t start, uintptr_t end, struct mapping **dead) {
+  if (table_empty()) return;
+  for (size_t index = table_lower(start); index < table_count() && table_at(index)->start < end;) {
+    const struct piece *piece = table_at(index);
+    if (piece->state == PIECE_ANCHOR) {
+      piece->mapping->anchor = 0;
+      table_remove_anchor(piece->start);
+    } else {
+      table_cut(start, piece->end < end ? piece->end : end, dead);
+      index = table_lower(start);
+    }
+  }
+}
+
+void table_set_state(const struct mapping *mapping, enum piece_state state) {
+  begin_change();
+  for (size_t index = 0; index < table_count(); index++) {
+    struct piece *piece = table_at(index);
+    if (piece->mapping == mapping && piece->state != PIECE_ANCHOR) piece->state = state;
+  }
+  end_change();
+}
+
 bool table_find(uintptr_t address, struct piece_view *view) {
   for (;;) {
     uint32_t before = atomic_load_explicit(&table.sequence, memory_order_acquire);
@@ -278,7 +336,7 @@ struct mapping *mapping_alloc(void) {
   struct mapping *mapping = table.free_mappings;
   table.free_mappings = mapping->next;
   memset(mapping, 0, sizeof *mapping);
-  mapping->lease_fd = -1;
+  mapping->watch_fd = -1;
   return mapping;
 }
 

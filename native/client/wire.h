@@ -24,6 +24,16 @@
 #define MAPDIRECT_WIRE_LEASE_FLAG_SYNC 2u
 #define MAPDIRECT_WIRE_LEASE_FLAG_PREPARE 4u
 
+#define MAPDIRECT_WIRE_LEASE_STATE_HELD 0u
+#define MAPDIRECT_WIRE_LEASE_STATE_BREAKING 1u
+#define MAPDIRECT_WIRE_LEASE_STATE_REVOKED 2u
+#define MAPDIRECT_WIRE_LEASE_STATE_GONE 3u
+
+#define MAPDIRECT_WIRE_BREAK_REASON_NONE 0u
+#define MAPDIRECT_WIRE_BREAK_REASON_CONFLICT 1u
+#define MAPDIRECT_WIRE_BREAK_REASON_ADMINISTRATOR 2u
+#define MAPDIRECT_WIRE_BREAK_REASON_UNMOUNT 3u
+
 #define MAPDIRECT_WIRE_EXTENT_STATE_HOLE 0u
 #define MAPDIRECT_WIRE_EXTENT_STATE_UNWRITTEN 1u
 #define MAPDIRECT_WIRE_EXTENT_STATE_WRITTEN 2u
@@ -121,7 +131,7 @@ _Static_assert(offsetof(struct mapdirect_wire_map, inode) == 64, "mapdirect_wire
 _Static_assert(offsetof(struct mapdirect_wire_map, map_bytes) == 72, "mapdirect_wire_map.map_bytes");
 _Static_assert(offsetof(struct mapdirect_wire_map, reserved) == 80, "mapdirect_wire_map.reserved");
 
-/* PREPARE: a range of the file. END: a lease id in `leaseId`. */
+/* PREPARE: a range of the file. END, WATCH: a lease id in `leaseId`. */
 struct mapdirect_wire_range {
   uint32_t version; /* WIRE_VERSION */
   uint32_t flags; /* zero */
@@ -135,6 +145,29 @@ _Static_assert(offsetof(struct mapdirect_wire_range, flags) == 4, "mapdirect_wir
 _Static_assert(offsetof(struct mapdirect_wire_range, offset) == 8, "mapdirect_wire_range.offset");
 _Static_assert(offsetof(struct mapdirect_wire_range, length) == 16, "mapdirect_wire_range.length");
 _Static_assert(offsetof(struct mapdirect_wire_range, lease_id) == 24, "mapdirect_wire_range.lease_id");
+
+/* STATUS: how a watched lease is. */
+struct mapdirect_wire_status {
+  uint32_t version; /* WIRE_VERSION */
+  uint32_t state; /* LeaseState */
+  uint32_t reason; /* BreakReason */
+  uint32_t reserved0; /* zero */
+  uint64_t lease_id; /* lease id */
+  uint64_t offset; /* conflict: byte offset in the file */
+  uint64_t length; /* conflict: bytes */
+  uint64_t remaining_ms; /* breaking: milliseconds until the lease is revoked */
+  uint8_t reserved1[16]; /* zero */
+};
+_Static_assert(sizeof(struct mapdirect_wire_status) == 64, "mapdirect_wire_status: size");
+_Static_assert(offsetof(struct mapdirect_wire_status, version) == 0, "mapdirect_wire_status.version");
+_Static_assert(offsetof(struct mapdirect_wire_status, state) == 4, "mapdirect_wire_status.state");
+_Static_assert(offsetof(struct mapdirect_wire_status, reason) == 8, "mapdirect_wire_status.reason");
+_Static_assert(offsetof(struct mapdirect_wire_status, reserved0) == 12, "mapdirect_wire_status.reserved0");
+_Static_assert(offsetof(struct mapdirect_wire_status, lease_id) == 16, "mapdirect_wire_status.lease_id");
+_Static_assert(offsetof(struct mapdirect_wire_status, offset) == 24, "mapdirect_wire_status.offset");
+_Static_assert(offsetof(struct mapdirect_wire_status, length) == 32, "mapdirect_wire_status.length");
+_Static_assert(offsetof(struct mapdirect_wire_status, remaining_ms) == 40, "mapdirect_wire_status.remaining_ms");
+_Static_assert(offsetof(struct mapdirect_wire_status, reserved1) == 48, "mapdirect_wire_status.reserved1");
 
 /* A question to the daemon and a slice of its answer, UTF-8 JSON. Ask again with token and offset for the next slice. */
 struct mapdirect_wire_control {
@@ -176,6 +209,10 @@ _Static_assert(MAPDIRECT_IOCTL_END == _IOW('M', 0xd3, struct mapdirect_wire_rang
 _Static_assert(MAPDIRECT_IOCTL_PREPARE == _IOW('M', 0xd4, struct mapdirect_wire_range), "PREPARE");
 #define MAPDIRECT_IOCTL_CONTROL 0xfff84dd5u
 _Static_assert(MAPDIRECT_IOCTL_CONTROL == _IOWR('M', 0xd5, struct mapdirect_wire_control), "CONTROL");
+#define MAPDIRECT_IOCTL_WATCH 0x40204dd6u
+_Static_assert(MAPDIRECT_IOCTL_WATCH == _IOW('M', 0xd6, struct mapdirect_wire_range), "WATCH");
+#define MAPDIRECT_IOCTL_STATUS 0x80404dd7u
+_Static_assert(MAPDIRECT_IOCTL_STATUS == _IOR('M', 0xd7, struct mapdirect_wire_status), "STATUS");
 
 /* clang-format on */
 

@@ -7,7 +7,7 @@
  * there instead of its own; `program DIRECTORY REGION library|preload` runs one.
  */
 import { execFileSync } from "node:child_process";
-import { mkdtempSync, readdirSync, rmSync } from "node:fs";
+import { chmodSync, mkdtempSync, readdirSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
@@ -15,7 +15,7 @@ import { COMPILE_FLAGS, CORE_SOURCES, PRELOAD_SOURCES } from "../../scripts/buil
 import { packageRoot } from "../../src/region/addon.ts";
 import { folderPrefix } from "../support/leftovers.ts";
 import { type MountRequest, useMount } from "../support/mount.ts";
-import { missing, type Result, run } from "../support/run.ts";
+import { missing, noUserMount, OTHER_UID, type Result, run } from "../support/run.ts";
 
 const doors = ["library", "preload"] as const;
 type Door = (typeof doors)[number];
@@ -31,7 +31,9 @@ const programs = readdirSync(join(here, "programs"))
   .map((name) => name.slice(0, -2));
 
 /** Need something special around them, and have tests of their own below. */
-const special = ["uffd"];
+const special = ["uffd", "breaking"];
+
+const noUser = noUserMount();
 
 const environment = process.env.MAPDIRECT_TEST_DIR;
 const existing =
@@ -50,6 +52,7 @@ const sources = (names: readonly string[]): string[] => names.map((name) => join
 /** A program as users link theirs, one with the library compiled in under sanitizers, and their substitutes. */
 function buildAll(): void {
   built = mkdtempSync(folderPrefix(tmpdir()));
+  chmodSync(built, 0o755);
   const quiet = ["-Wno-unused-function", "-Wno-conversion", "-pthread", `-I${sourceFolder}`];
   const sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"];
   for (const program of programs) {
@@ -87,10 +90,12 @@ interface Variant {
   readonly sanitized?: boolean;
   /** Goes before the library in LD_PRELOAD. */
   readonly substitute?: Record<string, string>;
+  /** Uid to run as. */
+  readonly user?: number;
 }
 
 async function runProgram(program: string, door: Door, where: Where, variant: Variant = {}): Promise<Result> {
-  const { sanitized = false, substitute } = variant;
+  const { sanitized = false, substitute, user } = variant;
   const preload: string[] = [];
   if (substitute !== undefined) preload.push(join(built, "userfaultfd.so"));
   if (door === "preload")
@@ -99,6 +104,7 @@ async function runProgram(program: string, door: Door, where: Where, variant: Va
   const file = sanitized && door === "library" ? `${program}-sanitized` : program;
   return run(join(built, file), [where.path, where.region, door], {
     timeoutMs: 40_000,
+    ...(user === undefined ? {} : { user }),
     env: {
       ...substitute,
       ...(preload.length > 0 ? { LD_PRELOAD: preload.join(":") } : {}),
@@ -132,6 +138,30 @@ describe.skipIf(noCompiler !== undefined)(
     }, 240_000);
     afterAll(() => {
       if (built !== "") rmSync(built, { recursive: true, force: true });
+    });
+
+    describe.skipIf(existing !== undefined || noUser !== undefined)(
+      `on a mount of an ordinary user${noUser === undefined ? "" : `: ${noUser}`}`,
+      () => {
+        const where = useMount({ options: "break_time=2", user: OTHER_UID });
+        for (const door of doors) {
+          it(`breaking, by ${door}`, async () => {
+            expectAllOk(await runProgram("breaking", door, where, { user: OTHER_UID }));
+          });
+        }
+      },
+    );
+
+    describe.skipIf(existing !== undefined)("on a mount with a short break time", () => {
+      const where = useMount({ options: "break_time=2" });
+      for (const door of doors) {
+        it(`breaking, by ${door}`, async () => {
+          expectAllOk(await runProgram("breaking", door, where));
+        });
+        it(`breaking, by ${door}, with sanitizers and the table checked at each change`, async () => {
+          expectAllOk(await runProgram("breaking", door, where, { sanitized: true }));
+        });
+      }
     });
 
     for (const { name, request } of existing === undefined ? regions : regions.slice(0, 1)) {

@@ -42,7 +42,7 @@ int main(int argc, char **argv) {
          count_entries("/proc/self/fd"), before);
   report(lowest_free() == lowest, "the lowest free descriptor is what it was", "%d, was %d", lowest_free(),
          lowest);
-  report(count_entries("/proc/self/task") == threads + 1, "one thread was added", "%d, was %d",
+  report(count_entries("/proc/self/task") == threads + 2, "two threads were added", "%d, was %d",
          count_entries("/proc/self/task"), threads);
   pid_t child = fork();
   if (child == 0) {
@@ -76,8 +76,8 @@ int main(int argc, char **argv) {
   report(count_entries("/proc/self/fd") == before, "no descriptor is left", "%d, was %d",
          count_entries("/proc/self/fd"), before);
   sleep_ms(1500);
-  report(count_entries("/proc/self/task") == threads, "the thread ends a while after the last mapping",
-         "%d, was %d", count_entries("/proc/self/task"), threads);
+  report(count_entries("/proc/self/task") == threads, "they end a while after the last mapping", "%d, was %d",
+         count_entries("/proc/self/task"), threads);
   map = map_direct(fd, 0, 6 * PAGE);
   expect_sigbus("a new one takes its place", store_fault(map + 2 * PAGE, 1), map + 2 * PAGE);
   unmap(map, 6 * PAGE);

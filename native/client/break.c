@@ -1,0 +1,714 @@
+/*
+ * Breaking: find out that a lease is being broken, tell the program, take the memory away.
+ *
+ *   watcher (a second thread)   waits for news of the watches; runs the program's handler
+ *   keeper                      asks what the news is, revokes, closes: descriptors and pieces are its alone
+ *
+ * A watch is one more open file description of the mapped file. poll(2) on it tells of the lease: nothing
+ * while it is held, POLLPRI from the moment it is being broken, POLLHUP when it is gone. It is not the lease
+ * description, which lives as long as the anchor is mapped and not a moment longer. The watcher shares the
+ * keeper's descriptor table, because the keeper made it (CLONE_FILES). It cannot be the keeper: that one
+ * sleeps on a futex, which other threads reach without a descriptor, and serves the handler's own calls.
+ *
+ * Revocation of one mapping, in this process (R18, R20, R22):
+ *   1. what the program took away behind the library's back (a raw munmap) is struck from the table, not
+ *      touched: it may be somebody else's memory by now
+ *   2. each run of pieces is replaced, by one mmap(MAP_FIXED), by pages that raise SIGBUS; they stay in the
+ *      table as REVOKED
+ *   3. the anchor goes, and with it this process's share of the lease description
+ *   4. nobody else has a copy (never forked): END, so that who waits does not wait for the kernel's news
+ *   5. with MAPDIRECT_REMAP, when the lease is gone (POLLHUP) and not before, because until then the daemon
+ *      refuses to fill the page cache there: an ordinary shared mapping of the file in place of 2
+ * A process that cannot watch, or is stopped, does none of this; then the deadline and the quarantine of the
+ * daemon keep others safe (R19).
+ *
+ * The watcher also wakes up every two seconds and has the keeper do step 1 for all mappings: a program
+ * without the preload library that uses munmap(2) gives its leases back by it.
+ */
+#include "internal.h"
+
+#include <fcntl.h>
+#include <limits.h>
+#include <pthread.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/ioctl.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <time.h>
+
+#include "syscall.h"
+
+_Static_assert(MAPDIRECT_REASON_CONFLICT == MAPDIRECT_WIRE_BREAK_REASON_CONFLICT, "reasons are the wire's");
+_Static_assert(MAPDIRECT_REASON_ADMINISTRATOR == MAPDIRECT_WIRE_BREAK_REASON_ADMINISTRATOR,
+               "reasons are the wire's");
+_Static_assert(MAPDIRECT_REASON_UNMOUNT == MAPDIRECT_WIRE_BREAK_REASON_UNMOUNT, "reasons are the wire's");
+
+#define CONFIRM_MS 2000
+/* Of the time between two confirmations, no more than this part is spent confirming. */
+#define CONFIRM_SHARE 100
+
+struct watcher {
+  int epoll_fd;
+  int stop_fd; /* an eventfd */
+  uint32_t generation;
+  pthread_t thread;
+};
+
+/* The keeper's alone; a forked child clears it before it has a keeper. */
+static struct watcher *watcher;
+
+/* Guarded by the lock. */
+static struct {
+  mapdirect_break_handler *handler;
+  void *context;
+  unsigned flags;
+} wish;
+
+static struct request watch_again;
+
+void break_wish(mapdirect_break_handler *handler, void *context, unsigned flags) {
+  sigset_t mask;
+  core_lock(&mask);
+  wish.handler = handler;
+  wish.context = context;
+  wish.flags = flags;
+  core_unlock(&mask);
+}
+
+void break_wish_remap(void) {
+  sigset_t mask;
+  core_lock(&mask);
+  wish.flags |= MAPDIRECT_REMAP;
+  core_unlock(&mask);
+}
+
+/* ---- what is still there (with the lock held, on the keeper) */
+
+struct area { /* a line of /proc/self/maps */
+  uintptr_t start;
+  uintptr_t end;
+  uint64_t offset;
+  uint64_t inode;
+  bool shared;
+  const char *name;
+};
+
+static const char *parse_number(const char *at, unsigned base, uint64_t *value) {
+  *value = 0;
+  for (;; at++) {
+    unsigned digit = *at >= '0' && *at <= '9'   ? (unsigned)(*at - '0')
+                     : *at >= 'a' && *at <= 'f' ? (unsigned)(*at - 'a') + 10
+                                                : 16;
+    if (digit >= base) return at;
+    *value = *value * base + digit;
+  }
+}
+
+/* start-end rwxp offset major:minor inode   name */
+static bool parse_area(const char *line, struct area *area) {
+  uint64_t start;
+  uint64_t end;
+  uint64_t number;
+  line = parse_number(line, 16, &start);
+  if (*line++ != '-') return false;
+  line = parse_number(line, 16, &end);
+  if (*line++ != ' ' || strnlen(line, 5) < 5) return false;
+  area->shared = line[3] == 's';
+  line = parse_number(line + 5, 16, &area->offset);
+  if (*line++ != ' ') return false;
+  line = parse_number(line, 16, &number);
+  if (*line++ != ':') return false;
+  line = parse_number(line, 16, &number);
+  if (*line++ != ' ') return false;
+  line = parse_number(line, 10, &area->inode);
+  while (*line == ' ')
+    line++;
+  area->start = (uintptr_t)start;
+  area->end = (uintptr_t)end;
+  area->name = line;
+  return true;
+}
+
+/* Calls `see` for each line until it returns false. */
+static int each_area(bool (*see)(void *context, const struct area *area), void *context) {
+  const size_t capacity = 32u << 10; /* the longest path, each byte escaped, and more */
+  int fd = open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
+  if (fd < 0) return -errno;
+  char *text = page_alloc(capacity);
+  int error = text == NULL ? -ENOMEM : 0;
+  size_t have = 0;
+  bool more = true;
+  while (error == 0 && more) {
+    ssize_t count = read(fd, text + have, capacity - 1 - have);
+    if (count < 0 && errno == EINTR) continue;
+    if (count <= 0) {
+      error = count < 0 ? -errno : have > 0 ? -EIO : 0;
+      break;
+    }
+    have += (size_t)count;
+    char *line = text;
+    for (char *newline; more && (newline = memchr(line, '\n', have - (size_t)(line - text))) != NULL;
+         line = newline + 1) {
+      struct area area;
+      *newline = 0;
+      if (!parse_area(line, &area)) {
+        error = -EIO;
+        break;
+      }
+      more = see(context, &area);
+    }
+    have -= (size_t)(line - text);
+    memmove(text, line, have);
+    if (have == capacity - 1) error = -EIO;
+  }
+  page_free(text, capacity);
+  raw_close(fd);
+  return error;
+}
+
+struct find_inode {
+  uintptr_t at;
+  uint64_t inode;
+};
+
+static bool see_inode(void *context, const struct area *area) {
+  struct find_inode *find = context;
+  if (area->end <= find->at) return true;
+  if (area->start <= find->at) find->inode = area->inode;
+  return false;
+}
+
+uint64_t region_inode_at(uintptr_t at, const struct stat *region) {
+  static struct { /* the keeper's alone; true in a child, too */
+    dev_t device;
+    ino_t inode;
+    uint64_t shown;
+  } last;
+  if (last.shown == 0 || last.device != region->st_dev || last.inode != region->st_ino) {
+    struct find_inode find = {.at = at};
+    if (each_area(see_inode, &find) != 0 || find.inode == 0) return REGION_UNKNOWN;
+    last.device = region->st_dev;
+    last.inode = region->st_ino;
+    last.shown = find.inode;
+  }
+  return last.shown;
+}
+
+struct gap {
+  uintptr_t start;
+  uintptr_t end;
+};
+
+struct confirmation {
+  size_t index; /* of the piece that is being looked at */
+  uintptr_t at; /* confirmed, or a gap, up to here */
+  struct gap *gaps;
+  size_t count;
+  size_t capacity;
+  bool failed;
+};
+
+static void add_gap(struct confirmation *confirm, uintptr_t start, uintptr_t end) {
+  if (start >= end || confirm->failed) return;
+  if (confirm->count == confirm->capacity) {
+    size_t old_bytes = confirm->capacity * sizeof(struct gap);
+    size_t bytes = round_up(old_bytes == 0 ? 1 : 2 * old_bytes, page_bytes());
+    struct gap *larger = page_alloc(bytes);
+    if (larger == NULL) {
+      confirm->failed = true;
+      return;
+    }
+    if (confirm->count > 0) memcpy(larger, confirm->gaps, old_bytes);
+    page_free(confirm->gaps, round_up(old_bytes, page_bytes()));
+    confirm->gaps = larger;
+    confirm->capacity = bytes / sizeof(struct gap);
+  }
+  confirm->gaps[confirm->count++] = (struct gap){.start = start, .end = end};
+}
+
+static bool is_as_it_says(const struct piece *piece, uintptr_t at, const struct area *area) {
+  uint64_t offset = area->offset + (at - area->start);
+  switch (piece->state) {
+  case PIECE_DIRECT:
+    if (piece->mapping->region_inode == REGION_UNKNOWN) return true;
+    return area->shared && area->inode == piece->mapping->region_inode &&
+           offset == piece->physical + (at - piece->start);
+  case PIECE_HOLE:
+    return !area->shared && area->inode == 0 && hole_is_at(at);
+  case PIECE_ANCHOR:
+    return !area->shared && area->inode == piece->mapping->inode;
+  case PIECE_CACHED:
+    return area->shared && area->inode == piece->mapping->inode &&
+           offset == piece->offset + (at - piece->start);
+  default:
+    return area->shared && strstr(area->name, BEYOND_NAME) != NULL;
+  }
+}
+
+/* Merge two sorted lists, the lines and the pieces. */
+static bool see_area(void *context, const struct area *area) {
+  struct confirmation *confirm = context;
+  for (; confirm->index < table_count(); confirm->index++) {
+    const struct piece *piece = table_at(confirm->index);
+    if (confirm->at < piece->start) confirm->at = piece->start;
+    if (area->end <= confirm->at) return true;
+    uintptr_t upto = area->start < piece->end ? area->start : piece->end;
+    if (upto > confirm->at) {
+      add_gap(confirm, confirm->at, upto);
+      confirm->at = upto;
+    }
+    if (confirm->at < piece->end) {
+      upto = area->end < piece->end ? area->end : piece->end;
+      if (!is_as_it_says(piece, confirm->at, area)) add_gap(confirm, confirm->at, upto);
+      confirm->at = upto;
+      if (upto < piece->end) return true;
+    }
+  }
+  return false;
+}
+
+/* Strike from the table what is not mapped as it says. Without /proc the table is believed. */
+static void confirm_all(struct mapping **dead) {
+  struct confirmation confirm = {0};
+  int error = each_area(see_area, &confirm);
+  for (; error == 0 && confirm.index < table_count(); confirm.index++) {
+    const struct piece *piece = table_at(confirm.index);
+    add_gap(&confirm, confirm.at > piece->start ? confirm.at : piece->start, piece->end);
+  }
+  if (error == 0 && !confirm.failed && table_reserve(confirm.count + 1) == 0) {
+    for (size_t index = 0; index < confirm.count; index++)
+      table_strike(confirm.gaps[index].start, confirm.gaps[index].end, dead);
+  }
+  page_free(confirm.gaps, round_up(confirm.capacity * sizeof(struct gap), page_bytes()));
+}
+
+int break_forget(uintptr_t start, uintptr_t end, struct mapping **dead) {
+  if (!table_occupied(start, end)) return 0;
+  confirm_all(dead); /* first, because it looks at anchors before anybody unmaps them */
+  int error = table_reserve(2);
+  if (error == 0) table_strike(start, end, dead);
+  return error;
+}
+
+/* ---- what the watcher asks of the keeper */
+
+struct news {
+  struct request base;
+  int fd; /* of the watch */
+  bool found;
+  bool revoked; /* before */
+  uint64_t device;
+  uint64_t address;
+  uint64_t length;
+  struct mapdirect_wire_status status;
+  struct mapping *dead;
+};
+
+/* With the lock held. */
+static struct mapping *mapping_of_watch(int fd) {
+  for (size_t index = 0; index < table_count(); index++) {
+    struct mapping *mapping = table_at(index)->mapping;
+    if (mapping->watch_fd == fd && mapping->keeper_generation == keeper_generation()) return mapping;
+  }
+  return NULL;
+}
+
+/* With the lock held: the one that the news is of; the number may be another watch's by now. */
+static struct mapping *mapping_of_news(const struct news *news) {
+  struct mapping *mapping = mapping_of_watch(news->fd);
+  bool same =
+      mapping != NULL && mapping->lease_id == news->status.lease_id && mapping->device == news->device;
+  return same ? mapping : NULL;
+}
+
+/* With the lock held: does the run of adjacent pieces of `mapping` go on with the next? */
+static bool run_goes_on(const struct mapping *mapping, size_t index, bool by_offset) {
+  if (index + 1 >= table_count()) return false;
+  const struct piece *here = table_at(index);
+  const struct piece *next = table_at(index + 1);
+  if (next->mapping != mapping || next->state == PIECE_ANCHOR || next->start != here->end) return false;
+  return !by_offset || next->offset == here->offset + (here->end - here->start);
+}
+
+/* Do `place` to each run of adjacent pieces of the mapping. */
+static int each_run(const struct mapping *mapping, bool by_offset,
+                    int (*place)(void *context, const struct piece *first, uintptr_t end), void *context) {
+  for (size_t index = 0; index < table_count(); index++) {
+    const struct piece *first = table_at(index);
+    if (first->mapping != mapping || first->state == PIECE_ANCHOR) continue;
+    while (run_goes_on(mapping, index, by_offset))
+      index++;
+    int error = place(context, first, table_at(index)->end);
+    if (error != 0) return error;
+  }
+  return 0;
+}
+
+static void stop_polling(int fd) {
+  if (watcher != NULL) epoll_ctl(watcher->epoll_fd, EPOLL_CTL_DEL, fd, NULL);
+}
+
+void watch_close(int fd) {
+  stop_polling(fd); /* a mapping of it would keep it in the set */
+  raw_close(fd);
+}
+
+int watch_end_lease(int fd, uint64_t lease_id) {
+  struct mapdirect_wire_range range = {.version = MAPDIRECT_WIRE_VERSION, .lease_id = lease_id};
+  return ioctl(fd, (unsigned long)MAPDIRECT_IOCTL_END, &range) == 0 ? 0 : -errno;
+}
+
+static int note_first_run(void *context, const struct piece *first, uintptr_t end) {
+  struct news *news = context;
+  news->address = first->start;
+  news->length = end - first->start;
+  return 1; /* enough */
+}
+
+static void run_look(struct request *request) {
+  struct news *news = (struct news *)(void *)request;
+  sigset_t mask;
+  core_lock(&mask);
+  struct mapping *mapping = mapping_of_watch(news->fd);
+  news->found = mapping != NULL;
+  if (mapping != NULL) {
+    news->device = mapping->device;
+    news->revoked = mapping->revoked;
+    each_run(mapping, false, note_first_run, news);
+  }
+  core_unlock(&mask);
+  if (news->found && ioctl(news->fd, (unsigned long)MAPDIRECT_IOCTL_STATUS, &news->status) == 0) return;
+  /* Unmapped meanwhile; or the daemon is gone, and when it comes back it will find who maps what. */
+  stop_polling(news->fd);
+  news->found = false;
+}
+
+static int place_sigbus(void *context, const struct piece *first, uintptr_t end) {
+  (void)context;
+  size_t length = end - first->start;
+  int prot = first->mapping->prot;
+  if (beyond_place(first->start, length, prot) == 0) return 0;
+  /* No descriptor left for the pages that raise SIGBUS: then SIGSEGV. Access is what has to end. */
+  long result = raw_mmap(first->start, length, PROT_NONE,
+                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+  return raw_failed(result) ? (int)result : 0;
+}
+
+static void run_revoke(struct request *request) {
+  struct news *news = (struct news *)(void *)request;
+  bool forked = false;
+  bool keep = false;
+  sigset_t mask;
+  core_lock(&mask);
+  confirm_all(&news->dead);
+  struct mapping *mapping = mapping_of_news(news);
+  request->error = mapping == NULL ? -ENOENT : each_run(mapping, false, place_sigbus, NULL);
+  if (request->error == 0) {
+    table_set_state(mapping, PIECE_REVOKED);
+    mapping->revoked = true;
+    if (mapping->anchor != 0) {
+      raw_munmap(mapping->anchor, page_bytes());
+      table_remove_anchor(mapping->anchor);
+      mapping->anchor = 0;
+    }
+    forked = mapping->forked;
+    keep = (wish.flags & MAPDIRECT_REMAP) != 0;
+    if (!keep) mapping->watch_fd = -1;
+  }
+  change_bury(news->dead);
+  core_unlock(&mask);
+  if (request->error != 0) {
+    stop_polling(news->fd);
+    return;
+  }
+  if (!forked) watch_end_lease(news->fd, news->status.lease_id);
+  if (!keep) {
+    watch_close(news->fd);
+    return;
+  }
+  struct epoll_event until_gone = {.data.fd = news->fd};
+  if (watcher != NULL) epoll_ctl(watcher->epoll_fd, EPOLL_CTL_MOD, news->fd, &until_gone);
+}
+
+static int place_file(void *context, const struct piece *first, uintptr_t end) {
+  const struct news *news = context;
+  long result = raw_mmap(first->start, end - first->start, first->mapping->prot, MAP_SHARED | MAP_FIXED,
+                         news->fd, (off_t)first->offset);
+  return raw_failed(result) ? (int)result : 0;
+}
+
+static void run_replace(struct request *request) {
+  struct news *news = (struct news *)(void *)request;
+  sigset_t mask;
+  core_lock(&mask);
+  confirm_all(&news->dead);
+  struct mapping *mapping = mapping_of_news(news);
+  bool found = mapping != NULL && mapping->revoked;
+  if (found) {
+    if (each_run(mapping, true, place_file, news) == 0)
+      table_set_state(mapping, PIECE_CACHED);
+    else
+      each_run(mapping, false, place_sigbus, NULL); /* a kernel that does not map such files */
+    mapping->watch_fd = -1;
+  }
+  change_bury(news->dead);
+  core_unlock(&mask);
+  if (found)
+    watch_close(news->fd);
+  else
+    stop_polling(news->fd);
+  request->error = 0;
+}
+
+static void run_confirm(struct request *request) {
+  struct news *news = (struct news *)(void *)request;
+  sigset_t mask;
+  core_lock(&mask);
+  confirm_all(&news->dead);
+  change_bury(news->dead);
+  core_unlock(&mask);
+  request->error = 0;
+}
+
+/* ---- the watcher */
+
+/* False: the keeper that this watcher belongs to has ended. */
+static bool ask(const struct watcher *self, struct news *news, void (*run)(struct request *request)) {
+  news->base.run = run;
+  news->dead = NULL;
+  sigset_t mask;
+  core_lock(&mask);
+  bool ours = keeper_generation() == self->generation;
+  if (ours) keeper_push(&news->base);
+  core_unlock(&mask);
+  if (!ours) return false;
+  keeper_kick();
+  keeper_wait(&news->base);
+  change_mourn(news->dead);
+  return true;
+}
+
+static void tell(const struct news *news) {
+  sigset_t mask;
+  core_lock(&mask);
+  mapdirect_break_handler *handler = wish.handler;
+  void *context = wish.context;
+  core_unlock(&mask);
+  if (handler == NULL) return;
+  struct mapdirect_break what = {
+      .lease_id = news->status.lease_id,
+      .address = (void *)(uintptr_t)news->address,
+      .length = news->length,
+      .offset = news->status.offset,
+      .conflict_length = news->status.length,
+      .remaining_ms = news->status.remaining_ms,
+      .reason = news->status.reason,
+  };
+  handler(&what, context);
+}
+
+static bool attend(const struct watcher *self, int fd) {
+  struct news news = {.fd = fd};
+  if (!ask(self, &news, run_look)) return false;
+  if (!news.found) return true;
+  bool gone = news.status.state == MAPDIRECT_WIRE_LEASE_STATE_GONE;
+  if (news.revoked) return !gone || ask(self, &news, run_replace);
+  if (news.status.state == MAPDIRECT_WIRE_LEASE_STATE_HELD) return true;
+  /* Gone, and still in the table: the anchor was unmapped behind our back. What is left of the mapping
+   * reaches blocks that are nobody's any more. */
+  if (!gone) tell(&news);
+  return ask(self, &news, run_revoke);
+}
+
+static uint64_t now_ms(void) {
+  struct timespec time;
+  clock_gettime(CLOCK_MONOTONIC, &time);
+  return (uint64_t)time.tv_sec * 1000 + (uint64_t)time.tv_nsec / 1000000;
+}
+
+static void *watcher_main(void *argument) {
+  const struct watcher *self = argument;
+  prctl(PR_SET_NAME, "mapdirect-watch", 0, 0, 0);
+  uint64_t confirm_at = now_ms() + CONFIRM_MS;
+  for (bool goes_on = true; goes_on;) {
+    uint64_t now = now_ms();
+    if (now >= confirm_at) {
+      struct news news = {.fd = -1};
+      goes_on = ask(self, &news, run_confirm);
+      uint64_t spent = now_ms() - now;
+      confirm_at = now_ms() + (spent * CONFIRM_SHARE > CONFIRM_MS ? spent * CONFIRM_SHARE : CONFIRM_MS);
+      continue;
+    }
+    struct epoll_event event;
+    int count = epoll_wait(self->epoll_fd, &event, 1, (int)(confirm_at - now));
+    if (count < 0 && errno != EINTR) break;
+    if (count != 1) continue;
+    goes_on = event.data.fd != self->stop_fd && attend(self, event.data.fd);
+  }
+  return NULL;
+}
+
+static void release(struct watcher *self) {
+  if (self->epoll_fd >= 0) raw_close(self->epoll_fd);
+  if (self->stop_fd >= 0) raw_close(self->stop_fd);
+  page_free(self, round_up(sizeof *self, page_bytes()));
+}
+
+void watcher_start(void) {
+  if (watcher != NULL) return;
+  struct watcher *fresh = page_alloc(round_up(sizeof *fresh, page_bytes()));
+  if (fresh == NULL) return;
+  fresh->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+  fresh->stop_fd = eventfd(0, EFD_CLOEXEC);
+  sigset_t mask;
+  core_lock(&mask);
+  fresh->generation = keeper_generation();
+  core_unlock(&mask);
+  struct epoll_event stop = {.events = EPOLLIN, .data.fd = fresh->stop_fd};
+  /* The handler is the program's: it gets a stack as any thread of the program. */
+  bool good = fresh->epoll_fd >= 0 && fresh->stop_fd >= 0 &&
+              epoll_ctl(fresh->epoll_fd, EPOLL_CTL_ADD, fresh->stop_fd, &stop) == 0 &&
+              pthread_create(&fresh->thread, NULL, watcher_main, fresh) == 0;
+  if (good)
+    watcher = fresh;
+  else
+    release(fresh);
+}
+
+struct watcher *watcher_detach(void) {
+  struct watcher *self = watcher;
+  watcher = NULL;
+  return self;
+}
+
+void watcher_stop(struct watcher *self) {
+  if (self == NULL) return;
+  eventfd_write(self->stop_fd, 1);
+  pthread_join(self->thread, NULL);
+  release(self);
+}
+
+/* ---- watches (on the keeper) */
+
+/* Descriptors are for watches only up to half of the table: a mapping that is made needs some, too. */
+static bool worth_keeping(int fd) {
+  struct rlimit limit;
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return false;
+  return limit.rlim_cur == RLIM_INFINITY || (rlim_t)fd < limit.rlim_cur / 2;
+}
+
+static int reopen(int fd) {
+  char path[48];
+  append_number(append_text(path, "/proc/thread-self/fd/"), (unsigned)fd);
+  return open(path, O_RDWR | O_CLOEXEC | O_NOCTTY);
+}
+
+static int begin_watch(int fd, uint64_t lease_id) {
+  struct mapdirect_wire_range range = {.version = MAPDIRECT_WIRE_VERSION, .lease_id = lease_id};
+  if (worth_keeping(fd) && ioctl(fd, (unsigned long)MAPDIRECT_IOCTL_WATCH, &range) == 0) {
+    struct epoll_event event = {.events = EPOLLPRI, .data.fd = fd};
+    /* A watch that cannot be polled is still good for END. */
+    if (watcher != NULL) epoll_ctl(watcher->epoll_fd, EPOLL_CTL_ADD, fd, &event);
+    return fd;
+  }
+  raw_close(fd);
+  return -1;
+}
+
+int watch_open(int lease_fd, uint64_t lease_id) {
+  int fd = reopen(lease_fd);
+  return fd < 0 ? -1 : begin_watch(fd, lease_id);
+}
+
+/* ---- in a forked child */
+
+struct find_path {
+  uintptr_t anchor;
+  char *path; /* PATH_MAX bytes */
+};
+
+static bool see_anchor(void *context, const struct area *area) {
+  struct find_path *find = context;
+  if (area->end <= find->anchor) return true;
+  if (area->start <= find->anchor && strlen(area->name) < PATH_MAX) strcpy(find->path, area->name);
+  return false;
+}
+
+/* The file of an anchor once more: it has no descriptor here. By its place in the address space, which only
+ * the privileged may; else by its path, if that still leads to it. O_PATH first, so that whatever else is at
+ * that path is not disturbed. */
+static int open_by_anchor(const struct mapping *mapping, char *path) {
+  for (int by_path = 0; by_path < 2; by_path++) {
+    if (by_path == 0) {
+      char *at = append_hex(append_text(path, "/proc/self/map_files/"), mapping->anchor);
+      append_hex(append_text(at, "-"), mapping->anchor + page_bytes());
+    } else {
+      struct find_path find = {.anchor = mapping->anchor, .path = path};
+      path[0] = 0;
+      if (each_area(see_anchor, &find) != 0 || path[0] != '/') return -1;
+    }
+    int found = open(path, O_PATH | O_CLOEXEC);
+    if (found < 0) continue;
+    struct stat status;
+    bool same = fstat(found, &status) == 0 && S_ISREG(status.st_mode) && status.st_dev == mapping->device &&
+                status.st_ino == mapping->inode;
+    int fd = same ? reopen(found) : -1;
+    raw_close(found);
+    if (fd >= 0) return fd;
+  }
+  return -1;
+}
+
+/* With the lock held: a mapping that nobody has tried to watch. */
+static struct mapping *unwatched(void) {
+  for (size_t index = 0; index < table_count(); index++) {
+    const struct piece *piece = table_at(index);
+    if (piece->state == PIECE_ANCHOR && !piece->mapping->watch_tried) return piece->mapping;
+  }
+  return NULL;
+}
+
+static void run_watch_again(struct request *request) {
+  char *path = page_alloc(round_up(PATH_MAX, page_bytes()));
+  request->error = 0;
+  if (path == NULL) return;
+  watcher_start();
+  for (;;) {
+    sigset_t mask;
+    core_lock(&mask);
+    struct mapping *mapping = unwatched();
+    struct mapping copy = {0};
+    if (mapping != NULL) {
+      mapping->watch_tried = true;
+      copy = *mapping;
+    }
+    core_unlock(&mask);
+    if (mapping == NULL) break;
+    int fd = open_by_anchor(&copy, path);
+    if (fd >= 0) fd = begin_watch(fd, copy.lease_id);
+    if (fd < 0) continue;
+    core_lock(&mask);
+    size_t index = table_empty() ? 0 : table_lower(copy.anchor);
+    bool there = index < table_count() && table_at(index)->mapping == mapping &&
+                 mapping->lease_id == copy.lease_id && mapping->device == copy.device;
+    if (there) {
+      mapping->watch_fd = fd;
+      mapping->keeper_generation = keeper_generation();
+    }
+    core_unlock(&mask);
+    if (!there) watch_close(fd);
+  }
+  page_free(path, round_up(PATH_MAX, page_bytes()));
+}
+
+void watch_forget(void) {
+  watcher = NULL;
+}
+
+/* With the lock held. Nobody waits for it: what happened meanwhile is seen when the watch begins. */
+void watch_all_again(void) {
+  watch_again.run = run_watch_again;
+  keeper_push(&watch_again);
+}
