@@ -129,6 +129,19 @@ static void in_place(void) {
   unmap(other, 2 * PAGE);
 }
 
+static void its_own(void) {
+  int fd = make_file(NAME, "WWWW");
+  char *map = map_direct(fd, 0, 4 * PAGE);
+  long begun = now_ms();
+  int result = ftruncate(fd, 0);
+  long ms = now_ms() - begun;
+  report(result == 0 && ms < SOON_MS, "R12: the holder's own truncate breaks its lease and succeeds",
+         "%s after %ld ms", strerrorname_np(result == 0 ? 0 : errno), ms);
+  expect_sigbus("and takes its mapping", store_fault(map, 1), map);
+  unmap(map, 4 * PAGE);
+  sleep_ms(1200);
+}
+
 static struct mapdirect_break told;
 static _Atomic int told_count;
 static int told_persist;
@@ -397,6 +410,7 @@ int main(int argc, char **argv) {
   catch_faults();
   begin_stranger();
   in_place();
+  its_own();
   callback();
   remapped();
   others();
