@@ -17,10 +17,10 @@ export interface ImmediateHandler {
   run(session: Session, request: Request): void;
 }
 
-/** May answer later; has a request of its own. Throws (rejects) like the other. */
+/** May answer later; has a request of its own. The signal is aborted when the caller was interrupted. Throws (rejects) like the other. */
 export interface WaitingHandler {
   readonly waits: true;
-  run(session: Session, request: Request, interrupted: () => boolean): Promise<void>;
+  run(session: Session, request: Request, signal: AbortSignal): Promise<void>;
 }
 
 export type Handler = ImmediateHandler | WaitingHandler;

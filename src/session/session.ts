@@ -50,13 +50,6 @@ const BATCH = 32;
 const RELEASE_TRIES = 40;
 const RELEASE_WAIT_MS = 5;
 
-interface Waiting {
-  readonly request: Request;
-  interrupted: boolean;
-  /** Ends the wait at once, so that an interrupted request is answered. */
-  wake: () => void;
-}
-
 export class Session {
   readonly volume: Volume;
   readonly options: SessionOptions;
@@ -75,7 +68,8 @@ export class Session {
   readonly #request: Request;
   readonly #buffer: Buffer;
   readonly #native: NativeRegion | null;
-  readonly #waiting = new Map<bigint, Waiting>();
+  /** Requests that wait, by id; FUSE_INTERRUPT aborts them, and so does the end of the session. */
+  readonly #waiting = new Map<bigint, AbortController>();
   /** How often the request being run has been run before. */
   #attempt = 0;
   #answered = false;
@@ -143,7 +137,7 @@ export class Session {
   async close(): Promise<void> {
     this.#channel?.close();
     this.#channel = null;
-    for (const waiting of this.#waiting.values()) waiting.wake();
+    for (const waiting of this.#waiting.values()) waiting.abort();
     this.#resolveEnded();
   }
 
@@ -182,23 +176,19 @@ export class Session {
       this.#fail(request, new FsError("ENOSYS"));
       return;
     }
-    this.#attempt = attempt;
+    this.#enter(attempt);
     this.#answered = false;
-    this.volume.leases.nonBlocking = false;
     try {
       if (handler.waits) {
         // It goes on after this turn of the event loop: it needs a request of its own.
         const own = request === this.#request ? request.clone() : request;
-        const waiting = this.#wait(own);
-        handler
-          .run(this, own, () => waiting.interrupted)
-          .then(
-            () => this.#waiting.delete(own.unique),
-            (error: unknown) => {
-              this.#waiting.delete(own.unique);
-              this.#failed(own, attempt, error);
-            },
-          );
+        handler.run(this, own, this.#wait(own)).then(
+          () => this.#waiting.delete(own.unique),
+          (error: unknown) => {
+            this.#waiting.delete(own.unique);
+            this.#failed(own, attempt, error);
+          },
+        );
         return;
       }
       handler.run(this, request);
@@ -228,49 +218,47 @@ export class Session {
    * For a handler that answers later: run an operation to its end, waiting as it asks, counting how often it has been
    * tried like any other request. @throws FsError EINTR when the caller was interrupted meanwhile.
    */
-  async retry<T>(operation: () => T, interrupted: () => boolean): Promise<T> {
+  async retry<T>(operation: () => T, signal: AbortSignal): Promise<T> {
     for (let attempt = 0; ; attempt += 1) {
-      this.#attempt = attempt;
+      // Other requests have been run since the last attempt.
+      this.#enter(attempt);
       try {
         return operation();
       } catch (error) {
         if (!(error instanceof Wait)) throw error;
-        await error.until.catch(() => {});
+        await settledOrAborted(error.until, signal);
       }
-      if (interrupted()) throw new FsError("EINTR");
+      if (signal.aborted) throw new FsError("EINTR");
     }
   }
 
-  #wait(request: Request): Waiting {
-    const waiting: Waiting = { request, interrupted: false, wake: () => {} };
+  /** What an operation is judged by besides its arguments; the last request's must not linger. */
+  #enter(attempt: number): void {
+    this.#attempt = attempt;
+    this.volume.leases.nonBlocking = false;
+  }
+
+  #wait(request: Request): AbortSignal {
+    const waiting = new AbortController();
     this.#waiting.set(request.unique, waiting);
-    return waiting;
+    return waiting.signal;
   }
 
   /** Keep the request until what it waits for has happened, or it is interrupted; then run it again. */
   #park(request: Request, attempt: number, wait: Wait): void {
     const own = request === this.#request ? request.clone() : request;
-    const waiting = this.#wait(own);
-    let done = false;
-    const resume = (): void => {
-      if (done) return;
-      done = true;
+    const signal = this.#wait(own);
+    void settledOrAborted(wait.until, signal).then(() => {
       this.#waiting.delete(own.unique);
       if (this.#channel === null) return;
-      if (waiting.interrupted) this.#fail(own, new FsError("EINTR"));
+      if (signal.aborted) this.#fail(own, new FsError("EINTR"));
       else this.#run(own, attempt + 1);
-    };
-    waiting.wake = resume;
-    // A failed wait is run again too: what failed is seen by the operation itself.
-    wait.until.then(resume, resume);
+    });
   }
 
   #interrupt(request: Request): void {
-    const waiting = this.#waiting.get(request.interrupted);
     // Whatever is not waiting has been answered, or will be at once.
-    if (waiting === undefined) return;
-    waiting.interrupted = true;
-    waiting.wake();
+    this.#waiting.get(request.interrupted)?.abort();
   }
 
   #fail(request: Request, error: FsError): void {
@@ -346,6 +334,18 @@ export class Session {
     const { code, payload } = notifyInvalInode(inode.ino, offset, length);
     await this.#channel?.notify(code, payload);
   }
+}
+
+/** Resolves when the wait is over or cut short. A failed wait is over, too: what failed is seen by the operation itself. */
+function settledOrAborted(until: Promise<void>, signal: AbortSignal): Promise<void> {
+  return new Promise((resolve) => {
+    const done = (): void => {
+      signal.removeEventListener("abort", done);
+      resolve();
+    };
+    signal.addEventListener("abort", done);
+    until.then(done, done);
+  });
 }
 
 function isNativeBacked(region: Region): region is Region & NativeBacked {

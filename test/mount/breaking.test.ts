@@ -2,14 +2,15 @@
  * Breakable leases and revocation on a real mount, with the ioctls themselves in place of the client library: this
  * process is a holder without any goodwill.
  */
-import { closeSync, openSync, statfsSync, writeFileSync } from "node:fs";
+import { spawn } from "node:child_process";
+import { closeSync, openSync, statfsSync, truncateSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { describe, expect, test } from "vitest";
 import { ask, withOpen } from "../../src/cli/client.ts";
 import { type StructValue, viewOf } from "../../src/layout/struct.ts";
 import * as wire from "../../src/lease/wire.ts";
-import { addon } from "../../src/region/addon.ts";
+import { addon, packageRoot } from "../../src/region/addon.ts";
 import { useMount } from "../support/mount.ts";
 import { type Result, run } from "../support/run.ts";
 
@@ -172,6 +173,25 @@ except KeyboardInterrupt:
       expect({ code, size: stdout.trim() }).toEqual({ code: 0, size: `${BYTES}` });
       expect(held.status().state).toBe(BREAKING);
     });
+  });
+
+  test("lets a waiting prepare be interrupted: the caller does not have to wait for the deadline", async () => {
+    const path = join(await mount.fresh(), "sparse");
+    writeFileSync(path, "");
+    truncateSync(path, BYTES);
+    await hold(
+      BREAKABLE,
+      async (held) => {
+        const program = join(packageRoot, "dist", "bin", "mapdirect.js");
+        const preparing = spawn(process.execPath, [program, "prepare", path], { stdio: "ignore" });
+        const ended = new Promise((resolve) => preparing.once("close", resolve));
+        await until(() => held.status().state === BREAKING);
+        preparing.kill("SIGINT");
+        await ended;
+        expect(held.status().state).toBe(BREAKING);
+      },
+      path,
+    );
   });
 
   test("takes one break time for several holders, and gives no new lease meanwhile", async () => {

@@ -17,7 +17,7 @@ import { type Handle, O_ACCMODE, O_RDONLY, O_RDWR } from "../handles.ts";
 import type { Session } from "../session.ts";
 import { letGo } from "./files.ts";
 
-export async function ioctl(session: Session, request: Request, interrupted: () => boolean): Promise<void> {
+export async function ioctl(session: Session, request: Request, signal: AbortSignal): Promise<void> {
   const { cmd, fh, inSize, outSize } = request.body(IoctlIn);
   const handle = session.handles.get(fh);
   const expectedIn = (cmd >>> 30) & 1 ? (cmd >>> 16) & 0x3fff : 0;
@@ -46,13 +46,13 @@ export async function ioctl(session: Session, request: Request, interrupted: () 
       reply = extents(session, fileOf(handle), payload);
       break;
     case wire.Ioctl.GRANT:
-      reply = await grant(session, request, handle, payload, interrupted);
+      reply = await grant(session, request, handle, payload, signal);
       break;
     case wire.Ioctl.END:
       end(session, handle, payload);
       break;
     case wire.Ioctl.PREPARE:
-      await prepareRange(session, handle, payload, interrupted);
+      await prepareRange(session, handle, payload, signal);
       break;
     case wire.Ioctl.WATCH:
       watch(session, handle, payload);
@@ -201,7 +201,7 @@ async function grant(
   request: Request,
   handle: Handle,
   payload: Uint8Array,
-  interrupted: () => boolean,
+  signal: AbortSignal,
 ): Promise<Uint8Array> {
   const { store, leases } = session.volume;
   const inode = fileOf(handle);
@@ -213,19 +213,20 @@ async function grant(
     throw new FsError("EINVAL", `offset and length: whole blocks of ${store.blockBytes} bytes, at least one`);
   }
   if (wish.kind > wire.LeaseKind.BREAKABLE) throw new FsError("EINVAL", "lease kind");
-  if (handle.lease !== null) throw new FsError("EBUSY", "this open file has a lease already");
   if ((wish.flags & wire.LeaseFlag.SYNC) !== 0 && store.region.facts.granularity !== "cacheline") {
     throw new FsError("EOPNOTSUPP", "MAP_SYNC: a CPU flush does not make stores to this region durable");
   }
   if ((wish.flags & wire.LeaseFlag.PREPARE) !== 0) {
-    await prepareBlocks(session, inode, wish.offset, wish.offset + wish.length, interrupted);
+    await prepareBlocks(session, inode, wish.offset, wish.offset + wish.length, signal);
   }
   // From the grant on, a CPU flush alone must make data durable: what locates the blocks has to be durable first.
   // Only this file's own map counts, or a busy neighbour could hold the grant up for ever.
   while (inode.mapLsn > store.journal.durableLsn) {
     await store.sync();
-    if (interrupted()) throw new FsError("EINTR");
+    if (signal.aborted) throw new FsError("EINTR");
   }
+  // Looked at last, with nothing awaited before the lease is noted: of two requests at a time one gets it.
+  if (handle.lease !== null) throw new FsError("EBUSY", "this open file has a lease already");
   const facts = processOfThread(request.pid);
   const lease = leases.grant({
     inode,
@@ -316,7 +317,7 @@ async function prepareRange(
   session: Session,
   handle: Handle,
   payload: Uint8Array,
-  interrupted: () => boolean,
+  signal: AbortSignal,
 ): Promise<void> {
   const inode = fileOf(handle);
   const wish = decode(wire.WireRange, payload);
@@ -326,7 +327,7 @@ async function prepareRange(
   checkRange(wish.offset, wish.length);
   const to = wish.length === 0n ? inode.size : wish.offset + wish.length;
   if (to < wish.offset) throw new FsError("EINVAL", "offset beyond the end of the file");
-  await prepareBlocks(session, inode, wish.offset, to, interrupted);
+  await prepareBlocks(session, inode, wish.offset, to, signal);
   await session.volume.store.sync();
   // Blocks and ctime changed without the kernel's knowledge.
   session.invalidateAttributes(inode);
@@ -340,7 +341,7 @@ async function prepareBlocks(
   inode: Inode,
   from: bigint,
   to: bigint,
-  interrupted: () => boolean,
+  signal: AbortSignal,
 ): Promise<void> {
   const { store } = session.volume;
   const end = blocksFor(store, to);
@@ -348,9 +349,9 @@ async function prepareBlocks(
   let block = Number(from >> store.blockShift);
   while (block < end) {
     const first = block;
-    block = await session.retry(() => prepareSome(store, inode, first, end - first, slice), interrupted);
+    block = await session.retry(() => prepareSome(store, inode, first, end - first, slice), signal);
     if (block < end) await new Promise((resolve) => setImmediate(resolve));
-    if (interrupted()) throw new FsError("EINTR");
+    if (signal.aborted) throw new FsError("EINTR");
   }
 }
 
