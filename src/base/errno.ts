@@ -44,7 +44,6 @@ export const Errno = {
 } as const;
 
 export type ErrnoName = keyof typeof Errno;
-export type ErrnoValue = (typeof Errno)[ErrnoName];
 
 const nameByValue = new Map<number, string>(Object.entries(Errno).map(([name, value]) => [value, name]));
 

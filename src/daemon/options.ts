@@ -6,11 +6,10 @@
  *   fstab care about (defaults, noauto, nofail, x-…);
  * - as with mount(8), the last of two contradicting options wins.
  */
+import type { LeasePolicy } from "../lease/table.ts";
+import type { AtimeMode } from "../namespace/attributes.ts";
 import { usage } from "./failure.ts";
 import { parseCount, parseSize } from "./sizes.ts";
-
-export type AtimeMode = "relatime" | "noatime" | "strictatime";
-export type DirectMode = "seal" | "breakable" | "off";
 
 export interface MountOptions {
   readOnly: boolean;
@@ -19,7 +18,7 @@ export interface MountOptions {
   allowOther: boolean;
   atime: AtimeMode;
   noDirectoryAtime: boolean;
-  direct: DirectMode;
+  direct: LeasePolicy["direct"];
   breakTimeSeconds: number;
   maxLeases: number;
   maxLeasedBytes: number;

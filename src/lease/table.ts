@@ -124,7 +124,8 @@ export class LeaseTable implements MapGuard {
   readonly #policy: LeasePolicy;
   readonly #leases = new Map<number, LeaseInside>();
   readonly #byInode = new Map<Inode, Set<LeaseInside>>();
-  readonly #notBefore = new Map<Inode, number>();
+  /** When a new lease may be granted after a break; weak, because the file may be gone by then. */
+  readonly #notBefore = new WeakMap<Inode, number>();
   #nextId = 1;
   events: LeaseEvents = nobody;
   /** The operation under way belongs to a caller who does not want to wait (O_NONBLOCK). */
@@ -296,27 +297,18 @@ export class LeaseTable implements MapGuard {
     inside.state = "breaking";
     inside.break = { reason, offset, length, deadlineMs: Date.now() + waitMs };
     this.counts.breaks += 1;
-    inside.timer = setTimeout(() => this.revoke(lease), waitMs);
+    inside.timer = setTimeout(() => this.#revoke(inside), waitMs);
     this.events.onBreak(lease);
   }
 
-  /** The deadline has passed, or somebody who may says that it has. */
-  revoke(lease: Lease): void {
-    const inside = this.#leases.get(lease.id);
-    if (inside === undefined || inside.state === "revoked") return;
-    if (inside.timer !== null) clearTimeout(inside.timer);
-    inside.timer = null;
-    inside.break ??= {
-      reason: "administrator",
-      offset: lease.offset,
-      length: lease.length,
-      deadlineMs: Date.now(),
-    };
-    inside.state = "revoked";
+  /** The deadline has passed. */
+  #revoke(lease: LeaseInside): void {
+    lease.timer = null;
+    lease.state = "revoked";
     this.#notBefore.set(lease.inode, Date.now() + AFTER_BREAK_MS);
     this.counts.revocations += 1;
     this.events.onRevoked(lease);
-    inside.yieldNow();
+    lease.yieldNow();
   }
 
   beforeMapChange(inode: Inode, block: number, count: number): void {
@@ -360,6 +352,12 @@ export class LeaseTable implements MapGuard {
   close(): void {
     for (const lease of this.#leases.values()) if (lease.timer !== null) clearTimeout(lease.timer);
   }
+}
+
+/** How long a lease that is being broken has left, milliseconds; 0 for any other. */
+export function remainingMs(lease: Lease): number {
+  if (lease.state !== "breaking" || lease.break === null) return 0;
+  return Math.max(0, lease.break.deadlineMs - Date.now());
 }
 
 function overlaps(lease: Lease, block: number, count: number): boolean {

@@ -16,7 +16,6 @@ export const WIRE_VERSION = 1;
 export const IOCTL_BYTES_MAX = 16376;
 
 export const LeaseKind = { DEFAULT: 0, SEAL: 1, BREAKABLE: 2 } as const;
-export type LeaseKindValue = 1 | 2;
 
 export const LeaseFlag = {
   /** Any size change of the file is a conflict, not only changes of the range (the rule of patch series v4). */
@@ -28,7 +27,6 @@ export const LeaseFlag = {
 } as const;
 
 export const ExtentState = { HOLE: 0, UNWRITTEN: 1, WRITTEN: 2, SHARED: 3 } as const;
-export type ExtentStateValue = 0 | 1 | 2 | 3;
 
 export const RegionKind = { FILE: 1, BLOCK: 2, DEVDAX: 3 } as const;
 

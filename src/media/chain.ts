@@ -438,6 +438,19 @@ function lookAt(data: Buffer, view: DataView, from: number, { geometry, incarnat
   return { groups, barrierLsn };
 }
 
+/** A segment that the chain reached after the break. */
+function isBehind(
+  header: Header | string,
+  where: { role: number; incarnation: number; lsn: number },
+): header is Header {
+  return (
+    typeof header !== "string" &&
+    header.role === where.role &&
+    header.incarnation === where.incarnation &&
+    header.firstLsn > where.lsn
+  );
+}
+
 /** Search what follows a break for groups that prove that the chain went on. */
 function lookBeyond(
   region: Region,
@@ -447,7 +460,7 @@ function lookBeyond(
   seen: ReadonlySet<number>,
   where: Break & { role: number; index: number },
 ): Beyond {
-  const { geometry, role, incarnation, lsn } = where;
+  const { geometry } = where;
   let groups = false;
   let barrierLsn = -1;
   let data = firstData;
@@ -469,14 +482,7 @@ function lookBeyond(
       throw error;
     }
     const header = headerOf(following, next, geometry);
-    if (
-      typeof header === "string" ||
-      header.role !== role ||
-      header.index !== index + 1 ||
-      header.incarnation !== incarnation ||
-      header.firstLsn <= lsn
-    )
-      break;
+    if (!isBehind(header, where) || header.index !== index + 1) break;
     data = following;
     offset = SegmentHeader.size;
     index += 1;
@@ -500,14 +506,7 @@ function searchBarrier(
   for (let at = start; isSegmentPlace(at, geometry); at += geometry.segmentBytes) {
     region.read(at, head, 0, head.length);
     const header = headerOf(head, at, geometry);
-    if (
-      typeof header === "string" ||
-      header.role !== where.role ||
-      header.index <= where.index ||
-      header.incarnation !== where.incarnation ||
-      header.firstLsn <= where.lsn
-    )
-      continue;
+    if (!isBehind(header, where) || header.index <= where.index) continue;
     const data = Buffer.allocUnsafe(geometry.segmentBytes);
     region.read(at, data, 0, data.length);
     const found = lookAt(data, viewOf(data), SegmentHeader.size, { geometry, ...where });

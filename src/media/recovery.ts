@@ -9,7 +9,7 @@ import { CorruptionError } from "../base/errors.ts";
 import type { Region } from "../region/region.ts";
 import { type ChainEnd, type ChainGeometry, type ChainGroup, walkChain } from "./chain.ts";
 import { crc32c } from "./checksum.ts";
-import { GroupKind, SegmentRole, VolumeState } from "./format.ts";
+import { GroupHeader, GroupKind, SegmentRole, VolumeState } from "./format.ts";
 import { type RecordSink, readRecords, refusingSink } from "./group.ts";
 import { currentBootId, readSuperblock, type SuperblockValue } from "./superblock.ts";
 
@@ -131,12 +131,19 @@ export function geometryOf(superblock: SuperblockValue): ChainGeometry {
   };
 }
 
+interface CheckpointEnd {
+  readonly endLsn: number;
+  readonly records: number;
+  readonly nextIno: number;
+  readonly nextGeneration: number;
+}
+
 /** @throws CorruptionError (refused by the table, or damage in a structure), FsError EINVAL (no volume, unknown version). */
 export function recover(region: Region, sink: RecoverySink): Recovery {
   const { value: superblock, warnings } = readSuperblock(region);
   const geometry = geometryOf(superblock);
 
-  let end: { endLsn: number; records: number; nextIno: number; nextGeneration: number } | null = null;
+  let end: CheckpointEnd | null = null;
   let records = 0;
   sink.phase("checkpoint");
   const checkpoint = walkChain(
@@ -159,16 +166,11 @@ export function recover(region: Region, sink: RecoverySink): Recovery {
         });
         return;
       }
-      records += group.view.getUint16(group.at + 14, true);
+      records += group.view.getUint16(group.at + GroupHeader.at.count, true);
       tell(group, sink);
     },
   );
-  const checkpointEnd = end as {
-    endLsn: number;
-    records: number;
-    nextIno: number;
-    nextGeneration: number;
-  } | null;
+  const checkpointEnd = end as CheckpointEnd | null;
   if (!checkpoint.complete || checkpointEnd === null) {
     throw new CorruptionError(
       `checkpoint at byte ${checkpoint.segment + checkpoint.offset}`,

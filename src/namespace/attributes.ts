@@ -72,6 +72,16 @@ export function noteAccess(store: Store, inode: Inode, mode: AtimeMode): void {
   store.noteTimes(inode);
 }
 
+/** The file's contents changed without a record. In memory at first; logged with the next flush of times. */
+export function noteModification(store: Store, inode: Inode): void {
+  const time = now();
+  inode.mtimeSec = time.sec;
+  inode.mtimeNsec = time.nsec;
+  inode.ctimeSec = time.sec;
+  inode.ctimeNsec = time.nsec;
+  store.noteTimes(inode);
+}
+
 export const XATTR_CREATE = 1;
 export const XATTR_REPLACE = 2;
 

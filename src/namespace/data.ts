@@ -13,7 +13,7 @@ import { FsError } from "../base/errors.ts";
 import { type GroupBuilder, UNWRITTEN, WRITTEN } from "../media/group.ts";
 import type { Run } from "../space/allocator.ts";
 import type { ExtentMap, Piece } from "../space/extent-map.ts";
-import { withoutPrivileges } from "./attributes.ts";
+import { noteModification, withoutPrivileges } from "./attributes.ts";
 import { FILE_BYTES_MAX, fieldsOf, type Inode } from "./inode.ts";
 import type { Store } from "./store.ts";
 
@@ -164,12 +164,7 @@ export function write(
     } else {
       storeBytes(store, map, first, head, data, start, bytes);
       store.region.drain();
-      const time = now();
-      inode.mtimeSec = time.sec;
-      inode.mtimeNsec = time.nsec;
-      inode.ctimeSec = time.sec;
-      inode.ctimeNsec = time.nsec;
-      store.noteTimes(inode);
+      noteModification(store, inode);
     }
     return bytes;
   }

@@ -13,7 +13,6 @@ export const S_IFCHR = 0o020000;
 export const S_IFIFO = 0o010000;
 export const S_ISUID = 0o4000;
 export const S_ISGID = 0o2000;
-export const S_ISVTX = 0o1000;
 export const S_IXGRP = 0o0010;
 
 export const NAME_BYTES_MAX = 255;
@@ -24,22 +23,22 @@ export const FILE_BYTES_MAX = 0x7fff_ffff_ffff_ffffn;
 
 export class Inode implements InodeFields {
   readonly ino: number;
-  size: bigint;
-  parent: number;
-  mode: number;
-  nlink: number;
-  uid: number;
-  gid: number;
-  rdev: number;
-  generation: number;
-  atimeSec: number;
-  mtimeSec: number;
-  ctimeSec: number;
-  btimeSec: number;
-  atimeNsec: number;
-  mtimeNsec: number;
-  ctimeNsec: number;
-  btimeNsec: number;
+  size!: bigint;
+  parent!: number;
+  mode!: number;
+  nlink!: number;
+  uid!: number;
+  gid!: number;
+  rdev!: number;
+  generation!: number;
+  atimeSec!: number;
+  mtimeSec!: number;
+  ctimeSec!: number;
+  btimeSec!: number;
+  atimeNsec!: number;
+  mtimeNsec!: number;
+  ctimeNsec!: number;
+  btimeNsec!: number;
 
   /** Regular files. */
   extents: ExtentMap | null = null;
@@ -57,22 +56,7 @@ export class Inode implements InodeFields {
 
   constructor(fields: InodeFields) {
     this.ino = fields.ino;
-    this.size = fields.size;
-    this.parent = fields.parent;
-    this.mode = fields.mode;
-    this.nlink = fields.nlink;
-    this.uid = fields.uid;
-    this.gid = fields.gid;
-    this.rdev = fields.rdev;
-    this.generation = fields.generation;
-    this.atimeSec = fields.atimeSec;
-    this.mtimeSec = fields.mtimeSec;
-    this.ctimeSec = fields.ctimeSec;
-    this.btimeSec = fields.btimeSec;
-    this.atimeNsec = fields.atimeNsec;
-    this.mtimeNsec = fields.mtimeNsec;
-    this.ctimeNsec = fields.ctimeNsec;
-    this.btimeNsec = fields.btimeNsec;
+    this.assign(fields);
     const type = fields.mode & S_IFMT;
     if (type === S_IFDIR) this.directory = new Directory();
     if (type === S_IFREG) this.extents = new ExtentMap();

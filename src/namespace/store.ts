@@ -10,7 +10,7 @@
  * - the reserve can take the next checkpoint and the log until it is complete, or growing operations get ENOSPC;
  * - times alone may be newer in memory than in the log (`dirtyTimes`): they are logged within flushTimes().
  */
-import { CorruptionError, FsError, InvariantError } from "../base/errors.ts";
+import { CorruptionError, FsError } from "../base/errors.ts";
 import { retrying, Wait } from "../base/wait.ts";
 import { ChainWriter, groupCapacity, isSegmentPlace } from "../media/chain.ts";
 import { Checkpoint } from "../media/checkpoint.ts";
@@ -24,7 +24,8 @@ import type { Region } from "../region/region.ts";
 import { Allocator, type Run } from "../space/allocator.ts";
 import { Quarantine } from "../space/quarantine.ts";
 import { SegmentPool } from "../space/segment-pool.ts";
-import { fieldsOf, type Inode, S_IFLNK } from "./inode.ts";
+import { fieldsOf, type Inode } from "./inode.ts";
+import { checkTree, claimAll, takeFree } from "./recovered.ts";
 import { State } from "./state.ts";
 
 /** Who may object to a change of a file's block map (the lease floor). Throws FsError ETXTBSY or Wait to refuse. */
@@ -92,7 +93,7 @@ export class Store {
     region: Region,
     state: State,
     recovery: Recovery,
-    space: { allocator: Allocator; pool: SegmentPool; quarantine?: Quarantine },
+    space: { allocator: Allocator; pool: SegmentPool; quarantine: Quarantine },
     journal: Journal | null,
     superblock: SuperblockValue,
     checkpointSegments: readonly number[],
@@ -103,7 +104,7 @@ export class Store {
     this.recovery = recovery;
     this.allocator = space.allocator;
     this.pool = space.pool;
-    this.quarantine = space.quarantine ?? new Quarantine();
+    this.quarantine = space.quarantine;
     this.journal = journal;
     this.superblock = superblock;
     this.readOnlyReason = readOnlyReason;
@@ -137,7 +138,8 @@ export class Store {
     const allocator = new Allocator(superblock.regionBytes / superblock.blockBytes, superblock.blockBytes);
     const pool = new SegmentPool(allocator, superblock.segmentBytes, superblock.blockBytes);
     claimAll(allocator, state, recovery);
-    const space = { allocator, pool };
+    const quarantine = new Quarantine();
+    const space = { allocator, pool, quarantine };
 
     const forced = mustBeReadOnly(superblock);
     if (options.readOnly || forced !== null) {
@@ -153,7 +155,6 @@ export class Store {
         reason,
       );
     }
-    const quarantine = new Quarantine();
     for (const { owner, runs } of options.reachable?.(superblock.blockBytes) ?? []) {
       quarantine.claim(owner, runs);
       for (const run of runs) takeFree(allocator, run, quarantine);
@@ -221,16 +222,7 @@ export class Store {
       checkpointSegments = checkpoint.segments;
     }
     const journal = new Journal(region, chain);
-    const store = new Store(
-      region,
-      state,
-      recovery,
-      { ...space, quarantine },
-      journal,
-      opened,
-      checkpointSegments,
-      null,
-    );
+    const store = new Store(region, state, recovery, space, journal, opened, checkpointSegments, null);
     store.pool.ensure(store.#reserveTarget());
     store.pool.trim(store.#reserveTarget() + 4);
     await retrying(() => store.#dropOrphans());
@@ -357,13 +349,12 @@ export class Store {
     if (this.journal !== null) this.dirtyTimes.add(inode);
   }
 
-  /** Log what noteTimes() has gathered; of one inode, or of all. */
-  flushTimes(only?: Inode): void {
+  /** Log what noteTimes() has gathered. */
+  flushTimes(): void {
     if (this.dirtyTimes.size === 0 || this.#closing) return;
     if (this.journal === null || this.journal.failure !== null) return;
-    if (only !== undefined && !this.dirtyTimes.has(only)) return;
     const group = this.begin(false);
-    for (const inode of only === undefined ? this.dirtyTimes : [only]) {
+    for (const inode of this.dirtyTimes) {
       if (this.state.inodes.get(inode.ino) === inode) group.inode(fieldsOf(inode));
       this.dirtyTimes.delete(inode);
       if (group.length > group.capacity / 2) {
@@ -590,125 +581,4 @@ function butNoSpace(error: unknown): void {
 /** Log segments after which a checkpoint is due: at most a sixteenth of a small volume, 8 of a large one. */
 function segmentBudget(superblock: SuperblockValue): number {
   return Math.max(2, Math.min(8, Math.floor(superblock.regionBytes / superblock.segmentBytes / 16)));
-}
-
-/** Free blocks of the run go into quarantine. */
-function takeFree(allocator: Allocator, run: Run, quarantine: Quarantine): void {
-  const end = Math.min(run.start + run.count, allocator.blockCount);
-  for (let at = run.start; at < end; ) {
-    let length = 0;
-    while (at + length < end && allocator.isFree(at + length)) length += 1;
-    if (length > 0) {
-      allocator.claim(at, length);
-      quarantine.adopt(at, length);
-    }
-    at += Math.max(length, 1);
-  }
-}
-
-/** Names, link counts and parents of what was recovered must fit together. */
-function checkTree(state: State): void {
-  const root = state.inodes.get(ROOT_INO);
-  if (root === undefined || root.directory === null) {
-    throw new CorruptionError("root directory", "inode 1 to be a directory", "none");
-  }
-  if (root.parent !== ROOT_INO) {
-    throw new CorruptionError("root directory", "to be its own parent", `inode ${root.parent}`);
-  }
-  const names = new Map<number, number>();
-  const subdirectories = new Map<number, number>();
-  for (const inode of state.inodes.values()) {
-    if (inode.directory === null) continue;
-    if (inode.nlink === 0 && inode.directory.names.size > 0) {
-      throw new CorruptionError(`directory ${inode.ino}`, "no entries once removed", "some");
-    }
-    const cookies = new Set<number>();
-    for (const entry of inode.directory.names.values()) {
-      if (cookies.has(entry.cookie)) {
-        throw new CorruptionError(`directory ${inode.ino}`, "each cookie once", `${entry.cookie} twice`);
-      }
-      cookies.add(entry.cookie);
-      const target = state.inodes.get(entry.ino);
-      if (target === undefined) {
-        throw new CorruptionError(
-          `directory ${inode.ino}`,
-          `inode ${entry.ino} of entry "${entry.name}" to exist`,
-          "no such inode",
-        );
-      }
-      if (target.mode >>> 12 !== entry.type) {
-        throw new CorruptionError(
-          `entry "${entry.name}" in directory ${inode.ino}`,
-          `type ${target.mode >>> 12}`,
-          `${entry.type}`,
-        );
-      }
-      if (target.directory !== null) {
-        if (target.parent !== inode.ino || names.has(target.ino) || target.ino === ROOT_INO) {
-          throw new CorruptionError(`directory ${target.ino}`, "one name, in its parent", "another place");
-        }
-        subdirectories.set(inode.ino, (subdirectories.get(inode.ino) ?? 0) + 1);
-      }
-      names.set(target.ino, (names.get(target.ino) ?? 0) + 1);
-    }
-  }
-  for (const inode of state.inodes.values()) {
-    const found = names.get(inode.ino) ?? 0;
-    const expected =
-      inode.directory === null
-        ? found
-        : inode.ino === ROOT_INO || found > 0
-          ? 2 + (subdirectories.get(inode.ino) ?? 0)
-          : 0;
-    if (inode.nlink !== expected) {
-      throw new CorruptionError(`inode ${inode.ino}: link count`, `${expected}`, `${inode.nlink}`);
-    }
-    if (inode.type === S_IFLNK && (inode.target === null || inode.size !== BigInt(inode.target.length))) {
-      throw new CorruptionError(
-        `symbolic link ${inode.ino}`,
-        `a target of ${inode.size} bytes`,
-        inode.target === null ? "none" : `one of ${inode.target.length}`,
-      );
-    }
-  }
-  // A cycle of directories would be reachable from nowhere: walk up from each, remembering what leads to the root.
-  const rooted = new Set<number>([ROOT_INO]);
-  for (const inode of state.inodes.values()) {
-    if (inode.directory === null || inode.nlink === 0) continue;
-    const path: number[] = [];
-    let at = inode.ino;
-    while (!rooted.has(at)) {
-      path.push(at);
-      if (path.length > state.inodes.size) {
-        throw new CorruptionError(`directory ${inode.ino}`, "a path to the root", "a cycle");
-      }
-      at = (state.inodes.get(at) as Inode).parent;
-      if (!state.inodes.has(at))
-        throw new CorruptionError(`directory ${inode.ino}`, "a parent that exists", `${at}`);
-    }
-    for (const ino of path) rooted.add(ino);
-  }
-}
-
-/** Build the free space: everything that is used is claimed once, and claiming something twice is damage. */
-function claimAll(allocator: Allocator, state: State, recovery: Recovery): void {
-  const { blockBytes, segmentBytes } = recovery.superblock;
-  if (!allocator.claim(0, Math.ceil(RESERVED_BYTES / blockBytes)))
-    throw new InvariantError("fresh allocator");
-  for (const segment of [...recovery.checkpoint.segments, ...recovery.log.segments]) {
-    if (!allocator.claim(segment / blockBytes, segmentBytes / blockBytes)) {
-      throw new CorruptionError(`metadata segment at byte ${segment}`, "used once", "used twice");
-    }
-  }
-  for (const inode of state.inodes.values()) {
-    for (const extent of inode.extents ?? []) {
-      if (!allocator.claim(extent.physical, extent.count)) {
-        throw new CorruptionError(
-          `inode ${inode.ino}: extent at file block ${extent.block}`,
-          `blocks ${extent.physical} to ${extent.physical + extent.count - 1} to belong to it alone, inside the volume`,
-          "others use them, or there are none",
-        );
-      }
-    }
-  }
 }

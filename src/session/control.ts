@@ -3,6 +3,7 @@ import { FsError } from "../base/errors.ts";
 import { featureNames } from "../fuse/init.ts";
 import { opcodeName } from "../fuse/opcodes.ts";
 import type { Request } from "../fuse/request.ts";
+import { remainingMs } from "../lease/table.ts";
 import { Question } from "../lease/wire.ts";
 import { ROOT_INO } from "../media/mkfs.ts";
 import { checkVolume } from "../namespace/check.ts";
@@ -94,7 +95,7 @@ function breakOne(session: Session, id: number): unknown {
   }
   const lease = leases.byId(id);
   leases.breakLease(lease, "administrator");
-  return { id, state: lease.state, remaining_ms: Math.max(0, (lease.break?.deadlineMs ?? 0) - Date.now()) };
+  return { id, state: lease.state, remaining_ms: remainingMs(lease) };
 }
 
 /** Root and whoever mounted see all; others their own. `argument`: an inode number, or 0 for every file. */

@@ -1,6 +1,4 @@
 /** A volume with its leases: what a session serves, and what tests use without a mount. */
-import { FsError } from "../base/errors.ts";
-import { retrying } from "../base/wait.ts";
 import { findMappers } from "../lease/ghosts.ts";
 import { type LeasePolicy, LeaseTable } from "../lease/table.ts";
 import { FORMAT_VERSION } from "../media/format.ts";
@@ -104,11 +102,6 @@ export class Volume {
     return new Volume(store, options, ghosts);
   }
 
-  /** Processes that hold mappings from before this mount. */
-  get ghosts(): readonly number[] {
-    return [...this.#ghosts];
-  }
-
   /** Those that have gone meanwhile hold nothing back any more. */
   #layGhosts(): void {
     const { mappers } = findMappers(this.store.region.facts.path, this.store.blockBytes);
@@ -168,11 +161,6 @@ export class Volume {
     return this.store.allocator.freeBlocks + this.store.allocator.pendingBlocks;
   }
 
-  /** Run an operation to its end, waiting as it asks; for embedding and tests. */
-  run<T>(operation: (store: Store) => T): Promise<T> {
-    return retrying(() => operation(this.store));
-  }
-
   /** Final checkpoint. The region stays open. @throws what made the log fail; then the next mount recovers. */
   async close(): Promise<void> {
     clearInterval(this.#timer);
@@ -181,7 +169,7 @@ export class Volume {
     try {
       await this.store.close();
     } catch (error) {
-      if (error instanceof FsError || error instanceof Error) {
+      if (error instanceof Error) {
         throw new Error(`the volume could not be closed cleanly: ${error.message}`, { cause: error });
       }
       throw error;

@@ -11,6 +11,7 @@ import { ask, withOpen } from "../../src/cli/client.ts";
 import { type StructValue, viewOf } from "../../src/layout/struct.ts";
 import * as wire from "../../src/lease/wire.ts";
 import { addon, packageRoot } from "../../src/region/addon.ts";
+import { grantRequest } from "../support/grant.ts";
 import { useMount } from "../support/mount.ts";
 import { type Result, run } from "../support/run.ts";
 
@@ -29,13 +30,7 @@ class HeldFile {
     this.path = path;
     this.#lease = openSync(path, "r+");
     this.#watch = openSync(path, "r+");
-    const argument = new Uint8Array(wire.WIRE_MAP_BYTES);
-    wire.WireMap.encode(viewOf(argument), 0, {
-      version: wire.WIRE_VERSION,
-      kind,
-      offset: BigInt(offset),
-      length: BigInt(length),
-    });
+    const argument = grantRequest(kind, offset, length);
     try {
       addon().ioctl(this.#lease, wire.Ioctl.GRANT, argument);
     } catch (error) {

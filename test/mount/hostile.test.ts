@@ -6,6 +6,7 @@ import { describe, expect, test } from "vitest";
 import { viewOf } from "../../src/layout/struct.ts";
 import * as wire from "../../src/lease/wire.ts";
 import { addon } from "../../src/region/addon.ts";
+import { grantRequest } from "../support/grant.ts";
 import { useMount } from "../support/mount.ts";
 import { run } from "../support/run.ts";
 
@@ -87,16 +88,7 @@ describe("the ioctl surface", () => {
     const folder = await mount.fresh();
     const path = join(folder, "file");
     writeFileSync(path, Buffer.alloc(8192));
-    const ask = (): Uint8Array => {
-      const argument = new Uint8Array(wire.WIRE_MAP_BYTES);
-      wire.WireMap.encode(viewOf(argument), 0, {
-        version: wire.WIRE_VERSION,
-        kind: wire.LeaseKind.SEAL,
-        offset: 0n,
-        length: 4096n,
-      });
-      return argument;
-    };
+    const ask = (): Uint8Array => grantRequest(wire.LeaseKind.SEAL, 0, 4096);
     const directory = openSync(folder, "r");
     const reader = openSync(path, "r");
     const writer = openSync(path, "r+");
@@ -117,13 +109,7 @@ describe("the ioctl surface", () => {
       const { ask, withOpen } = await import(process.argv[1]);
       console.log(JSON.stringify(withOpen(process.argv[2], (descriptor) => ask(descriptor, "LEASES"))));`;
     const client = new URL("../../dist/cli/client.js", import.meta.url).href;
-    const argument = new Uint8Array(wire.WIRE_MAP_BYTES);
-    wire.WireMap.encode(viewOf(argument), 0, {
-      version: wire.WIRE_VERSION,
-      kind: wire.LeaseKind.SEAL,
-      offset: 0n,
-      length: 4096n,
-    });
+    const argument = grantRequest(wire.LeaseKind.SEAL, 0, 4096);
     const writer = openSync(path, "r+");
     try {
       expect(attempt(writer, wire.Ioctl.GRANT, argument)).toBe("");

@@ -3,25 +3,9 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { Command } from "commander";
 import { Failure, usage } from "../../daemon/failure.ts";
 import { FS_TYPE, readMounts } from "../../daemon/mounts.ts";
+import type { LeaseReport } from "../../session/control.ts";
 import { ask, readExtents, withOpen } from "../client.ts";
 import { print, table, toJson } from "../output.ts";
-
-/** One lease as the daemon tells it. */
-export interface LeaseReport {
-  id: number;
-  kind: string;
-  state: string;
-  pid: number;
-  uid: number;
-  command: string;
-  file: string;
-  inode: number;
-  offset: number | string;
-  length: number | string;
-  /** Bytes that were freed, and that the holder could still reach. */
-  quarantined: number;
-  age_s: number;
-}
 
 export function leasesCommand(): Command {
   return new Command("leases")

@@ -1,12 +1,11 @@
 /** GETATTR, SETATTR, STATX. */
 import { now } from "../../base/clock.ts";
 import { putAttrOut, putStatxOut } from "../../fuse/encode.ts";
-import { Fattr, SetattrIn } from "../../fuse/kernel.ts";
+import { Fattr, OpenFlag, SetattrIn } from "../../fuse/kernel.ts";
 import type { Request } from "../../fuse/request.ts";
 import { type AttributeChange, changeAttributes } from "../../namespace/attributes.ts";
 import { truncate } from "../../namespace/data.ts";
 import type { Inode } from "../../namespace/inode.ts";
-import { O_NONBLOCK } from "../handles.ts";
 import type { Session } from "../session.ts";
 import { attrOf, VALID_SEC } from "./entry.ts";
 
@@ -28,7 +27,7 @@ export function setattr(session: Session, request: Request): void {
   const kill = (valid & Fattr.KILL_SUIDGID) !== 0;
   if ((valid & Fattr.SIZE) !== 0 && (valid & Fattr.FH) !== 0) {
     // ftruncate(2) on a descriptor that does not want to wait; truncate(2) has none.
-    session.volume.leases.nonBlocking = (session.handles.get(wish.fh).flags & O_NONBLOCK) !== 0;
+    session.volume.leases.nonBlocking = (session.handles.get(wish.fh).flags & OpenFlag.NONBLOCK) !== 0;
   }
   if ((valid & Fattr.SIZE) !== 0) truncate(store, inode, wish.size, kill);
   const change: Changes = {};

@@ -1,12 +1,12 @@
 /** READ, WRITE, FALLOCATE, LSEEK: the path that carries the data. */
 import { FsError } from "../../base/errors.ts";
 import { putLseekOut, putWriteOut } from "../../fuse/encode.ts";
-import { FallocateIn, LseekIn, ReadFlag, Seek, WriteFlag } from "../../fuse/kernel.ts";
+import { FallocateIn, LseekIn, OpenFlag, ReadFlag, Seek, WriteFlag } from "../../fuse/kernel.ts";
 import type { Request } from "../../fuse/request.ts";
 import { noteAccess } from "../../namespace/attributes.ts";
 import * as data from "../../namespace/data.ts";
 import type { Inode } from "../../namespace/inode.ts";
-import { type Handle, O_ACCMODE, O_DSYNC, O_NONBLOCK, O_RDONLY } from "../handles.ts";
+import type { Handle } from "../handles.ts";
 import type { Session } from "../session.ts";
 
 export function read(session: Session, request: Request): void {
@@ -38,7 +38,7 @@ function refuseSecondCopy(session: Session, handle: Handle, offset: bigint, size
   const block = Number(offset >> store.blockShift);
   if (!leases.isLeased(inode, block, data.blocksFor(store, BigInt(size)) + 1)) return;
   const ordinaryMappingOnly = session.negotiated?.features.DIRECT_IO_ALLOW_MMAP === true;
-  if (ordinaryMappingOnly && (handle.flags & O_ACCMODE) !== O_RDONLY) {
+  if (ordinaryMappingOnly && (handle.flags & OpenFlag.ACCMODE) !== OpenFlag.RDONLY) {
     throw new FsError("EIO", "an ordinary writable mapping of a range that is mapped directly");
   }
   setTimeout(() => void session.invalidate(inode, offset, BigInt(size)), SECOND_COPY_MS);
@@ -48,7 +48,7 @@ export function write(session: Session, request: Request): void {
   const { store, leases } = session.volume;
   const { inode } = session.handles.get(request.ioHandle);
   const flags = request.ioFlags;
-  leases.nonBlocking = (request.ioOpenFlags & O_NONBLOCK) !== 0;
+  leases.nonBlocking = (request.ioOpenFlags & OpenFlag.NONBLOCK) !== 0;
   if ((flags & WriteFlag.CACHE) !== 0 && leases.size > 0) {
     // Write-back of a page that an ordinary mapping dirtied in the moment between a fill and its end (see above): the
     // whole page would go over what the holder has stored since. msync(2) there says EIO.
@@ -67,7 +67,7 @@ export function write(session: Session, request: Request): void {
     (flags & WriteFlag.KILL_SUIDGID) !== 0,
   );
   // The kernel leaves O_SYNC and O_DSYNC to us for what does not go through the page cache.
-  if ((request.ioOpenFlags & O_DSYNC) !== 0 && store.region.facts.granularity === "page") {
+  if ((request.ioOpenFlags & OpenFlag.DSYNC) !== 0 && store.region.facts.granularity === "page") {
     const own = request.clone();
     session.replyAfter(own, store.sync(), () => putWriteOut(session.outView, 0, written));
     return;
@@ -79,7 +79,7 @@ export function fallocate(session: Session, request: Request): void {
   const { store } = session.volume;
   const wish = request.body(FallocateIn);
   const { inode, flags } = session.handles.get(wish.fh);
-  session.volume.leases.nonBlocking = (flags & O_NONBLOCK) !== 0;
+  session.volume.leases.nonBlocking = (flags & OpenFlag.NONBLOCK) !== 0;
   // fallocate(2) strips setuid and setgid as write(2) does, unless the caller is privileged.
   data.fallocate(store, inode, wish.mode, wish.offset, wish.length, request.uid !== 0);
   session.reply(request, 0);

@@ -1,10 +1,10 @@
 /** Opening, closing and syncing files. */
-import { now } from "../../base/clock.ts";
 import { putCreateOut, putOpenOut, putPollOut } from "../../fuse/encode.ts";
 import {
   CreateIn,
   Fopen,
   Opcode,
+  OpenFlag,
   OpenIn,
   OpenInFlag,
   PollEvent,
@@ -13,10 +13,11 @@ import {
   ReleaseIn,
 } from "../../fuse/kernel.ts";
 import type { Request } from "../../fuse/request.ts";
+import { noteModification } from "../../namespace/attributes.ts";
 import { truncate } from "../../namespace/data.ts";
 import { type Inode, S_IFMT, S_IFREG } from "../../namespace/inode.ts";
 import * as names from "../../namespace/names.ts";
-import { type Handle, O_NONBLOCK, O_TRUNC } from "../handles.ts";
+import type { Handle } from "../handles.ts";
 import type { Session } from "../session.ts";
 import { entryOf } from "./entry.ts";
 
@@ -35,8 +36,8 @@ export function open(session: Session, request: Request): void {
   const { store } = session.volume;
   const inode = store.inode(request.nodeid);
   const wish = request.body(OpenIn);
-  if ((wish.flags & O_TRUNC) !== 0) {
-    session.volume.leases.nonBlocking = (wish.flags & O_NONBLOCK) !== 0;
+  if ((wish.flags & OpenFlag.TRUNC) !== 0) {
+    session.volume.leases.nonBlocking = (wish.flags & OpenFlag.NONBLOCK) !== 0;
     truncate(store, inode, 0n, (wish.openFlags & OpenInFlag.KILL_SUIDGID) !== 0);
   }
   const handle = session.handles.add(inode, wish.flags);
@@ -80,25 +81,26 @@ function replyCreated(session: Session, request: Request, inode: Inode, flags: n
 
 /** The last reference to the open file description is gone, and with it the lease that was granted on it. */
 function close(session: Session, fh: number): void {
-  const handle = session.handles.remove(fh);
-  if (handle.lease !== null) endLease(session, handle);
-  for (const lease of handle.ended) session.volume.store.releaseQuarantine(lease.id);
-  session.volume.store.reapSoon(handle.inode);
-}
-
-function endLease(session: Session, handle: Handle): void {
-  if (handle.lease === null) return;
-  session.volume.leases.end(handle.lease);
-  handle.lease = null;
-  touchAfterLease(session, handle.inode);
+  const { leases, store } = session.volume;
+  const handle = session.handles.get(fh);
+  const { lease } = handle;
+  if (lease !== null) {
+    session.handles.setLease(handle, null);
+    leases.end(lease);
+    touchAfterLease(session, handle.inode);
+  }
+  session.handles.remove(fh);
+  for (const earlier of handle.ended) store.releaseQuarantine(earlier.id);
+  store.reapSoon(handle.inode);
 }
 
 /** The holder says that it is done; the release of this handle will prove it. */
 export function letGo(session: Session, handle: Handle): void {
-  if (handle.lease === null) return;
-  session.volume.leases.letGo(handle.lease);
-  handle.ended.push(handle.lease);
-  handle.lease = null;
+  const { lease } = handle;
+  if (lease === null) return;
+  session.handles.setLease(handle, null);
+  session.volume.leases.letGo(lease);
+  handle.ended.push(lease);
   touchAfterLease(session, handle.inode);
 }
 
@@ -106,12 +108,7 @@ export function letGo(session: Session, handle: Handle): void {
 function touchAfterLease(session: Session, inode: Inode): void {
   const { store } = session.volume;
   if (store.journal === null || inode.nlink === 0) return;
-  const time = now();
-  inode.mtimeSec = time.sec;
-  inode.mtimeNsec = time.nsec;
-  inode.ctimeSec = time.sec;
-  inode.ctimeNsec = time.nsec;
-  store.noteTimes(inode);
+  noteModification(store, inode);
   session.invalidateAttributes(inode);
 }
 

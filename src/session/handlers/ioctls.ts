@@ -4,37 +4,28 @@
  */
 import { FsError } from "../../base/errors.ts";
 import { putIoctlOut } from "../../fuse/encode.ts";
-import { IoctlIn } from "../../fuse/kernel.ts";
+import { IoctlIn, OpenFlag } from "../../fuse/kernel.ts";
 import type { Request } from "../../fuse/request.ts";
 import { type StructValue, viewOf } from "../../layout/struct.ts";
 import { processOfThread } from "../../lease/process.ts";
+import { remainingMs } from "../../lease/table.ts";
 import * as wire from "../../lease/wire.ts";
 import { SUPERBLOCK_UUID_OFFSET } from "../../media/superblock.ts";
 import { blocksFor, prepareSome } from "../../namespace/data.ts";
 import { FILE_BYTES_MAX, type Inode } from "../../namespace/inode.ts";
 import { answer } from "../control.ts";
-import { type Handle, O_ACCMODE, O_RDONLY, O_RDWR } from "../handles.ts";
+import type { Handle } from "../handles.ts";
 import type { Session } from "../session.ts";
 import { letGo } from "./files.ts";
+
+const knownCommands = new Set<number>(Object.values(wire.Ioctl));
 
 export async function ioctl(session: Session, request: Request, signal: AbortSignal): Promise<void> {
   const { cmd, fh, inSize, outSize } = request.body(IoctlIn);
   const handle = session.handles.get(fh);
   const expectedIn = (cmd >>> 30) & 1 ? (cmd >>> 16) & 0x3fff : 0;
   const expectedOut = (cmd >>> 31) & 1 ? (cmd >>> 16) & 0x3fff : 0;
-  switch (cmd) {
-    case wire.Ioctl.REGION:
-    case wire.Ioctl.EXTENTS:
-    case wire.Ioctl.GRANT:
-    case wire.Ioctl.END:
-    case wire.Ioctl.PREPARE:
-    case wire.Ioctl.CONTROL:
-    case wire.Ioctl.WATCH:
-    case wire.Ioctl.STATUS:
-      break;
-    default:
-      throw new FsError("ENOTTY");
-  }
+  if (!knownCommands.has(cmd)) throw new FsError("ENOTTY");
   if (inSize !== expectedIn || outSize < expectedOut) throw new FsError("EINVAL", "ioctl sizes");
   const payload = request.data();
   let reply: Uint8Array | null = null;
@@ -136,15 +127,17 @@ function mapEnd(session: Session, inode: Inode): bigint {
   return BigInt(blocks) << store.blockShift;
 }
 
-/** The pieces of the file's map in [offset, end), as many as fit, behind a header that says what they are. */
+/** The pieces of the file's map in [offset, to), as many as fit, behind a header that says what they are. */
 function describe(
   session: Session,
   inode: Inode,
   offset: bigint,
-  end: bigint,
+  to: bigint,
   rest: Partial<MapRequest>,
 ): Uint8Array {
   const { store } = session.volume;
+  const limit = mapEnd(session, inode);
+  const end = to < limit ? to : limit;
   const out = Buffer.alloc(wire.WIRE_MAP_BYTES);
   const view = viewOf(out);
   const map = inode.extents;
@@ -172,12 +165,10 @@ function describe(
     nextOffset: block < endBlock ? BigInt(block) << store.blockShift : 0n,
     fileBytes: inode.size,
     inode: inode.ino,
-    mapBytes: mapEnd(session, inode),
+    mapBytes: limit,
   });
   return out;
 }
-
-const lesser = (a: bigint, b: bigint): bigint => (a < b ? a : b);
 
 /** Offset and length of a range in the file, checked against overflow. Length 0 means up to the end of the file's map. */
 function checkRange(offset: bigint, length: bigint): void {
@@ -191,9 +182,7 @@ function extents(session: Session, inode: Inode, payload: Uint8Array): Uint8Arra
   const wish = decode(wire.WireMap, payload);
   checkRange(wish.offset, wish.length);
   const from = (wish.offset >> store.blockShift) << store.blockShift;
-  const limit = mapEnd(session, inode);
-  const end = lesser(wish.offset + wish.length, limit);
-  return describe(session, inode, from, end, {});
+  return describe(session, inode, from, wish.offset + wish.length, {});
 }
 
 async function grant(
@@ -208,7 +197,8 @@ async function grant(
   const wish = decode(wire.WireMap, payload);
   checkRange(wish.offset, wish.length);
   if (store.journal === null) throw new FsError("EOPNOTSUPP", "mounted read-only");
-  if ((handle.flags & O_ACCMODE) !== O_RDWR) throw new FsError("EACCES", "not open for reading and writing");
+  if ((handle.flags & OpenFlag.ACCMODE) !== OpenFlag.RDWR)
+    throw new FsError("EACCES", "not open for reading and writing");
   if (wish.length === 0n || (wish.offset & store.blockMask) !== 0n) {
     throw new FsError("EINVAL", `offset and length: whole blocks of ${store.blockBytes} bytes, at least one`);
   }
@@ -239,14 +229,12 @@ async function grant(
     blockBytes: store.blockBytes,
     holder: { pid: facts.pid, uid: request.uid, command: facts.command },
   });
-  handle.lease = lease;
+  session.handles.setLease(handle, lease);
   // No page of the range may stay in the page cache. Dirty ones of ordinary mappings are written back on the way; new
   // ones are refused from now on, because the lease is in the table.
   await session.invalidate(inode, wish.offset, wish.length);
   lease.settled = true;
-  const limit = mapEnd(session, inode);
-  const end = lesser(wish.offset + wish.length, limit);
-  return describe(session, inode, wish.offset, end, {
+  return describe(session, inode, wish.offset, wish.offset + wish.length, {
     kind: lease.kind === "seal" ? wire.LeaseKind.SEAL : wire.LeaseKind.BREAKABLE,
     flags: wish.flags,
     leaseId: lease.id,
@@ -274,13 +262,17 @@ function end(session: Session, handle: Handle, payload: Uint8Array): void {
 function watch(session: Session, handle: Handle, payload: Uint8Array): void {
   const wish = decode(wire.WireRange, payload);
   const lease = session.volume.leases.byId(wish.leaseId);
-  if (lease.inode !== handle.inode || (handle.flags & O_ACCMODE) !== O_RDWR || handle.lease !== null) {
+  if (
+    lease.inode !== handle.inode ||
+    (handle.flags & OpenFlag.ACCMODE) !== OpenFlag.RDWR ||
+    handle.lease !== null
+  ) {
     throw new FsError(
       "EACCES",
       "a watch needs another descriptor of the same file, open for reading and writing",
     );
   }
-  handle.watched = lease;
+  session.handles.setWatched(handle, lease);
 }
 
 function status(session: Session, handle: Handle): Uint8Array {
@@ -305,10 +297,7 @@ function status(session: Session, handle: Handle): Uint8Array {
     leaseId: lease.id,
     offset: broken?.offset ?? 0n,
     length: broken?.length ?? 0n,
-    remainingMs:
-      lease.state === "breaking" && broken !== null
-        ? Math.max(0, Math.ceil(broken.deadlineMs - Date.now()))
-        : 0,
+    remainingMs: remainingMs(lease),
   });
   return out;
 }
@@ -323,7 +312,8 @@ async function prepareRange(
   const wish = decode(wire.WireRange, payload);
   if (wish.flags !== 0) throw new FsError("EINVAL", "flags");
   // Preparing allocates: it needs what a write needs.
-  if ((handle.flags & O_ACCMODE) === O_RDONLY) throw new FsError("EBADF", "not open for writing");
+  if ((handle.flags & OpenFlag.ACCMODE) === OpenFlag.RDONLY)
+    throw new FsError("EBADF", "not open for writing");
   checkRange(wish.offset, wish.length);
   const to = wish.length === 0n ? inode.size : wish.offset + wish.length;
   if (to < wish.offset) throw new FsError("EINVAL", "offset beyond the end of the file");

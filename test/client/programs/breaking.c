@@ -85,6 +85,13 @@ static void *raw_mmap(void *at, size_t length, int flags) {
   return (void *)syscall(SYS_mmap, at, length, READ_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | flags, -1, 0L);
 }
 
+/* kill(2) returns before the threads stand still: until the first one has taken the signal, the others go on. */
+static void stop(pid_t child) {
+  int status;
+  if (kill(child, SIGSTOP) != 0 || waitpid(child, &status, WUNTRACED) != child || !WIFSTOPPED(status))
+    give_up("a child stops");
+}
+
 /* ---- */
 
 static void in_place(void) {
@@ -306,7 +313,7 @@ static void hostile(void) {
   }
   char byte;
   if (read(pipes[0], &byte, 1) != 1) give_up("a child maps");
-  kill(child, SIGSTOP);
+  stop(child);
   truncates("R19: a stopped holder: the truncate succeeds at the deadline", NAME, 0, BREAK_MS - 200,
             BREAK_MS + 2500);
   /* Whatever the file system gives out now must not be what the child reaches. */
@@ -344,7 +351,7 @@ static void hostile(void) {
       pause();
   }
   if (read(pipes[0], &byte, 1) != 1) give_up("a child maps");
-  kill(child, SIGSTOP);
+  stop(child);
   begin_truncate(NAME, 0);
   sleep_ms(300);
   kill(child, SIGKILL);

@@ -1,0 +1,136 @@
+/**
+ * What recovery brought back, judged as a whole before it is used: names, link counts and parents fit together, and
+ * every block has one owner. What does not fit is damage (CorruptionError), and nothing has been written then.
+ *
+ * check.ts looks for the same in a volume in use, where it would be our own bug, and goes about it another way on purpose:
+ * a mistake in one is not repeated in the other.
+ */
+import { CorruptionError, InvariantError } from "../base/errors.ts";
+import { RESERVED_BYTES } from "../media/format.ts";
+import { ROOT_INO } from "../media/mkfs.ts";
+import type { Recovery } from "../media/recovery.ts";
+import type { Allocator, Run } from "../space/allocator.ts";
+import type { Quarantine } from "../space/quarantine.ts";
+import { type Inode, S_IFLNK } from "./inode.ts";
+import type { State } from "./state.ts";
+
+/** Free blocks of the run go into quarantine. */
+export function takeFree(allocator: Allocator, run: Run, quarantine: Quarantine): void {
+  const end = Math.min(run.start + run.count, allocator.blockCount);
+  for (let at = run.start; at < end; ) {
+    let length = 0;
+    while (at + length < end && allocator.isFree(at + length)) length += 1;
+    if (length > 0) {
+      allocator.claim(at, length);
+      quarantine.adopt(at, length);
+    }
+    at += Math.max(length, 1);
+  }
+}
+
+/** Names, link counts and parents of what was recovered must fit together. */
+export function checkTree(state: State): void {
+  const root = state.inodes.get(ROOT_INO);
+  if (root === undefined || root.directory === null) {
+    throw new CorruptionError("root directory", "inode 1 to be a directory", "none");
+  }
+  if (root.parent !== ROOT_INO) {
+    throw new CorruptionError("root directory", "to be its own parent", `inode ${root.parent}`);
+  }
+  const names = new Map<number, number>();
+  const subdirectories = new Map<number, number>();
+  for (const inode of state.inodes.values()) {
+    if (inode.directory === null) continue;
+    if (inode.nlink === 0 && inode.directory.names.size > 0) {
+      throw new CorruptionError(`directory ${inode.ino}`, "no entries once removed", "some");
+    }
+    const cookies = new Set<number>();
+    for (const entry of inode.directory.names.values()) {
+      if (cookies.has(entry.cookie)) {
+        throw new CorruptionError(`directory ${inode.ino}`, "each cookie once", `${entry.cookie} twice`);
+      }
+      cookies.add(entry.cookie);
+      const target = state.inodes.get(entry.ino);
+      if (target === undefined) {
+        throw new CorruptionError(
+          `directory ${inode.ino}`,
+          `inode ${entry.ino} of entry "${entry.name}" to exist`,
+          "no such inode",
+        );
+      }
+      if (target.mode >>> 12 !== entry.type) {
+        throw new CorruptionError(
+          `entry "${entry.name}" in directory ${inode.ino}`,
+          `type ${target.mode >>> 12}`,
+          `${entry.type}`,
+        );
+      }
+      if (target.directory !== null) {
+        if (target.parent !== inode.ino || names.has(target.ino) || target.ino === ROOT_INO) {
+          throw new CorruptionError(`directory ${target.ino}`, "one name, in its parent", "another place");
+        }
+        subdirectories.set(inode.ino, (subdirectories.get(inode.ino) ?? 0) + 1);
+      }
+      names.set(target.ino, (names.get(target.ino) ?? 0) + 1);
+    }
+  }
+  for (const inode of state.inodes.values()) {
+    const found = names.get(inode.ino) ?? 0;
+    const expected =
+      inode.directory === null
+        ? found
+        : inode.ino === ROOT_INO || found > 0
+          ? 2 + (subdirectories.get(inode.ino) ?? 0)
+          : 0;
+    if (inode.nlink !== expected) {
+      throw new CorruptionError(`inode ${inode.ino}: link count`, `${expected}`, `${inode.nlink}`);
+    }
+    if (inode.type === S_IFLNK && (inode.target === null || inode.size !== BigInt(inode.target.length))) {
+      throw new CorruptionError(
+        `symbolic link ${inode.ino}`,
+        `a target of ${inode.size} bytes`,
+        inode.target === null ? "none" : `one of ${inode.target.length}`,
+      );
+    }
+  }
+  // A cycle of directories would be reachable from nowhere: walk up from each, remembering what leads to the root.
+  const rooted = new Set<number>([ROOT_INO]);
+  for (const inode of state.inodes.values()) {
+    if (inode.directory === null || inode.nlink === 0) continue;
+    const path: number[] = [];
+    let at = inode.ino;
+    while (!rooted.has(at)) {
+      path.push(at);
+      if (path.length > state.inodes.size) {
+        throw new CorruptionError(`directory ${inode.ino}`, "a path to the root", "a cycle");
+      }
+      at = (state.inodes.get(at) as Inode).parent;
+      if (!state.inodes.has(at))
+        throw new CorruptionError(`directory ${inode.ino}`, "a parent that exists", `${at}`);
+    }
+    for (const ino of path) rooted.add(ino);
+  }
+}
+
+/** Build the free space: everything that is used is claimed once, and claiming something twice is damage. */
+export function claimAll(allocator: Allocator, state: State, recovery: Recovery): void {
+  const { blockBytes, segmentBytes } = recovery.superblock;
+  if (!allocator.claim(0, Math.ceil(RESERVED_BYTES / blockBytes)))
+    throw new InvariantError("fresh allocator");
+  for (const segment of [...recovery.checkpoint.segments, ...recovery.log.segments]) {
+    if (!allocator.claim(segment / blockBytes, segmentBytes / blockBytes)) {
+      throw new CorruptionError(`metadata segment at byte ${segment}`, "used once", "used twice");
+    }
+  }
+  for (const inode of state.inodes.values()) {
+    for (const extent of inode.extents ?? []) {
+      if (!allocator.claim(extent.physical, extent.count)) {
+        throw new CorruptionError(
+          `inode ${inode.ino}: extent at file block ${extent.block}`,
+          `blocks ${extent.physical} to ${extent.physical + extent.count - 1} to belong to it alone, inside the volume`,
+          "others use them, or there are none",
+        );
+      }
+    }
+  }
+}
