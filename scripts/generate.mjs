@@ -28,6 +28,7 @@ export function wireHeader(wire, toC) {
     wire.WireMap,
     wire.WireRange,
     wire.WireStatus,
+    wire.WireClone,
     wire.WireControl,
   ];
   const enums = [
@@ -50,6 +51,8 @@ export function wireHeader(wire, toC) {
     CONTROL: ["_IOWR", wire.WireControl.name],
     WATCH: ["_IOW", wire.WireRange.name],
     STATUS: ["_IOR", wire.WireStatus.name],
+    OFFER: ["_IOR", wire.WireClone.name],
+    CLONE: ["_IOW", wire.WireClone.name],
   };
   const lines = [
     "/*",

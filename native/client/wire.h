@@ -169,6 +169,25 @@ _Static_assert(offsetof(struct mapdirect_wire_status, length) == 32, "mapdirect_
 _Static_assert(offsetof(struct mapdirect_wire_status, remaining_ms) == 40, "mapdirect_wire_status.remaining_ms");
 _Static_assert(offsetof(struct mapdirect_wire_status, reserved1) == 48, "mapdirect_wire_status.reserved1");
 
+/* OFFER, on the source: a token that names this open file. CLONE, on the target: share the blocks of the offered one. */
+struct mapdirect_wire_clone {
+  uint32_t version; /* WIRE_VERSION */
+  uint32_t flags; /* zero */
+  uint8_t token[16]; /* out (OFFER), in (CLONE): random; valid until the source is closed */
+  uint64_t source_offset; /* in (CLONE): byte offset in the source; whole blocks */
+  uint64_t offset; /* in (CLONE): byte offset in the target; whole blocks */
+  uint64_t length; /* in (CLONE): bytes; whole blocks, or up to the end of the source; 0 for up to its end */
+  uint8_t reserved[16]; /* zero */
+};
+_Static_assert(sizeof(struct mapdirect_wire_clone) == 64, "mapdirect_wire_clone: size");
+_Static_assert(offsetof(struct mapdirect_wire_clone, version) == 0, "mapdirect_wire_clone.version");
+_Static_assert(offsetof(struct mapdirect_wire_clone, flags) == 4, "mapdirect_wire_clone.flags");
+_Static_assert(offsetof(struct mapdirect_wire_clone, token) == 8, "mapdirect_wire_clone.token");
+_Static_assert(offsetof(struct mapdirect_wire_clone, source_offset) == 24, "mapdirect_wire_clone.source_offset");
+_Static_assert(offsetof(struct mapdirect_wire_clone, offset) == 32, "mapdirect_wire_clone.offset");
+_Static_assert(offsetof(struct mapdirect_wire_clone, length) == 40, "mapdirect_wire_clone.length");
+_Static_assert(offsetof(struct mapdirect_wire_clone, reserved) == 48, "mapdirect_wire_clone.reserved");
+
 /* A question to the daemon and a slice of its answer, UTF-8 JSON. Ask again with token and offset for the next slice. */
 struct mapdirect_wire_control {
   uint32_t version; /* in: WIRE_VERSION */
@@ -213,6 +232,10 @@ _Static_assert(MAPDIRECT_IOCTL_CONTROL == _IOWR('M', 0xd5, struct mapdirect_wire
 _Static_assert(MAPDIRECT_IOCTL_WATCH == _IOW('M', 0xd6, struct mapdirect_wire_range), "WATCH");
 #define MAPDIRECT_IOCTL_STATUS 0x80404dd7u
 _Static_assert(MAPDIRECT_IOCTL_STATUS == _IOR('M', 0xd7, struct mapdirect_wire_status), "STATUS");
+#define MAPDIRECT_IOCTL_OFFER 0x80404dd8u
+_Static_assert(MAPDIRECT_IOCTL_OFFER == _IOR('M', 0xd8, struct mapdirect_wire_clone), "OFFER");
+#define MAPDIRECT_IOCTL_CLONE 0x40404dd9u
+_Static_assert(MAPDIRECT_IOCTL_CLONE == _IOW('M', 0xd9, struct mapdirect_wire_clone), "CLONE");
 
 /* clang-format on */
 

@@ -14,6 +14,7 @@ import {
   WIRE_EXTENTS_MAX,
   WIRE_MAP_BYTES,
   WIRE_VERSION,
+  WireClone,
   WireControl,
   WireExtent,
   WireMap,
@@ -159,4 +160,12 @@ export function prepare(descriptor: number, offset: bigint, length: bigint): voi
   const buffer = new Uint8Array(WireRange.size);
   WireRange.encode(viewOf(buffer), 0, { version: WIRE_VERSION, offset, length });
   addon().ioctl(descriptor, Ioctl.PREPARE, buffer);
+}
+
+/** Share all blocks of `source` with `target`, from the beginning on. */
+export function cloneFile(source: number, target: number): void {
+  const buffer = new Uint8Array(WireClone.size);
+  addon().ioctl(source, Ioctl.OFFER, buffer);
+  // The token is where CLONE wants it; everything else is zero: from the beginning, up to the end.
+  addon().ioctl(target, Ioctl.CLONE, buffer);
 }

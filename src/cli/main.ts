@@ -11,6 +11,7 @@ import { join } from "node:path";
 import { Command, CommanderError } from "commander";
 import { asFailure } from "../daemon/failure.ts";
 import { packageRoot } from "../region/addon.ts";
+import { cloneCommand } from "./commands/clone.ts";
 import { extentsCommand } from "./commands/extents.ts";
 import { infoCommand } from "./commands/info.ts";
 import { leasesCommand } from "./commands/leases.ts";
@@ -48,6 +49,7 @@ Examples:
     extentsCommand(),
     leasesCommand(),
     prepareCommand(),
+    cloneCommand(),
   ];
   for (const command of commands) program.addCommand(command);
   for (const command of [program, ...commands]) {

@@ -114,6 +114,21 @@ export const WireRange = struct(
   32,
 );
 
+export const WireClone = struct(
+  "mapdirect_wire_clone",
+  "OFFER, on the source: a token that names this open file. CLONE, on the target: share the blocks of the offered one.",
+  {
+    version: u32("WIRE_VERSION"),
+    flags: u32("zero"),
+    token: bytes(16, "out (OFFER), in (CLONE): random; valid until the source is closed"),
+    sourceOffset: big64("in (CLONE): byte offset in the source; whole blocks"),
+    offset: big64("in (CLONE): byte offset in the target; whole blocks"),
+    length: big64("in (CLONE): bytes; whole blocks, or up to the end of the source; 0 for up to its end"),
+    reserved: bytes(16, "zero"),
+  },
+  64,
+);
+
 export const LeaseState = { HELD: 0, BREAKING: 1, REVOKED: 2, GONE: 3 } as const;
 export const BreakReason = { NONE: 0, CONFLICT: 1, ADMINISTRATOR: 2, UNMOUNT: 3 } as const;
 
@@ -170,4 +185,6 @@ export const Ioctl = {
   /** On another open file description of the same file: poll(2) there tells of the lease from now on. */
   WATCH: ioc(IOC_WRITE, 0xd6, WireRange.size),
   STATUS: ioc(IOC_READ, 0xd7, WireStatus.size),
+  OFFER: ioc(IOC_READ, 0xd8, WireClone.size),
+  CLONE: ioc(IOC_WRITE, 0xd9, WireClone.size),
 } as const;

@@ -32,7 +32,11 @@ export const COUNTER_MAX = 2 ** 52;
 /** Feature bits. An unknown incompatible bit refuses the mount; an unknown read-only compatible one allows it read-only. */
 export const KNOWN_COMPATIBLE = 0;
 export const KNOWN_READ_ONLY_COMPATIBLE = 0;
-export const KNOWN_INCOMPATIBLE = 0;
+export const FeatureIncompatible = {
+  /** Extents may be in state 3, shared. */
+  SHARED_EXTENTS: 1,
+} as const;
+export const KNOWN_INCOMPATIBLE: number = FeatureIncompatible.SHARED_EXTENTS;
 
 export const VolumeState = { CLEAN: 1, MOUNTED: 2 } as const;
 
@@ -216,7 +220,9 @@ export const ExtentRecord = struct(
     block: u64("first block in the file"),
     physical: u64("first block in the region"),
     count: u32("blocks, at least 1"),
-    state: u32("1 unwritten, 2 written"),
+    state: u32(
+      "1 unwritten, 2 written, 3 shared: written, and other extents of state 3 may name the same blocks",
+    ),
   },
   32,
 );

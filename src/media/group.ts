@@ -55,7 +55,9 @@ export interface InodeFields {
 
 export const UNWRITTEN = 1;
 export const WRITTEN = 2;
-export type MappedState = typeof UNWRITTEN | typeof WRITTEN;
+/** Written, and other extents may refer to the same blocks. */
+export const SHARED = 3;
+export type MappedState = typeof UNWRITTEN | typeof WRITTEN | typeof SHARED;
 
 /** What the records of a group say, in order. Names and targets are byte strings: one character per byte (latin1). */
 export interface RecordSink {
@@ -435,7 +437,8 @@ export function readRecords(
         break;
       case RecordType.EXTENT: {
         const state = view.getUint32(body + ExtentRecord.at.state, true);
-        if (state !== UNWRITTEN && state !== WRITTEN) bad("the extent state", "1 or 2", state);
+        if (state !== UNWRITTEN && state !== WRITTEN && state !== SHARED)
+          bad("the extent state", "1 to 3", state);
         sink.extent(
           u64(body + ExtentRecord.at.ino),
           u64(body + ExtentRecord.at.block),

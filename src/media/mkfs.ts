@@ -8,6 +8,7 @@ import { crc32c } from "./checksum.ts";
 import {
   BLOCK_BYTES_MAX,
   BLOCK_BYTES_MIN,
+  FeatureIncompatible,
   FORMAT_VERSION,
   REGION_BYTES_MIN,
   RESERVED_BYTES,
@@ -129,7 +130,7 @@ export async function makeFileSystem(region: Region, options: MkfsOptions): Prom
     segmentBytes,
     featuresCompatible: 0,
     featuresReadOnly: 0,
-    featuresIncompatible: 0,
+    featuresIncompatible: FeatureIncompatible.SHARED_EXTENTS,
     state: VolumeState.CLEAN,
     createdSec: BigInt(seconds),
     mountedSec: 0n,

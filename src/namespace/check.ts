@@ -5,7 +5,7 @@
  * our own bug (InvariantError), and it names the first thing that does not fit.
  */
 import { InvariantError, invariant } from "../base/errors.ts";
-import { GroupBuilder } from "../media/group.ts";
+import { GroupBuilder, SHARED } from "../media/group.ts";
 import { ROOT_INO } from "../media/mkfs.ts";
 import { FILE_BYTES_MAX, type Inode, LINK_MAX, S_IFDIR, S_IFLNK, S_IFREG } from "./inode.ts";
 import type { Store } from "./store.ts";
@@ -19,7 +19,9 @@ export function checkVolume(store: Store): void {
   checkSnapshotBytes(store);
 }
 
-/** Every block is free or has exactly one owner, and the allocator agrees which. */
+/**
+ * Every block is free, or has exactly one owner, or as many shared extents as are counted; and the allocator agrees.
+ */
 function checkBlocks(store: Store): void {
   const { allocator } = store;
   const blocks = allocator.blockCount;
@@ -48,9 +50,29 @@ function checkBlocks(store: Store): void {
     claim("pending", run.start, run.count);
     pending += run.count;
   }
+  const references = new Map<number, number>();
   for (const inode of store.state.inodes.values()) {
-    for (const extent of inode.extents ?? []) claim(`inode ${inode.ino}`, extent.physical, extent.count);
+    for (const extent of inode.extents ?? []) {
+      if (extent.state !== SHARED) claim(`inode ${inode.ino}`, extent.physical, extent.count);
+      else {
+        for (let block = extent.physical; block < extent.physical + extent.count; block += 1)
+          references.set(block, (references.get(block) ?? 0) + 1);
+      }
+    }
   }
+  store.state.references.check();
+  let shared = 0;
+  for (const run of store.state.references) {
+    claim("shared", run.start, run.count);
+    shared += run.count;
+    for (let block = run.start; block < run.start + run.count; block += 1) {
+      invariant(
+        references.get(block) === run.references,
+        () => `block ${block}: ${references.get(block) ?? 0} shared extents, ${run.references} counted`,
+      );
+    }
+  }
+  invariant(shared === references.size, () => `${references.size} blocks shared, ${shared} counted`);
   invariant(
     pending === allocator.pendingBlocks,
     () => `${pending} blocks pending, not ${allocator.pendingBlocks}`,

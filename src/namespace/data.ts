@@ -4,17 +4,19 @@
  * Invariants:
  * - data is stored and drained before the record that makes it visible: a crash shows old or new, never foreign bytes;
  * - a block that becomes visible is written whole: with the caller's bytes, and zeros around them;
+ * - blocks of a SHARED extent are read only: what is written there goes to new blocks, the rest of them is copied;
  * - bytes behind the end of a file are not to be trusted (a mapping may have stored there): whoever moves the end
  *   further zeroes them first;
  * - `guard` hears of every change of the block map before anything has changed, and in-place writes are none.
  */
 import { now } from "../base/clock.ts";
 import { FsError } from "../base/errors.ts";
-import { type GroupBuilder, UNWRITTEN, WRITTEN } from "../media/group.ts";
+import { type GroupBuilder, SHARED, UNWRITTEN, WRITTEN } from "../media/group.ts";
 import type { Run } from "../space/allocator.ts";
-import type { ExtentMap, Piece } from "../space/extent-map.ts";
+import { type ExtentMap, holdsData, type Piece } from "../space/extent-map.ts";
 import { noteModification, withoutPrivileges } from "./attributes.ts";
 import { FILE_BYTES_MAX, fieldsOf, type Inode } from "./inode.ts";
+import { takeBack } from "./sharing.ts";
 import type { Store } from "./store.ts";
 
 export const FALLOC_KEEP_SIZE = 0x01;
@@ -59,7 +61,7 @@ export function locate(
     if (count * 2 >= pieces.length) return { count, total: total - todo };
     const piece = map.at(block, limit);
     const bytes = Math.min(todo, piece.count * store.blockBytes - within);
-    pieces[count * 2] = piece.state === WRITTEN ? piece.physical * store.blockBytes + within : -1;
+    pieces[count * 2] = holdsData(piece.state) ? piece.physical * store.blockBytes + within : -1;
     pieces[count * 2 + 1] = bytes;
     count += 1;
     todo -= bytes;
@@ -94,7 +96,7 @@ export function read(
 }
 
 /** Zero the rest of the block that holds the end of the file, up to `limit`: the end is about to move. */
-function zeroBehindEnd(store: Store, inode: Inode, limit: bigint): void {
+export function zeroBehindEnd(store: Store, inode: Inode, limit: bigint): void {
   const within = Number(inode.size & store.blockMask);
   if (within === 0 || limit <= inode.size) return;
   const piece = extentsOf(inode).at(Number(inode.size >> store.blockShift), 1);
@@ -107,7 +109,25 @@ function zeroBehindEnd(store: Store, inode: Inode, limit: bigint): void {
   store.region.zero(piece.physical * store.blockBytes + within, bytes);
 }
 
-/** The pieces of [block, block + count) that are not written. */
+/** The block is written, and the file's own, or a hole: one that is shared is copied. Returns whether it was. */
+function ownBlock(store: Store, inode: Inode, block: number): boolean {
+  const map = extentsOf(inode);
+  if (map.at(block, 1).state !== SHARED) return false;
+  takeBack(store, inode, block, 1);
+  if (map.at(block, 1).state === SHARED) prepareSome(store, inode, block, 1, 1);
+  return true;
+}
+
+/**
+ * The end of the file is about to move to `limit`, and what lies behind it in its block to be zeroed: not in a block
+ * that is shared. Returns whether the block map has changed. @throws FsError ENOSPC; Wait.
+ */
+export function ownEnd(store: Store, inode: Inode, limit: bigint): boolean {
+  if ((inode.size & store.blockMask) === 0n || limit <= inode.size) return false;
+  return ownBlock(store, inode, Number(inode.size >> store.blockShift));
+}
+
+/** The pieces of [block, block + count) that cannot be written in place. */
 function unwrittenPieces(map: ExtentMap, block: number, count: number): Piece[] {
   const found: Piece[] = [];
   const end = block + count;
@@ -120,7 +140,7 @@ function unwrittenPieces(map: ExtentMap, block: number, count: number): Piece[] 
 }
 
 /** Goal for new blocks at `block`: right behind the file's extent before it. */
-function goalFor(map: ExtentMap, block: number): number {
+export function goalFor(map: ExtentMap, block: number): number {
   if (block === 0) return 0;
   const before = map.at(block - 1, 1);
   return before.state === 0 ? 0 : before.physical + 1;
@@ -152,9 +172,13 @@ export function write(
   const grows = offset + BigInt(bytes) > inode.size;
   const mode = killPrivileges ? withoutPrivileges(inode.mode) : inode.mode;
 
+  takeBack(store, inode, first, blocks);
   if (map.isWritten(first, blocks)) {
     if (grows || mode !== inode.mode) {
-      if (grows) store.guard.beforeSizeChange(inode);
+      if (grows) {
+        store.guard.beforeSizeChange(inode);
+        ownEnd(store, inode, offset);
+      }
       const group = store.begin(false);
       if (grows) zeroBehindEnd(store, inode, offset);
       storeBytes(store, map, first, head, data, start, bytes);
@@ -171,16 +195,20 @@ export function write(
 
   const missing = unwrittenPieces(map, first, blocks);
   for (const piece of missing) store.guard.beforeMapChange(inode, piece.block, piece.count);
-  if (grows) store.guard.beforeSizeChange(inode);
+  if (grows) {
+    store.guard.beforeSizeChange(inode);
+    // Another map: what is missing has to be looked for again.
+    if (ownEnd(store, inode, offset)) return write(store, inode, offset, data, start, length, killPrivileges);
+  }
   const group = store.begin(true);
   const taken: Run[] = [];
   try {
     // What each missing block becomes: the runs in order; shortage cuts the write.
-    const becomes: { block: number; count: number; physical: number }[] = [];
+    const becomes: Becoming[] = [];
     let reached = first + blocks;
     for (const piece of missing) {
       if (piece.state === UNWRITTEN) {
-        becomes.push({ block: piece.block, count: piece.count, physical: piece.physical });
+        becomes.push({ block: piece.block, count: piece.count, physical: piece.physical, copyOf: -1 });
         continue;
       }
       const last = becomes[becomes.length - 1];
@@ -191,7 +219,8 @@ export function write(
       let at = piece.block;
       for (const run of store.allocate(piece.count, goal, piece.block)) {
         taken.push(run);
-        becomes.push({ block: at, count: run.count, physical: run.start });
+        const copyOf = piece.state === SHARED ? piece.physical + (at - piece.block) : -1;
+        becomes.push({ block: at, count: run.count, physical: run.start, copyOf });
         at += run.count;
       }
       if (at < piece.block + piece.count) {
@@ -210,10 +239,10 @@ export function write(
     zeroBehindEnd(store, inode, offset);
     let writtenPart = 0;
     for (const run of becomes) {
-      // Zeros around the caller's bytes in blocks that become visible.
-      if (run.block === first && head > 0) store.region.zero(run.physical * store.blockBytes, head);
+      // Zeros, or what was there, around the caller's bytes in blocks that become visible.
+      if (run.block === first && head > 0) fill(store, run, 0, head);
       if (run.block + run.count - 1 === lastBlock && tail < store.blockBytes) {
-        store.region.zero((run.physical + run.count - 1) * store.blockBytes + tail, store.blockBytes - tail);
+        fill(store, run, (run.count - 1) * store.blockBytes + tail, store.blockBytes - tail);
       }
       const from = run.block === first ? head : 0;
       const byteStart = (run.block - first) * store.blockBytes + from - head;
@@ -243,6 +272,22 @@ export function write(
     throw error;
   }
   return bytes;
+}
+
+/** A run of file blocks that gets its bytes, at `physical`. */
+interface Becoming {
+  readonly block: number;
+  readonly count: number;
+  readonly physical: number;
+  /** First block of the run that was shared there; -1 if nothing was. */
+  readonly copyOf: number;
+}
+
+/** The bytes from `from` on in such a run are what they were: copied, or zeros. */
+function fill(store: Store, run: Becoming, from: number, bytes: number): void {
+  const at = run.physical * store.blockBytes + from;
+  if (run.copyOf < 0) store.region.zero(at, bytes);
+  else store.region.copy(run.copyOf * store.blockBytes + from, at, bytes);
 }
 
 /** Store bytes into blocks that are all written. */
@@ -284,6 +329,7 @@ export function truncate(store: Store, inode: Inode, size: bigint, killPrivilege
   const cut = Math.max(map.end, blocksFor(store, inode.size)) - keep;
   if (cut > 0) store.guard.beforeMapChange(inode, keep, cut);
   if (size !== inode.size) store.guard.beforeSizeChange(inode);
+  ownEnd(store, inode, size);
   const group = store.begin(false);
   if (size > inode.size) zeroBehindEnd(store, inode, size);
   if (map.end > keep) group.extentGone(inode.ino, keep, map.end - keep);
@@ -329,6 +375,7 @@ export function fallocate(
     if (count > 0) guardMapped(store, inode, map, first, count);
     // A hole in the middle of an extent makes two of one: many such holes are more metadata, and a full volume, where
     // they free no whole segment, must keep room for its next checkpoint.
+    ownEdges(store, inode, offset, end);
     const splits = count > 0 && map.splitBy(first, count);
     const group = store.begin(splits && store.reserveIsLow());
     zeroEdges(store, inode, offset, end, innerFirst, innerEnd);
@@ -347,17 +394,26 @@ export function fallocate(
     at += piece.count;
   }
   const zeroRange = action === FALLOC_ZERO_RANGE;
+  /** The part that needs new blocks: a hole, or what is shared and to be zeros. */
+  const lacking = (piece: Piece): Piece | null =>
+    piece.state === 0
+      ? piece
+      : zeroRange && piece.state === SHARED
+        ? clip(piece, innerFirst, innerEnd)
+        : null;
   for (const piece of pieces) {
     const changes =
       piece.state === 0 ||
-      (zeroRange && piece.state === WRITTEN && clip(piece, innerFirst, innerEnd) !== null);
+      (zeroRange && holdsData(piece.state) && clip(piece, innerFirst, innerEnd) !== null);
     if (changes) store.guard.beforeMapChange(inode, piece.block, piece.count);
   }
-  const wanted = pieces.reduce((sum, piece) => sum + (piece.state === 0 ? piece.count : 0), 0);
+  const wanted = pieces.reduce((sum, piece) => sum + (lacking(piece)?.count ?? 0), 0);
   if (wanted > store.allocator.freeBlocks) {
     store.waitForPending("space");
     throw new FsError("ENOSPC", `${wanted} blocks wanted, ${store.allocator.freeBlocks} free`);
   }
+  if (zeroRange) ownEdges(store, inode, offset, end);
+  ownEnd(store, inode, size);
   let group = store.begin(true);
   const taken: Run[] = [];
   let takenRecorded = 0;
@@ -380,15 +436,16 @@ export function fallocate(
     if (size > inode.size) zeroBehindEnd(store, inode, size);
     if (zeroRange) zeroEdges(store, inode, offset, end, innerFirst, innerEnd);
     for (const piece of pieces) {
-      if (piece.state === 0) {
-        const runs = store.allocate(piece.count, goalFor(map, piece.block), piece.block);
+      const fresh = lacking(piece);
+      if (fresh !== null) {
+        const runs = store.allocate(fresh.count, goalFor(map, fresh.block), fresh.block);
         let count = 0;
         for (const run of runs) {
           taken.push(run);
           count += run.count;
         }
-        if (count < piece.count) throw new FsError("ENOSPC");
-        let at = piece.block;
+        if (count < fresh.count) throw new FsError("ENOSPC");
+        let at = fresh.block;
         for (const run of runs) {
           record(at, run);
           takenRecorded += 1;
@@ -423,6 +480,12 @@ function clip(piece: Piece, from: number, to: number): Piece | null {
   return { block, count: end - block, physical: piece.physical + (block - piece.block), state: piece.state };
 }
 
+/** The blocks at the edges of [offset, end) that are not wholly in it will be stored to: they must be the file's own. */
+function ownEdges(store: Store, inode: Inode, offset: bigint, end: bigint): void {
+  if ((offset & store.blockMask) !== 0n) ownBlock(store, inode, Number(offset >> store.blockShift));
+  if ((end & store.blockMask) !== 0n) ownBlock(store, inode, Number(end >> store.blockShift));
+}
+
 /** Zero the written parts of [offset, end) that are not whole blocks: in place, no change of the map. */
 function zeroEdges(
   store: Store,
@@ -449,13 +512,14 @@ function zeroEdges(
 }
 
 /**
- * Make a part of [block, block + count) ready to be mapped: allocated, zeroed where it was a hole or unwritten, written.
- * At most `limit` blocks are zeroed; returns the block up to which all is ready. Call again from there.
+ * Make a part of [block, block + count) ready to be mapped: allocated, zeroed where it was a hole or unwritten, copied
+ * where it was shared, written. At most `limit` blocks are zeroed or copied; returns the block up to which all is ready. Call again from there.
  * @throws FsError ENOSPC, ETXTBSY; Wait.
  */
 export function prepareSome(store: Store, inode: Inode, block: number, count: number, limit: number): number {
   const map = extentsOf(inode);
   store.writable();
+  takeBack(store, inode, block, count);
   const end = block + count;
   let at = block;
   while (at < end) {
@@ -467,15 +531,16 @@ export function prepareSome(store: Store, inode: Inode, block: number, count: nu
   const piece = map.at(at, Math.min(end - at, limit));
   store.guard.beforeMapChange(inode, piece.block, piece.count);
   const group = store.begin(true);
-  const runs: { block: number; count: number; physical: number }[] = [];
+  const runs: Becoming[] = [];
   const taken: Run[] = [];
   if (piece.state === UNWRITTEN)
-    runs.push({ block: piece.block, count: piece.count, physical: piece.physical });
+    runs.push({ block: piece.block, count: piece.count, physical: piece.physical, copyOf: -1 });
   else {
     let next = piece.block;
     taken.push(...store.allocate(piece.count, goalFor(map, piece.block), piece.block));
     for (const run of taken) {
-      runs.push({ block: next, count: run.count, physical: run.start });
+      const copyOf = piece.state === SHARED ? piece.physical + (next - piece.block) : -1;
+      runs.push({ block: next, count: run.count, physical: run.start, copyOf });
       next += run.count;
     }
     if (next < piece.block + piece.count) {
@@ -490,7 +555,12 @@ export function prepareSome(store: Store, inode: Inode, block: number, count: nu
   }
   try {
     for (const run of runs) {
-      store.region.zero(run.physical * store.blockBytes, run.count * store.blockBytes);
+      const bytes = run.count * store.blockBytes;
+      // Of what was shared, only what this file shows: behind its end may lie what is another file's.
+      const shown = run.copyOf < 0 ? 0n : inode.size - (BigInt(run.block) << store.blockShift);
+      const kept = shown >= BigInt(bytes) ? bytes : shown > 0n ? Number(shown) : 0;
+      if (kept > 0) fill(store, run, 0, kept);
+      if (kept < bytes) store.region.zero(run.physical * store.blockBytes + kept, bytes - kept);
       group.extent(inode.ino, run.block, run.physical, run.count, WRITTEN);
     }
     const time = now();
@@ -510,7 +580,7 @@ export function seekData(store: Store, inode: Inode, offset: bigint): bigint {
   if (offset < 0n || offset >= inode.size) throw new FsError("ENXIO");
   let block = Number(offset >> store.blockShift);
   for (let piece = map.next(block); piece !== null; piece = map.next(block)) {
-    if (piece.state === WRITTEN) {
+    if (holdsData(piece.state)) {
       const at = BigInt(piece.block) << store.blockShift;
       if (at >= inode.size) break;
       return at > offset ? at : offset;
@@ -527,7 +597,7 @@ export function seekHole(store: Store, inode: Inode, offset: bigint): bigint {
   let block = Number(offset >> store.blockShift);
   for (;;) {
     const piece = map.at(block, Number.MAX_SAFE_INTEGER - block);
-    if (piece.state !== WRITTEN) {
+    if (!holdsData(piece.state)) {
       const at = BigInt(piece.block) << store.blockShift;
       const hole = at > offset ? at : offset;
       return hole < inode.size ? hole : inode.size;

@@ -6,7 +6,8 @@
  * a mistake in one is not repeated in the other.
  */
 import { CorruptionError, InvariantError } from "../base/errors.ts";
-import { RESERVED_BYTES } from "../media/format.ts";
+import { FeatureIncompatible, RESERVED_BYTES } from "../media/format.ts";
+import { SHARED } from "../media/group.ts";
 import { ROOT_INO } from "../media/mkfs.ts";
 import type { Recovery } from "../media/recovery.ts";
 import type { Allocator, Run } from "../space/allocator.ts";
@@ -122,9 +123,26 @@ export function claimAll(allocator: Allocator, state: State, recovery: Recovery)
       throw new CorruptionError(`metadata segment at byte ${segment}`, "used once", "used twice");
     }
   }
+  // What may be shared first, each block once: the references were counted as the extents came.
+  for (const run of state.references) {
+    if ((recovery.superblock.featuresIncompatible & FeatureIncompatible.SHARED_EXTENTS) === 0) {
+      throw new CorruptionError(
+        `shared blocks ${run.start} to ${run.start + run.count - 1}`,
+        "none in this volume, whose superblock says so",
+        `${run.references} references`,
+      );
+    }
+    if (!allocator.claim(run.start, run.count)) {
+      throw new CorruptionError(
+        `shared blocks ${run.start} to ${run.start + run.count - 1}`,
+        "to lie inside the volume and not in its metadata",
+        "others use them, or there are none",
+      );
+    }
+  }
   for (const inode of state.inodes.values()) {
     for (const extent of inode.extents ?? []) {
-      if (!allocator.claim(extent.physical, extent.count)) {
+      if (extent.state !== SHARED && !allocator.claim(extent.physical, extent.count)) {
         throw new CorruptionError(
           `inode ${inode.ino}: extent at file block ${extent.block}`,
           `blocks ${extent.physical} to ${extent.physical + extent.count - 1} to belong to it alone, inside the volume`,

@@ -7,6 +7,7 @@
  * - applying a record twice gives the same state as once (a fuzzy checkpoint relies on it);
  * - a record that does not fit (an inode that is not there, a run outside the volume) is damage in the checkpoint and in
  *   the exact part of the log, and skipped in the fuzzy part, where the checkpoint may already lack what later goes;
+ * - `references` counts the SHARED extents; blocks are freed with the last of them;
  * - `snapshotBytes` is at least what a checkpoint of this state takes on the media.
  */
 import { CorruptionError } from "../base/errors.ts";
@@ -20,10 +21,12 @@ import {
   SymlinkRecord,
   XattrRecord,
 } from "../media/format.ts";
-import type { GroupBuilder, InodeFields, MappedState } from "../media/group.ts";
+import { type GroupBuilder, type InodeFields, type MappedState, SHARED } from "../media/group.ts";
 import { ROOT_INO } from "../media/mkfs.ts";
 import type { RecoverySink } from "../media/recovery.ts";
-import type { OnFreed } from "../space/extent-map.ts";
+import type { Run } from "../space/allocator.ts";
+import type { OnCut } from "../space/extent-map.ts";
+import { References } from "../space/references.ts";
 import { FIRST_COOKIE } from "./directory.ts";
 import {
   FILE_BYTES_MAX,
@@ -54,10 +57,15 @@ export class State implements RecoverySink, Snapshot {
   readonly inodes = new Map<number, Inode>();
   nextIno = ROOT_INO + 1;
   nextGeneration = 1;
-  /** Blocks taken out of a map; recovery leaves it at nothing and builds the free space at the end. */
-  onFreed: OnFreed = () => {};
+  /** Counted from countReferences() on: recovery, where nothing is freed, has no use for them. */
+  readonly references = new References();
+  #counting = false;
+  /** Blocks that no map has any more. */
+  onFreed: (physical: number, count: number) => void = () => {};
   /** Number of the group that is being applied; 0 in recovery. */
   lsn = 0;
+  /** The group that last took a reference away from blocks that others still have. */
+  unsharedLsn = 0;
   #snapshotBytes = 0;
   #phase: "checkpoint" | "fuzzy" | "exact" = "exact";
   #blockCount = Number.MAX_SAFE_INTEGER;
@@ -69,6 +77,18 @@ export class State implements RecoverySink, Snapshot {
   /** Blocks of the volume: no extent may reach past them. */
   setBlockCount(blocks: number): void {
     this.#blockCount = blocks;
+  }
+
+  /** Recovery is over: from now on blocks are freed. */
+  countReferences(): void {
+    const shared: Run[] = [];
+    for (const inode of this.inodes.values()) {
+      for (const extent of inode.extents ?? []) {
+        if (extent.state === SHARED) shared.push({ start: extent.physical, count: extent.count });
+      }
+    }
+    this.references.build(shared);
+    this.#counting = true;
   }
 
   phase(name: "checkpoint" | "fuzzy" | "exact"): void {
@@ -191,7 +211,9 @@ export class State implements RecoverySink, Snapshot {
       );
     }
     const before = inode.extents.length;
-    inode.extents.set(block, count, physical, state, this.onFreed);
+    // Before the old ones go: a block that only changes its place in the file is not to be freed.
+    if (state === SHARED && this.#counting) this.references.add(physical, count);
+    inode.extents.set(block, count, physical, state, this.#onCut);
     inode.mapLsn = this.lsn;
     this.#snapshotBytes += (inode.extents.length - before) * EXTENT_BYTES;
   }
@@ -201,10 +223,22 @@ export class State implements RecoverySink, Snapshot {
     if (inode === null || inode.extents === null) return;
     if (count === 0) throw new CorruptionError(`EXTENT_GONE record of inode ${ino}`, "blocks", "none");
     const before = inode.extents.length;
-    inode.extents.remove(block, count, this.onFreed);
+    inode.extents.remove(block, count, this.#onCut);
     inode.mapLsn = this.lsn;
     this.#snapshotBytes += (inode.extents.length - before) * EXTENT_BYTES;
   }
+
+  readonly #onCut: OnCut = (physical, count, state, stays) => {
+    if (!this.#counting) return;
+    if (state !== SHARED) {
+      if (!stays) this.onFreed(physical, count);
+      return;
+    }
+    this.unsharedLsn = this.lsn;
+    for (const run of this.references.remove(physical, count)) {
+      if (!stays) this.onFreed(run.start, run.count);
+    }
+  };
 
   symlink(ino: number, target: string): void {
     const inode = this.#inode(ino, "SYMLINK");

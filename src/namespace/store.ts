@@ -5,7 +5,8 @@
  * state. Nothing is changed in memory before it is in the log, nothing is in the log that was not validated.
  *
  * Invariants (check.ts runs them over the whole volume):
- * - every block is free, pending, in quarantine, in the reserve, in a metadata segment, or in exactly one extent;
+ * - every block is free, pending, in quarantine, in the reserve, in a metadata segment, in exactly one extent, or in
+ *   SHARED extents alone (sharing.ts);
  * - blocks leave a file's map by a record, and are allocated again only when that record survives a power cut;
  * - the reserve can take the next checkpoint and the log until it is complete, or growing operations get ENOSPC;
  * - times alone may be newer in memory than in the log (`dirtyTimes`): they are logged within flushTimes().
@@ -33,9 +34,11 @@ export interface MapGuard {
   /** Blocks [block, block + count) of the file would be mapped otherwise than now. */
   beforeMapChange(inode: Inode, block: number, count: number): void;
   beforeSizeChange(inode: Inode): void;
+  /** A lease pins blocks of this range. */
+  isLeased(inode: Inode, block: number, count: number): boolean;
 }
 
-const noGuard: MapGuard = { beforeMapChange() {}, beforeSizeChange() {} };
+const noGuard: MapGuard = { beforeMapChange() {}, beforeSizeChange() {}, isLeased: () => false };
 
 /** A checkpoint slice: how long the event loop is kept at most, in milliseconds. */
 const SLICE_MS = 2;
@@ -135,6 +138,7 @@ export class Store {
     state.nextIno = Math.max(state.nextIno, recovery.nextIno);
     state.nextGeneration = Math.max(state.nextGeneration, recovery.nextGeneration);
     checkTree(state);
+    state.countReferences();
     const allocator = new Allocator(superblock.regionBytes / superblock.blockBytes, superblock.blockBytes);
     const pool = new SegmentPool(allocator, superblock.segmentBytes, superblock.blockBytes);
     claimAll(allocator, state, recovery);

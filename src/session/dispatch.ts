@@ -62,6 +62,8 @@ const rows: readonly (readonly [number, Handler])[] = [
   [Opcode.WRITE, now(data.write)],
   [Opcode.FALLOCATE, now(data.fallocate)],
   [Opcode.LSEEK, now(data.lseek)],
+  [Opcode.COPY_FILE_RANGE, now(data.copyFileRange)],
+  [Opcode.COPY_FILE_RANGE_64, now(data.copyFileRange)],
   [Opcode.OPENDIR, now(directories.opendir)],
   [Opcode.READDIR, now(directories.readdir)],
   [Opcode.READDIRPLUS, now(directories.readdirplus)],

@@ -6,6 +6,7 @@
  * - `#granted` and `#watching` say of a lease what `lease` and `watched` say of the handles: leases come and go with every
  *   mapping, so who has to be told is found without looking through all open files.
  */
+import { randomBytes } from "node:crypto";
 import { FsError } from "../base/errors.ts";
 import type { Lease } from "../lease/table.ts";
 import type { Inode } from "../namespace/inode.ts";
@@ -34,6 +35,9 @@ export class Handles {
   readonly #open = new Map<number, HandleInside>();
   readonly #granted = new Map<Lease, HandleInside>();
   readonly #watching = new Map<Lease, Set<HandleInside>>();
+  /** Offered as the source of a clone, by token: who knows it was told by somebody who had the file open. */
+  readonly #offered = new Map<string, Handle>();
+  readonly #tokens = new Map<number, string>();
   #next = 1;
 
   get size(): number {
@@ -72,6 +76,24 @@ export class Handles {
     else others.add(inside);
   }
 
+  /** A token by which another open file can name this one; the same each time. */
+  offer(handle: Handle): Uint8Array {
+    let token = this.#tokens.get(handle.fh);
+    if (token === undefined) {
+      token = randomBytes(16).toString("hex");
+      this.#tokens.set(handle.fh, token);
+      this.#offered.set(token, handle);
+    }
+    return Buffer.from(token, "hex");
+  }
+
+  /** @throws FsError ESTALE: never offered, or closed since */
+  offered(token: Uint8Array): Handle {
+    const handle = this.#offered.get(Buffer.from(token).toString("hex"));
+    if (handle === undefined) throw new FsError("ESTALE", "the source is not open any more");
+    return handle;
+  }
+
   add(inode: Inode, flags: number): Handle {
     const handle: HandleInside = {
       fh: this.#next,
@@ -103,6 +125,9 @@ export class Handles {
     const handle = this.#inside(fh);
     this.setWatched(handle, null);
     this.#open.delete(fh);
+    const token = this.#tokens.get(fh);
+    if (token !== undefined) this.#offered.delete(token);
+    this.#tokens.delete(fh);
     handle.inode.opens -= 1;
     return handle;
   }

@@ -7,7 +7,7 @@
  * - `blocks` is the sum of their lengths.
  */
 import { invariant } from "../base/errors.ts";
-import { type MappedState, WRITTEN } from "../media/group.ts";
+import { type MappedState, SHARED, WRITTEN } from "../media/group.ts";
 
 export interface Extent {
   /** First file block. */
@@ -28,8 +28,15 @@ export interface Piece {
   state: 0 | MappedState;
 }
 
-/** Blocks that a change took out of the map. */
-export type OnFreed = (physical: number, count: number) => void;
+/**
+ * What a change took out of the map. `stays`: the same blocks lie at the same place again, in another state perhaps.
+ */
+export type OnCut = (physical: number, count: number, state: MappedState, stays: boolean) => void;
+
+/** Reading there gives what was written, not zeros. */
+export function holdsData(state: Piece["state"]): boolean {
+  return state === WRITTEN || state === SHARED;
+}
 
 const COUNT_MAX = 0xffff_ffff;
 const HOLE_END = Number.MAX_SAFE_INTEGER;
@@ -99,7 +106,7 @@ export class ExtentMap {
     };
   }
 
-  /** The whole run [block, block + count) is mapped and written. */
+  /** The whole run [block, block + count) is written, and nobody else's: it can be written in place. */
   isWritten(block: number, count: number): boolean {
     let at = block;
     const end = block + count;
@@ -115,8 +122,8 @@ export class ExtentMap {
     return this.#extents[Symbol.iterator]();
   }
 
-  /** Map [block, block + count) to `physical`. Blocks that lay there before and are not the same ones are reported. */
-  set(block: number, count: number, physical: number, state: MappedState, onFreed: OnFreed): void {
+  /** Map [block, block + count) to `physical`. What lay there before is reported. */
+  set(block: number, count: number, physical: number, state: MappedState, onCut: OnCut): void {
     const last = this.#extents[this.#extents.length - 1];
     if (last !== undefined && last.block + last.count <= block) {
       // Append: no search, no splice.
@@ -125,10 +132,8 @@ export class ExtentMap {
       else this.#extents.push({ block, count, physical, state });
       return;
     }
-    this.#cut(block, count, (oldPhysical, oldCount, oldBlock) => {
-      // A run may be replaced by itself (unwritten becomes written): those blocks stay.
-      if (oldPhysical - oldBlock === physical - block) return;
-      onFreed(oldPhysical, oldCount);
+    this.#cut(block, count, (oldPhysical, oldCount, oldState, oldBlock) => {
+      onCut(oldPhysical, oldCount, oldState, oldPhysical - oldBlock === physical - block);
     });
     const index = this.#search(block);
     this.#extents.splice(index, 0, { block, count, physical, state });
@@ -144,11 +149,15 @@ export class ExtentMap {
   }
 
   /** Make [block, block + count) a hole. */
-  remove(block: number, count: number, onFreed: OnFreed): void {
-    this.#cut(block, count, onFreed);
+  remove(block: number, count: number, onCut: OnCut): void {
+    this.#cut(block, count, (physical, cut, state) => onCut(physical, cut, state, false));
   }
 
-  #cut(block: number, count: number, onCut: (physical: number, count: number, block: number) => void): void {
+  #cut(
+    block: number,
+    count: number,
+    onCut: (physical: number, count: number, state: MappedState, block: number) => void,
+  ): void {
     const end = Math.min(block + count, HOLE_END);
     const extents = this.#extents;
     const first = this.#search(block);
@@ -159,7 +168,7 @@ export class ExtentMap {
       if (extent.block >= end) break;
       const from = Math.max(block, extent.block);
       const to = Math.min(end, extent.block + extent.count);
-      onCut(extent.physical + (from - extent.block), to - from, from);
+      onCut(extent.physical + (from - extent.block), to - from, extent.state, from);
       this.#blocks -= to - from;
       if (extent.block < from) rest.push({ ...extent, count: from - extent.block });
       const tail = extent.block + extent.count - to;

@@ -35,6 +35,13 @@ export class Quarantine {
     this.#claims.set(owner, runs);
   }
 
+  /** Somebody who holds no lease can reach a block of this run. */
+  isClaimed(start: number, count: number): boolean {
+    if (this.#claims.size === 0) return false;
+    const { claimed, length } = this.#stretch(start, count);
+    return claimed || length < count;
+  }
+
   /** Blocks [start, start + count) were freed by group `lsn`: holds what is claimed, returns what may go. */
   hold(start: number, count: number, lsn: number): Run[] {
     const free: Run[] = [];

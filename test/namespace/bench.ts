@@ -8,6 +8,7 @@ import { FsError } from "../../src/base/errors.ts";
 import { retrying } from "../../src/base/wait.ts";
 import * as attributes from "../../src/namespace/attributes.ts";
 import { checkVolume } from "../../src/namespace/check.ts";
+import { cloneRange, copyRange } from "../../src/namespace/clone.ts";
 import * as data from "../../src/namespace/data.ts";
 import { FILE_BYTES_MAX, type Inode, S_IFDIR, S_IFIFO, S_IFLNK, S_IFREG } from "../../src/namespace/inode.ts";
 import * as names from "../../src/namespace/names.ts";
@@ -25,6 +26,15 @@ export type Command =
   | { do: "unlink" | "rmdir"; dir: number; name: string }
   | { do: "rename"; dir: number; name: string; toDir: number; toName: string; flags: number }
   | { do: "write"; inode: number; offset: bigint; length: number; fill: number; kill: boolean }
+  | {
+      do: "copy" | "clone";
+      source: number;
+      sourceOffset: bigint;
+      target: number;
+      targetOffset: bigint;
+      length: bigint;
+      kill: boolean;
+    }
   | { do: "truncate"; inode: number; size: bigint; kill: boolean }
   | { do: "fallocate"; inode: number; mode: number; offset: bigint; length: bigint }
   | { do: "prepare"; inode: number; block: number; count: number; limit: number }
@@ -342,6 +352,30 @@ export class Bench {
               throw new Error(`${taken} of ${fits} bytes written, ${store.allocator.freeBlocks} blocks free`);
           },
           () => data.write(store, store.inode(ino), command.offset, bytes, 0, bytes.length, command.kill),
+        );
+        break;
+      }
+      case "copy":
+      case "clone": {
+        const source = this.#file(command.source);
+        touched = this.#file(command.target);
+        const target = touched;
+        const { sourceOffset, targetOffset, kill } = command;
+        // To the end, as far as whole blocks go, as cp and FICLONE ask.
+        const size = this.model.node(source).size;
+        const length = command.length >= 0n ? command.length : size > sourceOffset ? size - sourceOffset : 0n;
+        const unit = BigInt(store.blockBytes);
+        const limited = length > 1n << 20n ? 1n << 20n : length;
+        const range = { sourceOffset, targetOffset, length: limited };
+        await this.#both<number>(
+          (done) => this.model.copy(command.do, { source, target, ...range }, done ?? null, kill, unit),
+          () =>
+            (command.do === "copy" ? copyRange : cloneRange)(store, {
+              source: store.inode(source),
+              target: store.inode(target),
+              ...range,
+              killPrivileges: kill,
+            }),
         );
         break;
       }

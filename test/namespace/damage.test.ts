@@ -16,6 +16,7 @@ import { groupAt } from "../../src/media/group.ts";
 import { geometryOf } from "../../src/media/recovery.ts";
 import { changeAttributes, setXattr } from "../../src/namespace/attributes.ts";
 import { checkVolume } from "../../src/namespace/check.ts";
+import { cloneRange } from "../../src/namespace/clone.ts";
 import { fallocate, truncate, write } from "../../src/namespace/data.ts";
 import { S_IFDIR, S_IFLNK, S_IFREG } from "../../src/namespace/inode.ts";
 import { create, lookup, rename, rmdir, unlink } from "../../src/namespace/names.ts";
@@ -52,6 +53,17 @@ async function makeSpecimen(granularity: "cacheline" | "page", clean: boolean): 
   write(store, file, 0n, pattern(10_000, 1), 0, 10_000, false);
   create(store, store.root, "link", S_IFLNK | 0o777, 0, owner, "dir/file");
   setXattr(store, file, "user.a", pattern(20, 2), 0);
+  const twin = create(store, dir, "twin", S_IFREG | 0o600, 0, owner, null);
+  const clone = (length: bigint) =>
+    cloneRange(store, {
+      source: file,
+      sourceOffset: 0n,
+      target: twin,
+      targetOffset: twin.size,
+      length,
+      killPrivileges: false,
+    });
+  clone(8192n);
   await store.checkpoint();
   const states: Model[] = [];
   const steps = [
@@ -61,6 +73,8 @@ async function makeSpecimen(granularity: "cacheline" | "page", clean: boolean): 
     () => setXattr(store, dir, "user.b", pattern(7, 4), 0),
     () => fallocate(store, file, 3, 4096n, 4096n, false),
     () => unlink(store, store.root, "link"),
+    () => clone(file.size),
+    () => write(store, twin, 100n, pattern(50, 5), 0, 50, false),
     () => truncate(store, file, 5000n, false),
     () => changeAttributes(store, file, { mode: 0o600 }),
   ];

@@ -22,6 +22,7 @@ const offset = fc.oneof(
   { weight: 1, arbitrary: fc.bigInt(0n, BIG) },
   { weight: 1, arbitrary: fc.bigInt(0n, 10000n).map((back) => BIG - back) },
 );
+const aligned = fc.bigInt(0n, 20n).map((block) => block * 4096n);
 const length = fc.oneof(
   { weight: 5, arbitrary: fc.nat({ max: 9000 }) },
   { weight: 2, arbitrary: fc.nat({ max: 20 }).map((blocks) => blocks * 4096) },
@@ -60,6 +61,22 @@ const command: fc.Arbitrary<Command> = fc.oneof(
   {
     weight: 14,
     arbitrary: fc.record({ do: fc.constant("write" as const), inode: index, offset, length, fill, kill }),
+  },
+  {
+    weight: 12,
+    arbitrary: fc.record({
+      do: fc.constantFrom("copy" as const, "clone" as const),
+      source: index,
+      sourceOffset: fc.oneof({ weight: 3, arbitrary: aligned }, { weight: 1, arbitrary: offset }),
+      target: index,
+      targetOffset: fc.oneof({ weight: 3, arbitrary: aligned }, { weight: 1, arbitrary: offset }),
+      length: fc.oneof(
+        { weight: 3, arbitrary: fc.constant(-1n) },
+        { weight: 2, arbitrary: fc.bigInt(0n, 30n).map((blocks) => blocks * 4096n) },
+        { weight: 2, arbitrary: fc.bigInt(0n, 100_000n) },
+      ),
+      kill,
+    }),
   },
   {
     weight: 6,
@@ -200,6 +217,6 @@ describe(`a volume and a model of it (seed ${seed}, ${runs} runs)`, () => {
   });
   test("the list of commands reaches every kind", () => {
     const kinds = new Set(fc.sample(command, 2000).map((one) => one.do));
-    expect(kinds.size).toBe(23);
+    expect(kinds.size).toBe(25);
   });
 });

@@ -281,6 +281,44 @@ export class Model {
     this.#kill(node, kill);
   }
 
+  /** @param done how many bytes the real one has copied or shared. */
+  copy(
+    how: "copy" | "clone",
+    range: { source: number; sourceOffset: bigint; target: number; targetOffset: bigint; length: bigint },
+    done: number | null,
+    kill: boolean,
+    blockBytes: bigint,
+  ): void {
+    const source = this.#file(range.source);
+    const target = this.#file(range.target);
+    const { sourceOffset, targetOffset } = range;
+    const left = source.size > sourceOffset ? source.size - sourceOffset : 0n;
+    const length = range.length < left ? range.length : left;
+    if (targetOffset + length > FILE_BYTES_MAX) fail("EFBIG");
+    const overlap = targetOffset < sourceOffset + length && sourceOffset < targetOffset + length;
+    if (source === target && overlap) fail("EINVAL");
+    if (how === "clone") {
+      if (length !== range.length) fail("EINVAL");
+      const toEnd = sourceOffset + length === source.size && targetOffset + length >= target.size;
+      const aligned = (offset: bigint): boolean => offset % blockBytes === 0n;
+      if (length > 0n && !(aligned(sourceOffset) && aligned(targetOffset) && (toEnd || aligned(length))))
+        fail("EINVAL");
+    }
+    if (length === 0n) return;
+    const bytes = new Uint8Array(done ?? 0);
+    for (let at = 0; at < bytes.length; ) {
+      const from = sourceOffset + BigInt(at);
+      const within = Number(from % BLOCK_BIG);
+      const count = Math.min(BLOCK - within, bytes.length - at);
+      bytes.set(Model.block(source, from / BLOCK_BIG).subarray(within, within + count), at);
+      at += count;
+    }
+    this.#put(target, targetOffset, bytes);
+    const end = targetOffset + BigInt(bytes.length);
+    if (end > target.size) target.size = end;
+    this.#kill(target, kill);
+  }
+
   #put(node: Node, offset: bigint, data: Uint8Array): void {
     for (let done = 0; done < data.length; ) {
       const at = offset + BigInt(done);

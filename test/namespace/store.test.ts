@@ -131,7 +131,11 @@ describe("a store", () => {
       asked.push(what);
       throw new FsError("ETXTBSY");
     };
-    store.guard = { beforeMapChange: () => refuse("map"), beforeSizeChange: () => refuse("size") };
+    store.guard = {
+      beforeMapChange: () => refuse("map"),
+      beforeSizeChange: () => refuse("size"),
+      isLeased: () => true,
+    };
     const image = Buffer.from(region.image());
     const free = store.allocator.freeBlocks;
     for (const change of [

@@ -101,7 +101,7 @@ describe("the allocator", () => {
               const index = one.index % held.length;
               const [run] = held.splice(index, 1) as [(typeof held)[0]];
               // Only a part of it: the rest stays.
-              const from = Math.floor(one.from * run.count);
+              const from = Math.min(run.count - 1, Math.floor(one.from * run.count));
               const length = Math.max(1, Math.floor(one.share * (run.count - from)));
               if (from > 0) held.push({ start: run.start, count: from });
               const rest = run.count - from - length;

@@ -1,7 +1,7 @@
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
 import { UNWRITTEN, WRITTEN } from "../../src/media/group.ts";
-import { ExtentMap } from "../../src/space/extent-map.ts";
+import { ExtentMap, type OnCut } from "../../src/space/extent-map.ts";
 
 const runs = Number(process.env.MAPDIRECT_RUNS ?? 200);
 const SPAN = 60;
@@ -35,7 +35,8 @@ describe("an extent map", () => {
         for (const one of steps) {
           const freed: number[] = [];
           const expected: number[] = [];
-          const onFreed = (physical: number, count: number): void => {
+          const onCut: OnCut = (physical, count, _state, stays) => {
+            if (stays) return;
             for (let block = physical; block < physical + count; block += 1) freed.push(block);
           };
           // Physical follows the file block, so that neighbours join and a run may replace itself.
@@ -49,8 +50,8 @@ describe("an extent map", () => {
           }
           const before = map.length;
           const splits = one.do === "remove" && map.splitBy(one.block, one.count);
-          if (one.do === "set") map.set(one.block, one.count, base, one.state, onFreed);
-          else map.remove(one.block, one.count, onFreed);
+          if (one.do === "set") map.set(one.block, one.count, base, one.state, onCut);
+          else map.remove(one.block, one.count, onCut);
           if (one.do === "remove") expect(map.length > before).toBe(splits);
           map.check();
           expect(freed).toEqual(expected);
@@ -102,10 +103,13 @@ describe("an extent map", () => {
     const map = new ExtentMap();
     const freed: number[] = [];
     map.set(10, 10, 100, UNWRITTEN, () => {});
-    map.set(13, 2, 103, WRITTEN, (physical) => freed.push(physical));
+    const onCut: OnCut = (physical, count, _state, stays) => {
+      if (!stays) freed.push(physical, count);
+    };
+    map.set(13, 2, 103, WRITTEN, onCut);
     expect(freed).toEqual([]);
     expect(map.length).toBe(3);
-    map.set(13, 2, 200, WRITTEN, (physical, count) => freed.push(physical, count));
+    map.set(13, 2, 200, WRITTEN, onCut);
     expect(freed).toEqual([103, 2]);
     map.check();
   });

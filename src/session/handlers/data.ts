@@ -1,9 +1,19 @@
-/** READ, WRITE, FALLOCATE, LSEEK: the path that carries the data. */
+/** READ, WRITE, FALLOCATE, LSEEK, COPY_FILE_RANGE: the path that carries the data. */
 import { FsError } from "../../base/errors.ts";
-import { putLseekOut, putWriteOut } from "../../fuse/encode.ts";
-import { FallocateIn, LseekIn, OpenFlag, ReadFlag, Seek, WriteFlag } from "../../fuse/kernel.ts";
+import { putCopyFileRangeOut, putLseekOut, putWriteOut } from "../../fuse/encode.ts";
+import {
+  CopyFileRangeIn,
+  FallocateIn,
+  LseekIn,
+  Opcode,
+  OpenFlag,
+  ReadFlag,
+  Seek,
+  WriteFlag,
+} from "../../fuse/kernel.ts";
 import type { Request } from "../../fuse/request.ts";
 import { noteAccess } from "../../namespace/attributes.ts";
+import { copyRange } from "../../namespace/clone.ts";
 import * as data from "../../namespace/data.ts";
 import type { Inode } from "../../namespace/inode.ts";
 import type { Handle } from "../handles.ts";
@@ -83,6 +93,38 @@ export function fallocate(session: Session, request: Request): void {
   // fallocate(2) strips setuid and setgid as write(2) does, unless the caller is privileged.
   data.fallocate(store, inode, wish.mode, wish.offset, wish.length, request.uid !== 0);
   session.reply(request, 0);
+}
+
+/** What a 32-bit reply can say, in whole pages, as read(2) and write(2) have it (MAX_RW_COUNT, include/linux/fs.h). */
+const COPY_BYTES_MAX = 0x7fff_f000n;
+
+/** The kernel has written back what is dirty in either range, and drops the target's pages afterwards. */
+export function copyFileRange(session: Session, request: Request): void {
+  const { store, leases } = session.volume;
+  const wish = request.body(CopyFileRangeIn);
+  const source = session.handles.get(wish.fhIn).inode;
+  const { inode: target, flags } = session.handles.get(wish.fhOut);
+  if (wish.flags !== 0n) throw new FsError("EINVAL", `copy_file_range flags ${wish.flags}`);
+  leases.nonBlocking = (flags & OpenFlag.NONBLOCK) !== 0;
+  const copied = copyRange(store, {
+    source,
+    sourceOffset: wish.offIn,
+    target,
+    targetOffset: wish.offOut,
+    length: wish.len < COPY_BYTES_MAX ? wish.len : COPY_BYTES_MAX,
+    killPrivileges: request.uid !== 0,
+  });
+  noteAccess(store, source, session.options.atime);
+  const { opcode } = request;
+  const encode = (): number =>
+    opcode === Opcode.COPY_FILE_RANGE_64
+      ? putCopyFileRangeOut(session.outView, 0, BigInt(copied))
+      : putWriteOut(session.outView, 0, copied);
+  if ((flags & OpenFlag.DSYNC) !== 0 && store.region.facts.granularity === "page") {
+    session.replyAfter(request.clone(), store.sync(), encode);
+    return;
+  }
+  session.reply(request, encode());
 }
 
 export function lseek(session: Session, request: Request): void {

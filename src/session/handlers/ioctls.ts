@@ -10,9 +10,12 @@ import { type StructValue, viewOf } from "../../layout/struct.ts";
 import { processOfThread } from "../../lease/process.ts";
 import { remainingMs } from "../../lease/table.ts";
 import * as wire from "../../lease/wire.ts";
+import { SHARED } from "../../media/group.ts";
 import { SUPERBLOCK_UUID_OFFSET } from "../../media/superblock.ts";
+import { cloneRange } from "../../namespace/clone.ts";
 import { blocksFor, prepareSome } from "../../namespace/data.ts";
 import { FILE_BYTES_MAX, type Inode } from "../../namespace/inode.ts";
+import { takeBack } from "../../namespace/sharing.ts";
 import { answer } from "../control.ts";
 import type { Handle } from "../handles.ts";
 import type { Session } from "../session.ts";
@@ -50,6 +53,12 @@ export async function ioctl(session: Session, request: Request, signal: AbortSig
       break;
     case wire.Ioctl.STATUS:
       reply = status(session, handle);
+      break;
+    case wire.Ioctl.OFFER:
+      reply = offer(session, handle);
+      break;
+    case wire.Ioctl.CLONE:
+      await clone(session, request, handle, payload, signal);
       break;
     case wire.Ioctl.CONTROL:
       reply = control(session, request, payload);
@@ -146,11 +155,18 @@ function describe(
   const endBlock = blocksFor(store, end);
   while (map !== null && block < endBlock && count < wire.WIRE_EXTENTS_MAX) {
     const piece = map.at(block, endBlock - block);
+    let state: number = piece.state;
+    if (piece.state === SHARED) {
+      // As it is now: the others may be gone.
+      const { references, count: same } = store.state.references.at(piece.physical, piece.count);
+      piece.count = same;
+      if (references < 2) state = wire.ExtentState.WRITTEN;
+    }
     wire.WireExtent.encode(view, wire.WireMap.size + count * wire.WireExtent.size, {
       offset: BigInt(block) << store.blockShift,
       physical: piece.state === 0 ? 0 : piece.physical * store.blockBytes,
       length: BigInt(piece.count) << store.blockShift,
-      state: piece.state,
+      state,
     });
     count += 1;
     block += piece.count;
@@ -209,12 +225,22 @@ async function grant(
   if ((wish.flags & wire.LeaseFlag.PREPARE) !== 0) {
     await prepareBlocks(session, inode, wish.offset, wish.offset + wish.length, signal);
   }
+  const block = Number(wish.offset >> store.blockShift);
+  const count = blocksFor(store, wish.length);
+  if (anyShared(inode, block, count)) {
+    // What was shared once is the file's own again when the others' end is durable.
+    await store.sync();
+    await session.retry(() => takeBack(store, inode, block, count), signal);
+  }
   // From the grant on, a CPU flush alone must make data durable: what locates the blocks has to be durable first.
   // Only this file's own map counts, or a busy neighbour could hold the grant up for ever.
   while (inode.mapLsn > store.journal.durableLsn) {
     await store.sync();
     if (signal.aborted) throw new FsError("EINTR");
   }
+  // Storing into shared blocks would change other files.
+  if (anyShared(inode, block, count))
+    throw new FsError("EPERM", "blocks are shared: prepare the range first");
   // Looked at last, with nothing awaited before the lease is noted: of two requests at a time one gets it.
   if (handle.lease !== null) throw new FsError("EBUSY", "this open file has a lease already");
   const facts = processOfThread(request.pid);
@@ -224,8 +250,8 @@ async function grant(
     flags: wish.flags,
     offset: wish.offset,
     length: wish.length,
-    block: Number(wish.offset >> store.blockShift),
-    count: blocksFor(store, wish.length),
+    block,
+    count,
     blockBytes: store.blockBytes,
     holder: { pid: facts.pid, uid: request.uid, command: facts.command },
   });
@@ -239,6 +265,15 @@ async function grant(
     flags: wish.flags,
     leaseId: lease.id,
   });
+}
+
+function anyShared(inode: Inode, block: number, count: number): boolean {
+  const map = inode.extents;
+  for (let piece = map?.next(block) ?? null; piece !== null && piece.block < block + count; ) {
+    if (piece.state === SHARED) return true;
+    piece = map?.next(piece.block + piece.count) ?? null;
+  }
+  return false;
 }
 
 function end(session: Session, handle: Handle, payload: Uint8Array): void {
@@ -343,6 +378,62 @@ async function prepareBlocks(
     if (block < end) await new Promise((resolve) => setImmediate(resolve));
     if (signal.aborted) throw new FsError("EINTR");
   }
+}
+
+function offer(session: Session, handle: Handle): Uint8Array {
+  fileOf(handle);
+  if ((handle.flags & OpenFlag.ACCMODE) === OpenFlag.WRONLY)
+    throw new FsError("EBADF", "not open for reading");
+  const out = Buffer.alloc(wire.WireClone.size);
+  wire.WireClone.encode(viewOf(out), 0, {
+    version: wire.WIRE_VERSION,
+    token: session.handles.offer(handle),
+  });
+  return out;
+}
+
+/** FICLONERANGE, whose own ioctl the kernel does not hand on to FUSE. This open file is the target. */
+async function clone(
+  session: Session,
+  request: Request,
+  handle: Handle,
+  payload: Uint8Array,
+  signal: AbortSignal,
+): Promise<void> {
+  const { store, leases } = session.volume;
+  const target = fileOf(handle);
+  const wish = decode(wire.WireClone, payload);
+  if (wish.flags !== 0) throw new FsError("EINVAL", "flags");
+  const writable = (handle.flags & OpenFlag.ACCMODE) !== OpenFlag.RDONLY;
+  if (!writable || (handle.flags & OpenFlag.APPEND) !== 0) {
+    throw new FsError("EBADF", "the target is not open for writing, or for appending alone");
+  }
+  const source = session.handles.offered(wish.token).inode;
+  checkRange(wish.sourceOffset, wish.length);
+  checkRange(wish.offset, wish.length);
+  if (wish.sourceOffset > source.size) throw new FsError("EINVAL", "behind the end of the source");
+  const length = wish.length === 0n ? source.size - wish.sourceOffset : wish.length;
+  // What ordinary mappings have changed goes to the blocks first.
+  await session.invalidate(source, wish.sourceOffset, length);
+  await session.invalidate(target, wish.offset, length);
+  for (let done = 0n; done < length; ) {
+    const rest = {
+      source,
+      sourceOffset: wish.sourceOffset + done,
+      target,
+      targetOffset: wish.offset + done,
+      length: length - done,
+      killPrivileges: request.uid !== 0,
+    };
+    done += BigInt(
+      await session.retry(() => {
+        leases.nonBlocking = (handle.flags & OpenFlag.NONBLOCK) !== 0;
+        return cloneRange(store, rest);
+      }, signal),
+    );
+  }
+  await session.invalidate(target, wish.offset, length);
+  session.invalidateAttributes(target);
 }
 
 function control(session: Session, request: Request, payload: Uint8Array): Uint8Array {
