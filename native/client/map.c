@@ -3,7 +3,7 @@
  *
  *   caller   check flags, descriptor and region (R1..R4)
  *   keeper   open the file once more (the lease description), GRANT, EXTENTS
- *            open the region with the caller's identity, check that it is the one that the mount names
+ *            open the region with the caller's identity, or get it at the door of direct_group=; check that it is the one that the mount names
  *            reserve addresses; map the pieces; map the anchor (one PROT_NONE page of the lease description)
  *            open the file a third time and watch the lease there; close the lease description
  *            enter it in the table
@@ -17,8 +17,11 @@
 #include "internal.h"
 
 #include <fcntl.h>
+#include <poll.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <sys/un.h>
 #include <sys/vfs.h>
 
 #include "syscall.h"
@@ -32,6 +35,8 @@
 /* Those that go to the kernel with each piece of the region. */
 #define FLAGS_OF_PIECES (MAP_POPULATE | MAP_NONBLOCK | MAP_NORESERVE | MAP_LOCKED)
 #define LEASE_KIND_BITS 0xffu
+/* How long the daemon may take to hand out a descriptor. */
+#define DOOR_MS 10000
 
 struct map_request {
   struct request base;
@@ -321,11 +326,53 @@ static int region_has_uuid(const struct map_request *map) {
   return memcmp(uuid, region->uuid, sizeof uuid) == 0 ? 0 : -EOPNOTSUPP;
 }
 
+static bool lacks_resources(int error) {
+  return error == EMFILE || error == ENFILE || error == ENOMEM;
+}
+
+/* From the daemon's door, if it has one and lets the caller in. What comes out is checked like what was opened. */
+static int region_from_door(const struct mapdirect_wire_region *region) {
+  struct sockaddr_un address = {.sun_family = AF_UNIX};
+  if (region->socket_bytes == 0 || region->socket_bytes >= sizeof address.sun_path) return -EACCES;
+  memcpy(address.sun_path, region->socket, region->socket_bytes);
+  int door = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+  if (door < 0) return lacks_resources(errno) ? -errno : -EACCES;
+  int result = -EACCES;
+  if (connect(door, (struct sockaddr *)&address, sizeof address) == 0) {
+    struct pollfd ready = {.fd = door, .events = POLLIN};
+    char byte;
+    struct iovec part = {.iov_base = &byte, .iov_len = 1};
+    union {
+      struct cmsghdr header;
+      char bytes[CMSG_SPACE(sizeof(int))];
+    } control;
+    struct msghdr message = {
+        .msg_iov = &part, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
+    int count = poll(&ready, 1, DOOR_MS);
+    if (count == 1 && recvmsg(door, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT) == 1) {
+      const struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+      if (header != NULL && header->cmsg_level == SOL_SOCKET && header->cmsg_type == SCM_RIGHTS &&
+          header->cmsg_len == CMSG_LEN(sizeof(int)))
+        memcpy(&result, CMSG_DATA(header), sizeof result);
+    } else if (count == 0) {
+      result = -EAGAIN;
+    }
+  } else if (errno == EAGAIN) {
+    result = -EAGAIN; /* more are waiting there than it takes */
+  }
+  raw_close(door);
+  return result;
+}
+
 static int open_region(struct map_request *map) {
   const struct mapdirect_wire_region *region = &map->region;
   /* O_NONBLOCK: what is at that path may be anything by now. */
   int fd = open((const char *)region->path, O_RDWR | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
-  if (fd < 0) return errno == EMFILE || errno == ENFILE || errno == ENOMEM ? -errno : -EACCES;
+  if (fd < 0) {
+    if (lacks_resources(errno)) return -errno;
+    fd = region_from_door(region);
+    if (fd < 0) return fd;
+  }
   map->region_fd = fd;
   struct stat *status = &map->region_status;
   if (fstat(fd, status) != 0) return -errno;

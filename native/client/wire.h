@@ -84,8 +84,11 @@ struct mapdirect_wire_region {
   uint32_t default_kind; /* LeaseKind that the mount hands out when asked for DEFAULT */
   uint32_t path_bytes; /* length of path, without NUL */
   uint8_t path[4096]; /* absolute path of the region, as the daemon sees it */
+  uint32_t socket_bytes; /* length of socket, without NUL; 0 when there is none */
+  uint32_t reserved0; /* zero */
+  uint8_t socket[104]; /* absolute path of a socket that hands out a descriptor of the region (direct_group=) */
 };
-_Static_assert(sizeof(struct mapdirect_wire_region) == 4176, "mapdirect_wire_region: size");
+_Static_assert(sizeof(struct mapdirect_wire_region) == 4288, "mapdirect_wire_region: size");
 _Static_assert(offsetof(struct mapdirect_wire_region, version) == 0, "mapdirect_wire_region.version");
 _Static_assert(offsetof(struct mapdirect_wire_region, kind) == 4, "mapdirect_wire_region.kind");
 _Static_assert(offsetof(struct mapdirect_wire_region, flags) == 8, "mapdirect_wire_region.flags");
@@ -99,6 +102,9 @@ _Static_assert(offsetof(struct mapdirect_wire_region, inode) == 64, "mapdirect_w
 _Static_assert(offsetof(struct mapdirect_wire_region, default_kind) == 72, "mapdirect_wire_region.default_kind");
 _Static_assert(offsetof(struct mapdirect_wire_region, path_bytes) == 76, "mapdirect_wire_region.path_bytes");
 _Static_assert(offsetof(struct mapdirect_wire_region, path) == 80, "mapdirect_wire_region.path");
+_Static_assert(offsetof(struct mapdirect_wire_region, socket_bytes) == 4176, "mapdirect_wire_region.socket_bytes");
+_Static_assert(offsetof(struct mapdirect_wire_region, reserved0) == 4180, "mapdirect_wire_region.reserved0");
+_Static_assert(offsetof(struct mapdirect_wire_region, socket) == 4184, "mapdirect_wire_region.socket");
 
 /* Request and reply of GRANT and EXTENTS. Extents that do not fit are fetched with EXTENTS from nextOffset. */
 struct mapdirect_wire_map {
@@ -216,7 +222,7 @@ struct mapdirect_wire_map_full {
 };
 _Static_assert(sizeof(struct mapdirect_wire_map_full) == 16352, "mapdirect_wire_map_full: size");
 
-#define MAPDIRECT_IOCTL_REGION 0x90504dd0u
+#define MAPDIRECT_IOCTL_REGION 0x90c04dd0u
 _Static_assert(MAPDIRECT_IOCTL_REGION == _IOR('M', 0xd0, struct mapdirect_wire_region), "REGION");
 #define MAPDIRECT_IOCTL_GRANT 0xffe04dd1u
 _Static_assert(MAPDIRECT_IOCTL_GRANT == _IOWR('M', 0xd1, struct mapdirect_wire_map_full), "GRANT");

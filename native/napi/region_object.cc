@@ -58,6 +58,7 @@ void RegionObject::define(Napi::Env env) {
       Napi::Persistent(DefineClass(env, "NativeRegion",
                                    {
                                        InstanceMethod<&RegionObject::setCacheline>("setCacheline"),
+                                       InstanceMethod<&RegionObject::handOut>("handOut"),
                                        InstanceMethod<&RegionObject::read>("read"),
                                        InstanceMethod<&RegionObject::write>("write"),
                                        InstanceMethod<&RegionObject::zero>("zero"),
@@ -132,6 +133,14 @@ void RegionObject::setCacheline(const Napi::CallbackInfo &info) {
   if (!checkOpen(info.Env(), "setCacheline")) return;
   cacheline_ = info[0].ToBoolean().Value();
   mapping_->setCacheline(cacheline_);
+}
+
+void RegionObject::handOut(const Napi::CallbackInfo &info) {
+  const Napi::Env env = info.Env();
+  int socket = -1;
+  if (!checkOpen(env, "handOut") || !getInt(env, info[0], "socket", socket)) return;
+  if (const int failure = mapping_->handOut(socket); failure != 0)
+    fail(env, failure, "send a descriptor of the region");
 }
 
 void RegionObject::read(const Napi::CallbackInfo &info) {

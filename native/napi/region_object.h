@@ -26,6 +26,7 @@ public:
 
 private:
   void setCacheline(const Napi::CallbackInfo &info);
+  void handOut(const Napi::CallbackInfo &info);
   void read(const Napi::CallbackInfo &info);
   void write(const Napi::CallbackInfo &info);
   void zero(const Napi::CallbackInfo &info);

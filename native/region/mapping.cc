@@ -6,12 +6,14 @@
 #include "region/guard.h"
 
 #include <cerrno>
+#include <cstdio>
 #include <cstring>
 #include <fcntl.h>
 #include <linux/fs.h>
 #include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -64,6 +66,29 @@ int Mapping::open(const char *path, const RegionOptions &options, std::shared_pt
   if (const int failure = opened->map(options, step); failure != 0) return failure;
   mapping = std::move(opened);
   return 0;
+}
+
+int Mapping::handOut(int socket) const {
+  char path[32];
+  snprintf(path, sizeof path, "/proc/self/fd/%d", descriptor_);
+  const int opened = ::open(path, O_RDWR | O_CLOEXEC | O_NOCTTY);
+  if (opened < 0) return -errno;
+  char byte = 0;
+  iovec part{&byte, 1};
+  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
+  msghdr message{};
+  message.msg_iov = &part;
+  message.msg_iovlen = 1;
+  message.msg_control = control;
+  message.msg_controllen = sizeof control;
+  cmsghdr *header = CMSG_FIRSTHDR(&message);
+  header->cmsg_level = SOL_SOCKET;
+  header->cmsg_type = SCM_RIGHTS;
+  header->cmsg_len = CMSG_LEN(sizeof(int));
+  memcpy(CMSG_DATA(header), &opened, sizeof opened);
+  const int failure = sendmsg(socket, &message, MSG_DONTWAIT | MSG_NOSIGNAL) == 1 ? 0 : -errno;
+  close(opened);
+  return failure;
 }
 
 int Mapping::inspect(const char *&step) {

@@ -53,6 +53,9 @@ public:
   int zero(uint64_t offset, size_t length);
   int copy(uint64_t source, uint64_t target, size_t length);
   void drain() const;
+  // Sends a descriptor of the region over a connected unix socket: of an open file description of its own, for
+  // a lock belongs to the description. Never blocks: -EAGAIN when the socket takes nothing.
+  int handOut(int socket) const;
   // Blocks; safe on any thread.
   int sync() const;
 

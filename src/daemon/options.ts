@@ -22,6 +22,8 @@ export interface MountOptions {
   breakTimeSeconds: number;
   maxLeases: number;
   maxLeasedBytes: number;
+  /** Name or number of the group whose members may map without access to the region; null for none. */
+  directGroup: string | null;
   assumePmem: boolean;
 }
 
@@ -105,6 +107,16 @@ const VALUED: Record<string, { wants: string; set: (options: MountOptions, value
       return true;
     },
   },
+  direct_group: {
+    wants: "the name or the number of a group",
+    set: (options, value) => {
+      // As useradd(8) has it; and nothing that getent could take for an option.
+      if (!/^(\d{1,10}|[A-Za-z_][A-Za-z0-9_.-]*\$?)$/.test(value) || Number(value) > 0xffff_fffe)
+        return false;
+      options.directGroup = value;
+      return true;
+    },
+  },
   break_time: {
     wants: "whole seconds, at most 86400",
     set: (options, value) => {
@@ -146,6 +158,7 @@ export function defaultMountOptions(asRoot: boolean): MountOptions {
     breakTimeSeconds: 45,
     maxLeases: 1024,
     maxLeasedBytes: Number.MAX_SAFE_INTEGER,
+    directGroup: null,
     assumePmem: false,
   };
 }

@@ -11,11 +11,13 @@
  */
 import { statfs } from "node:fs/promises";
 import { Errno } from "../base/errno.ts";
+import { formatUuid } from "../media/mkfs.ts";
 import { type FuseMount, openFuseMount, unmountFuse } from "../region/fusemount.ts";
 import type { MappedRegion } from "../region/native-region.ts";
 import { openRegion } from "../region/open.ts";
 import { Session } from "../session/session.ts";
 import { Volume } from "../session/volume.ts";
+import { Door } from "./door.ts";
 import { asFailure, errnoOf, Failure } from "./failure.ts";
 import type { Log } from "./log.ts";
 import { FS_TYPE, mountAt, mountOfRegion } from "./mounts.ts";
@@ -84,13 +86,18 @@ async function serve(request: DaemonRequest, log: Log, readiness: Readiness): Pr
       maxLeasedBytes: options.maxLeasedBytes,
     });
     let served = false;
+    let door: Door | undefined;
     try {
+      if (options.directGroup !== null && !options.readOnly) {
+        door = await Door.open(region, options.directGroup, formatUuid(volume.store.superblock.uuid), log);
+      }
       const mount = await mountVolume(request);
       const session = new Session(volume, {
         uid: process.getuid?.() ?? 0,
         debug: request.debug,
         mountSource: request.region,
         mountpoint,
+        directSocket: door?.path ?? "",
         atime: options.atime,
         noDirectoryAtime: options.noDirectoryAtime,
       });
@@ -113,6 +120,7 @@ async function serve(request: DaemonRequest, log: Log, readiness: Readiness): Pr
       await removeLeftover(mountpoint, mountId, log);
       served = true;
     } finally {
+      door?.close();
       await volume.close();
       if (served) log.info(`${request.region} is unmounted, its volume closed`);
     }

@@ -71,8 +71,11 @@ export const WireRegion = struct(
     defaultKind: u32("LeaseKind that the mount hands out when asked for DEFAULT"),
     pathBytes: u32("length of path, without NUL"),
     path: text(4096, "absolute path of the region, as the daemon sees it"),
+    socketBytes: u32("length of socket, without NUL; 0 when there is none"),
+    reserved0: u32("zero"),
+    socket: text(104, "absolute path of a socket that hands out a descriptor of the region (direct_group=)"),
   },
-  4176,
+  4288,
 );
 
 export const WIRE_EXTENTS_MAX = 508;

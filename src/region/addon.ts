@@ -23,6 +23,8 @@ export interface NativeRegion {
   readonly info: NativeRegionInfo;
   /** Choose how stores become durable, once, after open: true = non-temporal stores + flush; false = plain stores. */
   setCacheline(on: boolean): void;
+  /** Open the region once more, read-write, and send that over a connected unix socket (SCM_RIGHTS, one byte of data). */
+  handOut(socket: number): void;
   read(offset: number, target: Uint8Array, targetStart: number, length: number): void;
   write(offset: number, source: Uint8Array, sourceStart: number, length: number): void;
   zero(offset: number, length: number): void;

@@ -27,6 +27,11 @@ export class MappedRegion implements Region, NativeBacked {
     return this.#syncError;
   }
 
+  /** Send a descriptor of the region, of an open file description of its own, over a connected unix socket. */
+  handOut(socket: number): void {
+    this.native.handOut(socket);
+  }
+
   read(offset: number, target: Uint8Array, targetStart: number, length: number): void {
     checkRange(this.facts.sizeBytes, offset, length);
     checkSlice(target, targetStart, length);

@@ -66,6 +66,7 @@ function info(session: Session): unknown {
       uptime_s: Math.round((Date.now() - session.startedAtMs) / 1000),
       uid: session.options.uid,
       direct: options.direct,
+      direct_socket: session.options.directSocket,
       break_time_s: options.breakTimeSeconds,
       max_leases: options.maxLeases,
       max_leased: options.maxLeasedBytes,

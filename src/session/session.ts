@@ -37,6 +37,8 @@ export interface SessionOptions {
   /** The region's path, for clients. */
   readonly mountSource: string;
   readonly mountpoint: string;
+  /** Where members of direct_group= get a descriptor of the region; "" for nowhere. */
+  readonly directSocket: string;
   readonly atime: AtimeMode;
   readonly noDirectoryAtime: boolean;
 }

@@ -51,6 +51,8 @@ Options for -o:
   direct=seal            conflicting operations fail with ETXTBSY (default)
   direct=breakable       they break the lease, wait for at most break_time, and succeed
   direct=off             no direct mappings
+  direct_group=GROUP     its members may map without access to the region itself: they
+                         can then write all of it
   break_time=SECONDS     how long a lease that is being broken lasts (45)
   max_leases=N           leases a user may hold
   max_leased=SIZE        bytes a user may hold under lease

@@ -123,6 +123,8 @@ function region(session: Session): Uint8Array {
     defaultKind: leases.policy.direct === "breakable" ? wire.LeaseKind.BREAKABLE : wire.LeaseKind.SEAL,
     pathBytes: Buffer.byteLength(path),
     path,
+    socketBytes: Buffer.byteLength(session.options.directSocket),
+    socket: session.options.directSocket,
   });
   return out;
 }
