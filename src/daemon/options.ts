@@ -21,7 +21,8 @@ export interface MountOptions {
   direct: LeasePolicy["direct"];
   breakTimeSeconds: number;
   maxLeases: number;
-  maxLeasedBytes: number;
+  /** null: a share of the region. */
+  maxLeasedBytes: number | null;
   /** Name or number of the group whose members may map without access to the region; null for none. */
   directGroup: string | null;
   assumePmem: boolean;
@@ -157,7 +158,7 @@ export function defaultMountOptions(asRoot: boolean): MountOptions {
     direct: "seal",
     breakTimeSeconds: 45,
     maxLeases: 1024,
-    maxLeasedBytes: Number.MAX_SAFE_INTEGER,
+    maxLeasedBytes: null,
     directGroup: null,
     assumePmem: false,
   };
@@ -183,6 +184,23 @@ export function parseMountOptions(lists: readonly string[], asRoot: boolean): Mo
     }
   }
   return options;
+}
+
+/** What a user may hold under lease if max_leased= does not say, as a share of the region. */
+const MAX_LEASED_SHARE = 0.5;
+
+export function leasePolicy(
+  options: MountOptions,
+  regionBytes: number,
+  administratorUid: number,
+): LeasePolicy {
+  return {
+    direct: options.direct,
+    breakTimeSeconds: options.breakTimeSeconds,
+    maxLeases: options.maxLeases,
+    maxLeasedBytes: options.maxLeasedBytes ?? Math.floor(regionBytes * MAX_LEASED_SHARE),
+    administratorUid,
+  };
 }
 
 /** The words for the mount itself, as openFuseMount takes them. */

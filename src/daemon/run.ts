@@ -21,7 +21,7 @@ import { Door } from "./door.ts";
 import { asFailure, errnoOf, Failure } from "./failure.ts";
 import type { Log } from "./log.ts";
 import { FS_TYPE, mountAt, mountOfRegion } from "./mounts.ts";
-import { type MountOptions, mountWords } from "./options.ts";
+import { leasePolicy, type MountOptions, mountWords } from "./options.ts";
 import type { Readiness } from "./readiness.ts";
 
 export interface DaemonRequest {
@@ -80,10 +80,7 @@ async function serve(request: DaemonRequest, log: Log, readiness: Readiness): Pr
   try {
     const volume = await Volume.open(region, {
       readOnly: options.readOnly,
-      breakTimeSeconds: options.breakTimeSeconds,
-      direct: options.direct,
-      maxLeases: options.maxLeases,
-      maxLeasedBytes: options.maxLeasedBytes,
+      ...leasePolicy(options, region.facts.sizeBytes, process.getuid?.() ?? 0),
     });
     let served = false;
     let door: Door | undefined;

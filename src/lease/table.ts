@@ -5,7 +5,7 @@
  *     (none) ─────► held ─────────────────► breaking ───────────► revoked
  *                    │   (breakable lease,      │                    │
  *                    │    or an administrator)  │                    │
- *                    └──────────────────────────┴────────────────────┴──► gone: the holder has let go
+ *                    └──────────────────────────┴────────────────────┴──► gone: the holder has let go (says it: ended)
  *
  * Invariants:
  * - a lease lives exactly as long as the open file description it was granted on (`end` is called from its release) or
@@ -15,6 +15,8 @@
  *   before each such change, whatever operation it belongs to;
  * - the deadline of a break never moves: more conflicts join it;
  * - from the deadline until the holder has let go, blocks that it could reach are in quarantine when they are freed;
+ * - what a user can still reach counts against that user's limits, ended or not: nobody gets more space into quarantine
+ *   than max_leased;
  * - leases are volatile: nothing of them is on the media.
  */
 import { FsError } from "../base/errors.ts";
@@ -31,7 +33,8 @@ export interface Holder {
   readonly command: string;
 }
 
-export type LeaseState = "held" | "breaking" | "revoked";
+/** "ended": its holder says that it has let go, and the kernel has not confirmed it yet. */
+export type LeaseState = "held" | "breaking" | "revoked" | "ended";
 
 /** Why a lease is being broken: what the holder is told. Bytes of the file. */
 export interface Break {
@@ -78,10 +81,12 @@ export interface LeasePolicy {
   readonly direct: "seal" | "breakable" | "off";
   /** How long a lease may take to end when it is broken, seconds. */
   readonly breakTimeSeconds: number;
-  /** For each user but root. */
+  /** For each user but root and whoever mounted. */
   readonly maxLeases: number;
-  /** For each user but root, bytes. */
+  /** For each user but root and whoever mounted, bytes. */
   readonly maxLeasedBytes: number;
+  /** Who mounted. */
+  readonly administratorUid: number;
 }
 
 /** For all users together, root included: bounds the daemon's memory. */
@@ -124,6 +129,8 @@ export class LeaseTable implements MapGuard {
   readonly #policy: LeasePolicy;
   readonly #leases = new Map<number, LeaseInside>();
   readonly #byInode = new Map<Inode, Set<LeaseInside>>();
+  /** Ended, and not released yet. */
+  readonly #lingering = new Set<LeaseInside>();
   /** When a new lease may be granted after a break; weak, because the file may be gone by then. */
   readonly #notBefore = new WeakMap<Inode, number>();
   #nextId = 1;
@@ -151,6 +158,11 @@ export class LeaseTable implements MapGuard {
 
   all(): IterableIterator<Lease> {
     return this.#leases.values();
+  }
+
+  /** Those that stand in nobody's way, but whose holders may still reach their blocks. */
+  lingering(): Iterable<Lease> {
+    return this.#lingering;
   }
 
   /** @throws FsError ENOENT */
@@ -246,17 +258,19 @@ export class LeaseTable implements MapGuard {
   }
 
   #checkLimits(holder: Holder, bytes: number): void {
-    const { maxLeases, maxLeasedBytes } = this.#policy;
-    if (this.#leases.size >= MOUNT_LEASES_MAX) {
+    const { maxLeases, maxLeasedBytes, administratorUid } = this.#policy;
+    if (this.#leases.size + this.#lingering.size >= MOUNT_LEASES_MAX) {
       throw new FsError("EAGAIN", `${MOUNT_LEASES_MAX} leases in this mount`);
     }
-    if (holder.uid === 0) return;
+    if (holder.uid === 0 || holder.uid === administratorUid) return;
     let leases = 0;
     let leasedBytes = 0;
-    for (const lease of this.#leases.values()) {
-      if (lease.holder.uid !== holder.uid) continue;
-      leases += 1;
-      leasedBytes += lease.bytes;
+    for (const held of [this.#leases.values(), this.#lingering]) {
+      for (const lease of held) {
+        if (lease.holder.uid !== holder.uid) continue;
+        leases += 1;
+        leasedBytes += lease.bytes;
+      }
     }
     if (leases >= maxLeases) throw new FsError("EAGAIN", `max_leases=${maxLeases}`);
     if (leasedBytes + bytes > maxLeasedBytes) throw new FsError("EAGAIN", `max_leased=${maxLeasedBytes}`);
@@ -264,7 +278,7 @@ export class LeaseTable implements MapGuard {
 
   /** The open file description is released: nobody has the range mapped any more. */
   end(lease: Lease): void {
-    if (this.#remove(lease)) this.events.onEnded(lease);
+    if (this.#remove(lease) || this.#lingering.delete(lease as LeaseInside)) this.events.onEnded(lease);
   }
 
   /**
@@ -273,7 +287,10 @@ export class LeaseTable implements MapGuard {
    */
   letGo(lease: Lease): void {
     const wasRevoked = lease.state === "revoked";
-    if (this.#remove(lease) && !wasRevoked) this.events.onRevoked(lease);
+    if (!this.#remove(lease)) return;
+    lease.state = "ended";
+    this.#lingering.add(lease as LeaseInside);
+    if (!wasRevoked) this.events.onRevoked(lease);
   }
 
   #remove(lease: Lease): boolean {

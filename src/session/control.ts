@@ -3,7 +3,7 @@ import { FsError } from "../base/errors.ts";
 import { featureNames } from "../fuse/init.ts";
 import { opcodeName } from "../fuse/opcodes.ts";
 import type { Request } from "../fuse/request.ts";
-import { remainingMs } from "../lease/table.ts";
+import { type Lease, remainingMs } from "../lease/table.ts";
 import { Question } from "../lease/wire.ts";
 import { ROOT_INO } from "../media/mkfs.ts";
 import { checkVolume } from "../namespace/check.ts";
@@ -33,7 +33,7 @@ export function answer(session: Session, request: Request, question: number, arg
     case Question.INFO:
       return info(session);
     case Question.LEASES:
-      return leases(session, request, argument);
+      return listLeases(session, request, argument);
     case Question.STATS:
       return statistics(session);
     case Question.BREAK:
@@ -100,15 +100,20 @@ function breakOne(session: Session, id: number): unknown {
 }
 
 /** Root and whoever mounted see all; others their own. `argument`: an inode number, or 0 for every file. */
-function leases(session: Session, request: Request, argument: number): LeaseReport[] {
+function listLeases(session: Session, request: Request, argument: number): LeaseReport[] {
   const all = request.uid === 0 || request.uid === session.options.uid;
-  const found = [...session.volume.leases.all()].filter(
+  const { leases, store } = session.volume;
+  const quarantined = (lease: Lease): number => store.quarantine.heldFor(lease.id) * store.blockBytes;
+  // An ended lease is of interest only for what it holds back.
+  const lingering = [...leases.lingering()].filter((lease) => quarantined(lease) > 0);
+  const found = [...leases.all(), ...lingering].filter(
     (lease) =>
       (argument === 0 || lease.inode.ino === argument) &&
       // Which leases lie on a file that one can open is no secret; who holds the others is.
       (all || argument !== 0 || lease.holder.uid === request.uid),
   );
-  const paths = pathsOf(session, new Set(found.map((lease) => lease.inode)));
+  // Names are looked for in all directories: not for everybody, as often as they like.
+  const paths = all ? pathsOf(session, new Set(found.map((lease) => lease.inode))) : new Map<Inode, string>();
   return found.map((lease) => ({
     id: lease.id,
     kind: lease.kind,
@@ -116,11 +121,11 @@ function leases(session: Session, request: Request, argument: number): LeaseRepo
     pid: lease.holder.pid,
     uid: lease.holder.uid,
     command: lease.holder.command,
-    file: paths.get(lease.inode) ?? `inode ${lease.inode.ino} (deleted)`,
+    file: paths.get(lease.inode) ?? `inode ${lease.inode.ino}${lease.inode.nlink === 0 ? " (deleted)" : ""}`,
     inode: lease.inode.ino,
     offset: Number(lease.offset),
     length: Number(lease.length),
-    quarantined: session.volume.store.quarantine.heldFor(lease.id) * session.volume.store.blockBytes,
+    quarantined: quarantined(lease),
     age_s: Math.round((Date.now() - lease.grantedAtMs) / 100) / 10,
   }));
 }

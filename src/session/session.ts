@@ -72,6 +72,7 @@ export class Session {
   readonly #native: NativeRegion;
   /** Requests that wait, by id; FUSE_INTERRUPT aborts them, and so does the end of the session. */
   readonly #waiting = new Map<bigint, AbortController>();
+  readonly #cached = new WeakSet<Inode>();
   /** How often the request being run has been run before. */
   #attempt = 0;
   #answered = false;
@@ -320,6 +321,16 @@ export class Session {
   invalidateAttributes(inode: Inode): void {
     // A negative offset leaves the data alone (fuse_reverse_inval_inode, fs/fuse/inode.c).
     void this.invalidate(inode, -1n, 0n);
+  }
+
+  /** The kernel may have pages of this file in its cache. */
+  mayBeCached(inode: Inode): boolean {
+    // Where files are opened for direct I/O, nothing but a fault of an ordinary mapping fills the page cache.
+    return this.negotiated?.features.DIRECT_IO_ALLOW_MMAP !== true || this.#cached.has(inode);
+  }
+
+  noteCached(inode: Inode): void {
+    this.#cached.add(inode);
   }
 
   /** Drop pages [offset, offset + length) of the file from the page cache, writing back dirty ones first. */

@@ -9,6 +9,7 @@
  */
 import { invariant } from "../base/errors.ts";
 import type { Run } from "./allocator.ts";
+import { References } from "./references.ts";
 
 export interface HeldRun extends Run {
   /** Group that freed it. */
@@ -17,6 +18,8 @@ export interface HeldRun extends Run {
 
 export class Quarantine {
   readonly #claims = new Map<number, readonly Run[]>();
+  /** All claims together: what is freed is looked up here, however many there are. */
+  readonly #claimed = new References();
   #held: HeldRun[] = [];
   #blocks = 0;
 
@@ -33,6 +36,7 @@ export class Quarantine {
   claim(owner: number, runs: readonly Run[]): void {
     invariant(!this.#claims.has(owner), () => `claim ${owner} exists`);
     this.#claims.set(owner, runs);
+    for (const run of runs) this.#claimed.add(run.start, run.count);
   }
 
   /** Somebody who holds no lease can reach a block of this run. */
@@ -65,7 +69,10 @@ export class Quarantine {
 
   /** The owner cannot reach anything any more. Returns the held runs that nobody else claims. */
   release(owner: number): HeldRun[] {
-    if (!this.#claims.delete(owner)) return [];
+    const runs = this.#claims.get(owner);
+    if (runs === undefined) return [];
+    this.#claims.delete(owner);
+    for (const run of runs) this.#claimed.remove(run.start, run.count);
     const free: HeldRun[] = [];
     const kept: HeldRun[] = [];
     for (const run of this.#held) {
@@ -100,19 +107,15 @@ export class Quarantine {
 
   /** Whether `at` is claimed, and for how many blocks the answer stays the same, at most `limit`. */
   #stretch(at: number, limit: number): { claimed: boolean; length: number } {
-    let claimed = false;
-    let end = at + limit;
-    for (const runs of this.#claims.values()) {
-      for (const run of runs) {
-        const runEnd = run.start + run.count;
-        if (run.start <= at && at < runEnd) {
-          if (!claimed) end = runEnd;
-          claimed = true;
-          end = Math.max(end, runEnd);
-        } else if (!claimed && run.start > at) end = Math.min(end, run.start);
-      }
+    const { references, count } = this.#claimed.at(at, limit);
+    const claimed = references > 0;
+    let length = count;
+    while (length < limit) {
+      const next = this.#claimed.at(at + length, limit - length);
+      if (next.references > 0 !== claimed) break;
+      length += next.count;
     }
-    return { claimed, length: Math.min(end - at, limit) };
+    return { claimed, length };
   }
 
   check(): void {

@@ -3,7 +3,7 @@ import { realpathSync, statSync } from "node:fs";
 import { Command } from "commander";
 import { asFailure, Failure } from "../../daemon/failure.ts";
 import { lockHolder, mountAt, mountOfRegion, resolveMountpoint } from "../../daemon/mounts.ts";
-import { defaultMountOptions } from "../../daemon/options.ts";
+import { defaultMountOptions, leasePolicy } from "../../daemon/options.ts";
 import { inUse, openRegionOrExplain } from "../../daemon/run.ts";
 import { Volume } from "../../session/volume.ts";
 import { ask, withOpen } from "../client.ts";
@@ -61,7 +61,10 @@ function askMount(path: string): Record<string, unknown> {
 async function readRegion(path: string): Promise<Record<string, unknown>> {
   const region = openRegionOrExplain(path, { readOnly: true });
   try {
-    const volume = await Volume.open(region, { ...defaultMountOptions(false), readOnly: true });
+    const volume = await Volume.open(region, {
+      ...leasePolicy(defaultMountOptions(false), region.facts.sizeBytes, 0),
+      readOnly: true,
+    });
     try {
       return { mountpoint: null, ...volume.summary() };
     } finally {

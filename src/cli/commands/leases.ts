@@ -103,10 +103,7 @@ export function asLeases(answer: unknown): LeaseReport[] {
 function leases(path: string, flags: { json: boolean }): void {
   const all = withOpen(path, (descriptor) => asLeases(ask(descriptor, "LEASES")));
   if (flags.json) {
-    const stable = all.map(({ id, kind, state, pid, uid, command, file, offset, length, age_s }) => {
-      return { id, kind, state, pid, uid, command, file, offset, length, age_s };
-    });
-    print(toJson(stable));
+    print(toJson(all));
     return;
   }
   if (all.length === 0) {
@@ -122,8 +119,14 @@ function leases(path: string, flags: { json: boolean }): void {
     lease.command,
     `${lease.offset}`,
     `${lease.length}`,
+    `${lease.quarantined}`,
     `${Math.floor(lease.age_s)} s`,
     lease.file,
   ]);
-  print(table(["id", "kind", "state", "pid", "uid", "command", "offset", "length", "age", "file"], rows));
+  print(
+    table(
+      ["id", "kind", "state", "pid", "uid", "command", "offset", "length", "quarantined", "age", "file"],
+      rows,
+    ),
+  );
 }

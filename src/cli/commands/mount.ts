@@ -54,8 +54,8 @@ Options for -o:
   direct_group=GROUP     its members may map without access to the region itself: they
                          can then write all of it
   break_time=SECONDS     how long a lease that is being broken lasts (45)
-  max_leases=N           leases a user may hold
-  max_leased=SIZE        bytes a user may hold under lease
+  max_leases=N           leases that a user may hold (1024); root and whoever mounts: any
+  max_leased=SIZE        bytes that a user may hold under lease (half of the region)
   assume_pmem            as --assume-pmem
 
 Examples:

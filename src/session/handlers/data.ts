@@ -25,8 +25,9 @@ export function read(session: Session, request: Request): void {
   const inode = handle.inode;
   const offset = request.ioOffset;
   const size = request.ioSize;
-  if (leases.size > 0 && (request.ioFlags & ReadFlag.LOCKOWNER) === 0) {
-    refuseSecondCopy(session, handle, offset, size);
+  if ((request.ioFlags & ReadFlag.LOCKOWNER) === 0) {
+    if (leases.size > 0) refuseSecondCopy(session, handle, offset, size);
+    session.noteCached(inode);
   }
   const { count, total } = data.locate(store, inode, offset, size, session.pieces);
   noteAccess(store, inode, session.options.atime);
@@ -61,9 +62,12 @@ export function write(session: Session, request: Request): void {
   leases.nonBlocking = (request.ioOpenFlags & OpenFlag.NONBLOCK) !== 0;
   if ((flags & WriteFlag.CACHE) !== 0 && leases.size > 0) {
     // Write-back of a page that an ordinary mapping dirtied in the moment between a fill and its end (see above): the
-    // whole page would go over what the holder has stored since. msync(2) there says EIO.
+    // whole page would go over what the holder has stored since. msync(2) there says EIO. Nor does write-back wait for
+    // a lease: meanwhile the kernel could drop no page of any file.
     const block = Number(request.ioOffset >> store.blockShift);
-    if (leases.isSettled(inode, block, data.blocksFor(store, BigInt(request.ioSize)))) {
+    const count = data.blocksFor(store, BigInt(request.ioSize) + (request.ioOffset & store.blockMask));
+    const inPlace = inode.extents?.isWritten(block, count) === true;
+    if (leases.isSettled(inode, block, count) || (leases.isLeased(inode, block, count) && !inPlace)) {
       throw new FsError("EIO", "write-back of an ordinary mapping over a range that is mapped directly");
     }
   }

@@ -90,7 +90,7 @@ function close(session: Session, fh: number): void {
     touchAfterLease(session, handle.inode);
   }
   session.handles.remove(fh);
-  for (const earlier of handle.ended) store.releaseQuarantine(earlier.id);
+  for (const earlier of handle.ended) leases.end(earlier);
   store.reapSoon(handle.inode);
 }
 

@@ -234,6 +234,8 @@ async function grant(
     await store.sync();
     await session.retry(() => takeBack(store, inode, block, count), signal);
   }
+  // What ordinary mappings have changed is written back first, while that may still allocate.
+  if (session.mayBeCached(inode)) await session.invalidate(inode, wish.offset, wish.length);
   // From the grant on, a CPU flush alone must make data durable: what locates the blocks has to be durable first.
   // Only this file's own map counts, or a busy neighbour could hold the grant up for ever.
   while (inode.mapLsn > store.journal.durableLsn) {
@@ -258,9 +260,9 @@ async function grant(
     holder: { pid: facts.pid, uid: request.uid, command: facts.command },
   });
   session.handles.setLease(handle, lease);
-  // No page of the range may stay in the page cache. Dirty ones of ordinary mappings are written back on the way; new
-  // ones are refused from now on, because the lease is in the table.
-  await session.invalidate(inode, wish.offset, wish.length);
+  // No page of the range may stay in the page cache, whatever came meanwhile; new ones are refused from now on, because
+  // the lease is in the table.
+  if (session.mayBeCached(inode)) await session.invalidate(inode, wish.offset, wish.length);
   lease.settled = true;
   return describe(session, inode, wish.offset, wish.offset + wish.length, {
     kind: lease.kind === "seal" ? wire.LeaseKind.SEAL : wire.LeaseKind.BREAKABLE,
@@ -319,6 +321,7 @@ function status(session: Session, handle: Handle): Uint8Array {
     held: wire.LeaseState.HELD,
     breaking: wire.LeaseState.BREAKING,
     revoked: wire.LeaseState.REVOKED,
+    ended: wire.LeaseState.GONE,
   };
   const reasons = {
     conflict: wire.BreakReason.CONFLICT,
@@ -363,6 +366,17 @@ async function prepareRange(
 /** Bytes zeroed before others get a turn. */
 const PREPARE_SLICE_BYTES = 8 * 1024 * 1024;
 
+/** Blocks of the range that have to be allocated before it can be mapped: holes, and what is shared. */
+function lackingBlocks(inode: Inode, block: number, end: number): number {
+  let lacking = end - block;
+  const map = inode.extents;
+  for (let piece = map?.next(block) ?? null; piece !== null && piece.block < end; ) {
+    if (piece.state !== SHARED) lacking -= Math.min(piece.count, end - piece.block);
+    piece = map?.next(piece.block + piece.count) ?? null;
+  }
+  return lacking;
+}
+
 async function prepareBlocks(
   session: Session,
   inode: Inode,
@@ -374,6 +388,11 @@ async function prepareBlocks(
   const end = blocksFor(store, to);
   const slice = Math.max(1, PREPARE_SLICE_BYTES / store.blockBytes);
   let block = Number(from >> store.blockShift);
+  const lacking = lackingBlocks(inode, block, end);
+  // All or nothing, as fallocate(2): not everything that is left, and then an error.
+  if (lacking > store.allocator.freeBlocks + store.allocator.pendingBlocks) {
+    throw new FsError("ENOSPC", `${lacking} blocks wanted, ${store.allocator.freeBlocks} free`);
+  }
   while (block < end) {
     const first = block;
     block = await session.retry(() => prepareSome(store, inode, first, end - first, slice), signal);
