@@ -34,9 +34,10 @@ export const CORE_SOURCES = [
   "change.c",
   "break.c",
   "persist.c",
+  "stats.c",
   "api.c",
 ];
-export const PRELOAD_SOURCES = [...CORE_SOURCES, "preload.c"];
+export const PRELOAD_SOURCES = [...CORE_SOURCES, "auto.c", "preload.c"];
 export const COMPILE_FLAGS = [
   "-std=gnu11",
   "-D_GNU_SOURCE",

@@ -29,6 +29,13 @@ const TEST_TOOLS = {
   setpriv: "util-linux",
   "mkfs.ext4": "e2fsprogs",
   "clang-format": "clang-format",
+  pmempool: "pmdk-tools",
+  mdb_stat: "lmdb-utils",
+};
+/** The same for what is no command. */
+const TEST_FILES = {
+  "/usr/include/libpmemobj.h": "libpmemobj-dev",
+  "/usr/include/lmdb.h": "liblmdb-dev",
 };
 
 export class SetupError extends Error {}
@@ -72,6 +79,7 @@ const missingPackages = (tools) =>
 function ensureSystemPackages() {
   const inCi = process.env.CI === "true";
   const missing = missingPackages(inCi ? { ...BUILD_TOOLS, ...TEST_TOOLS } : BUILD_TOOLS);
+  for (const [file, name] of Object.entries(TEST_FILES)) if (inCi && !existsSync(file)) missing.push(name);
   if (missing.length === 0) return;
   const install = ["install", "-y", "--no-install-recommends", ...missing];
   if (!inCi || process.getuid?.() !== 0 || !hasCommand("apt-get")) {

@@ -144,6 +144,21 @@ int mapdirect_on_break(mapdirect_break_handler *handler, void *context, unsigned
   return 0;
 }
 
+void mapdirect_stats(struct mapdirect_stats *stats) {
+  *stats = (struct mapdirect_stats){
+      .direct = counted(COUNT_DIRECT),
+      .direct_bytes = counted(COUNT_DIRECT_BYTES),
+      .automatic = counted(COUNT_AUTOMATIC),
+      .revoked = counted(COUNT_REVOKED),
+      .past_end = counted(COUNT_PAST_END),
+      .busy = counted(COUNT_BUSY),
+      .no_space = counted(COUNT_NO_SPACE),
+      .no_access = counted(COUNT_NO_ACCESS),
+      .unsupported = counted(COUNT_UNSUPPORTED),
+      .other = counted(COUNT_OTHER),
+  };
+}
+
 const char *mapdirect_version(void) {
   return VERSION_OF(MAPDIRECT_VERSION_MAJOR, MAPDIRECT_VERSION_MINOR, MAPDIRECT_VERSION_PATCH);
 }

@@ -19,6 +19,8 @@
  *   4. nobody else has a copy (never forked): END, so that who waits does not wait for the kernel's news
  *   5. with MAPDIRECT_REMAP, when the lease is gone (POLLHUP) and not before, because until then the daemon
  *      refuses to fill the page cache there: an ordinary shared mapping of the file in place of 2
+ * An automatic mapping goes another way: the ordinary mapping that was made beforehand (its shadow) is moved into its
+ * place at once, and the daemon has page faults wait until the lease has ended. Then the library forgets it.
  * A process that cannot watch, or is stopped, does none of this; then the deadline and the quarantine of the
  * daemon keep others safe (R19).
  *
@@ -396,6 +398,47 @@ static int place_sigbus(void *context, const struct piece *first, uintptr_t end)
   return raw_failed(result) ? (int)result : 0;
 }
 
+/* ---- automatic mappings (with the lock held) */
+
+struct mapping *automatic_in(uintptr_t start, uintptr_t end) {
+  for (size_t index = table_empty() ? 0 : table_lower(start); index < table_count(); index++) {
+    const struct piece *piece = table_at(index);
+    if (piece->start >= end) break;
+    if (piece->state != PIECE_ANCHOR && piece->mapping->shadow != 0) return piece->mapping;
+  }
+  return NULL;
+}
+
+/* A copy of the shadow's part, in one step. MREMAP_DONTUNMAP: what is left behind stays ours, to be unmapped as a whole. */
+static int place_shadow(void *context, const struct piece *first, uintptr_t end) {
+  const struct mapping *mapping = context;
+  size_t length = end - first->start;
+  uintptr_t from = mapping->shadow + (uintptr_t)(first->offset - mapping->shadow_offset);
+  long error = raw_syscall(SYS_mprotect, (long)from, (long)length, mapping->prot, 0, 0, 0);
+  if (raw_failed(error)) return (int)error;
+  long moved =
+      raw_mremap(from, length, length, MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP, first->start);
+  return raw_failed(moved) ? (int)moved : 0;
+}
+
+static int cut_first(void *context, const struct piece *first, uintptr_t end) {
+  struct mapping **dead = context;
+  table_cut(first->start, end, dead);
+  return 1; /* the table is another one now */
+}
+
+int automatic_revert(struct mapping *mapping, struct mapping **dead) {
+  int error = table_reserve(2);
+  if (error == 0) error = each_run(mapping, true, place_shadow, mapping);
+  if (error != 0) error = each_run(mapping, false, place_sigbus, NULL); /* access is what has to end */
+  if (error != 0) return error;
+  count_up(COUNT_REVOKED, 1);
+  mapping->revoked = true;
+  while (each_run(mapping, false, cut_first, dead) != 0)
+    continue;
+  return 0;
+}
+
 static void run_revoke(struct request *request) {
   struct news *news = (struct news *)(void *)request;
   bool forked = false;
@@ -404,8 +447,17 @@ static void run_revoke(struct request *request) {
   core_lock(&mask);
   confirm_all(&news->dead);
   struct mapping *mapping = mapping_of_news(news);
+  if (mapping != NULL && mapping->shadow != 0) {
+    /* Its end, which it meets as if it had been unmapped, closes the watch. */
+    request->error = automatic_revert(mapping, &news->dead);
+    change_bury(news->dead);
+    core_unlock(&mask);
+    if (request->error != 0) stop_polling(news->fd);
+    return;
+  }
   request->error = mapping == NULL ? -ENOENT : each_run(mapping, false, place_sigbus, NULL);
   if (request->error == 0) {
+    count_up(COUNT_REVOKED, 1);
     table_set_state(mapping, PIECE_REVOKED);
     mapping->revoked = true;
     if (mapping->anchor != 0) {

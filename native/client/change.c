@@ -31,6 +31,8 @@ void change_bury(struct mapping *dead) {
       raw_munmap(dead->anchor, page_bytes());
       table_remove_anchor(dead->anchor);
     }
+    if (dead->shadow != 0) raw_munmap(dead->shadow, dead->shadow_bytes);
+    dead->shadow = 0;
     if (dead->watch_fd >= 0 && dead->keeper_generation != keeper_generation()) dead->watch_fd = -1;
     if (dead->watch_fd < 0) continue;
     dead->retire.run = run_retire;
@@ -376,15 +378,25 @@ int core_remap_any(uintptr_t old, size_t old_length, size_t new_length, int flag
   if (old_end < old) return -EINVAL;
   sigset_t mask;
   core_lock(&mask);
+  struct mapping *dead = NULL;
   bool from_direct = table_occupied(old, old_end);
+  bool moves = old_length >= new_length && new_length > 0 && (flags & MREMAP_DONTUNMAP) == 0;
+  if (from_direct && !moves) { /* what a direct mapping does not do, an ordinary one does */
+    struct mapping *automatic;
+    int error = 0;
+    while (error == 0 && (automatic = automatic_in(old, old_end)) != NULL)
+      error = automatic_revert(automatic, &dead);
+    from_direct = table_occupied(old, old_end);
+  }
   if (from_direct) {
+    change_bury(dead);
     core_unlock(&mask);
+    change_mourn(dead);
     return core_remap(old, old_length, new_length, flags, new, result);
   }
   /* Other memory: the kernel's mremap, which may land on a direct mapping. */
   struct move_context move = {
       .old = old, .old_length = old_length, .new_length = new_length, .flags = flags, .new = new};
-  struct mapping *dead = NULL;
   int error;
   bool onto = (flags & MREMAP_FIXED) != 0 && is_aligned(new, page) && new_length > 0 &&
               new_length < UINTPTR_MAX - new - page &&table_occupied(new, new + round_up(new_length, page));
@@ -422,9 +434,22 @@ static bool harms_hole(int advice) {
   }
 }
 
+static void revert_all(uintptr_t start, uintptr_t end) {
+  struct mapping *dead = NULL;
+  struct mapping *automatic;
+  sigset_t mask;
+  core_lock(&mask);
+  while ((automatic = automatic_in(start, end)) != NULL)
+    if (automatic_revert(automatic, &dead) != 0) break;
+  change_bury(dead);
+  core_unlock(&mask);
+  change_mourn(dead);
+}
+
 int core_madvise(uintptr_t start, size_t length, int advice) {
   if (!is_aligned(start, page_bytes()) || length > UINTPTR_MAX - start - page_bytes()) return -EINVAL;
   uintptr_t end = start + round_up(length, page_bytes());
+  if (advice == MADV_REMOVE) revert_all(start, end);
   bool unmapped = false;
   for (uintptr_t at = start; at < end;) {
     struct piece_view view;

@@ -9,8 +9,10 @@
  *     change.c    munmap, mremap, MAP_FIXED on top, madvise
  *     break.c     leases that are being broken: watching, revocation
  *     persist.c   cache-line flush, msync
+ *     stats.c     what was counted
  *     api.c       the public functions
- *     preload.c   mmap(2) and its relatives, interposed (only in libmapdirect_preload.so)
+ *     auto.c      direct mappings for programs that ask for ordinary ones (only in libmapdirect_preload.so)
+ *     preload.c   mmap(2) and its relatives, interposed (only there, too)
  *
  * Rules of the house:
  * - No malloc and no stdio: mmap and munmap are called by allocators that hold their own locks. Memory comes
@@ -106,6 +108,11 @@ struct mapping {
   uint32_t kind;
   bool cacheline;
   int prot;
+  /* An automatic mapping (auto.c): an ordinary one of the same range of the file, PROT_NONE, to be moved into place when
+   * the lease is broken. 0: none. */
+  uintptr_t shadow;
+  uint64_t shadow_offset; /* in the file, of shadow */
+  size_t shadow_bytes;
   /* ---- guarded by the lock */
   uint32_t keeper_generation; /* the keeper whose table watch_fd is in */
   int watch_fd;               /* another description of the file, which tells of the lease; -1: none */
@@ -227,6 +234,9 @@ void hole_rebuild_all(void);
 
 int core_map(void *addr, size_t length, int prot, int flags, int fd, off_t offset, unsigned lease,
              void **result);
+/* The same, for a program that asks for an ordinary mapping: see mapping.shadow. Takes the shadow, if it succeeds. */
+int core_map_automatic(void *addr, size_t length, int prot, int flags, int fd, off_t offset, uintptr_t shadow,
+                       void **result);
 /* Flag checks that come before anything about the descriptor: R3. */
 int core_check_type(int flags);
 
@@ -278,6 +288,14 @@ int watch_end_lease(int fd, uint64_t lease_id);
 void watch_forget(void);
 void watch_all_again(void);
 
+/* With the lock held: an automatic mapping that has pieces in [start, end), or NULL. */
+struct mapping *automatic_in(uintptr_t start, uintptr_t end);
+/*
+ * With the lock held: make an ordinary mapping of an automatic one, and forget it: it is prepended to *dead. Nobody who
+ * touches its pages meanwhile notices more than a delay: the daemon lets a page fault wait until the lease has ended.
+ */
+int automatic_revert(struct mapping *mapping, struct mapping **dead);
+
 void break_wish(mapdirect_break_handler *handler, void *context, unsigned flags);
 void break_wish_remap(void);
 
@@ -287,5 +305,35 @@ void break_wish_remap(void);
 bool persist_can_flush(void);
 int core_persist(uintptr_t start, size_t length);
 int core_msync(uintptr_t start, size_t length, int flags);
+
+/* ------------------------------------------------------------------------------------------------ stats.c */
+
+enum counter {
+  COUNT_DIRECT,       /* direct mappings made */
+  COUNT_DIRECT_BYTES, /* and their bytes */
+  COUNT_AUTOMATIC,    /* of them, by auto.c */
+  COUNT_REVOKED,      /* taken away again */
+  /* Mappings that auto.c left ordinary: */
+  COUNT_PAST_END,
+  COUNT_BUSY,
+  COUNT_NO_SPACE,
+  COUNT_NO_ACCESS,
+  COUNT_UNSUPPORTED,
+  COUNT_OTHER,
+  COUNTERS
+};
+void count_up(enum counter counter, uint64_t by);
+uint64_t counted(enum counter counter);
+/* In a forked child. */
+void count_from_zero(void);
+
+/* ------------------------------------------------------------------------------------------------ auto.c */
+
+/* Is this an mmap(2) that MAPDIRECT=auto is about, as far as the arguments tell? */
+bool auto_applies(int prot, int flags, int fd);
+/* Tries a direct mapping: true, and the address in *result; or false: make the ordinary one. */
+bool auto_map(void *addr, size_t length, int prot, int flags, int fd, off_t offset, void **result);
+/* To where MAPDIRECT_STATS says; once. */
+void auto_report(void);
 
 #endif

@@ -254,6 +254,7 @@ static void forget_parent(void) {
   keeper.tail = NULL;
   hole_forget();
   watch_forget();
+  count_from_zero();
   mark_forked(true);
 }
 

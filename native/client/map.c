@@ -47,6 +47,7 @@ struct map_request {
   int flags;
   int fd;
   uint64_t offset;
+  uintptr_t shadow; /* of an automatic mapping; else 0 */
   uint32_t kind;
   uint32_t lease_flags;
   pid_t caller; /* thread id: its descriptor table is the one that fd is in */
@@ -547,6 +548,9 @@ static int publish(struct map_request *map) {
     mapping->cacheline =
         (map->region.flags & MAPDIRECT_WIRE_REGION_FLAG_CACHELINE) != 0 && persist_can_flush();
     mapping->prot = map->prot;
+    mapping->shadow = map->shadow;
+    mapping->shadow_offset = map->offset;
+    mapping->shadow_bytes = map->length;
     mapping->region_inode = map->region_inode;
     mapping->keeper_generation = keeper_generation();
     mapping->watch_fd = map->watch_fd;
@@ -602,8 +606,8 @@ static void run_map(struct request *base) {
   page_free(map->run, round_up(map->run_capacity * sizeof(struct piece), page_bytes()));
 }
 
-int core_map(void *addr, size_t length, int prot, int flags, int fd, off_t offset, unsigned lease,
-             void **result) {
+static int map_any(void *addr, size_t length, int prot, int flags, int fd, off_t offset, unsigned lease,
+                   uintptr_t shadow, void **result) {
   int error = core_check_type(flags);
   if (error != 0) return error;
   struct map_request *map = page_alloc(round_up(sizeof *map, page_bytes()));
@@ -611,11 +615,28 @@ int core_map(void *addr, size_t length, int prot, int flags, int fd, off_t offse
   error = check(addr, length, prot, flags, fd, offset, lease, map);
   if (error == 0) error = keeper_prepare_forks();
   if (error == 0) {
+    map->shadow = shadow;
+    if (shadow != 0) map->lease_flags |= MAPDIRECT_WIRE_LEASE_FLAG_AUTOMATIC;
     map->base.run = run_map;
     error = keeper_run(&map->base);
     change_mourn(map->dead);
   }
-  if (error == 0) *result = (void *)map->start;
+  if (error == 0) {
+    *result = (void *)map->start;
+    count_up(COUNT_DIRECT, 1);
+    count_up(COUNT_DIRECT_BYTES, map->length);
+  }
   page_free(map, round_up(sizeof *map, page_bytes()));
   return error;
+}
+
+int core_map(void *addr, size_t length, int prot, int flags, int fd, off_t offset, unsigned lease,
+             void **result) {
+  return map_any(addr, length, prot, flags, fd, offset, lease, 0, result);
+}
+
+int core_map_automatic(void *addr, size_t length, int prot, int flags, int fd, off_t offset, uintptr_t shadow,
+                       void **result) {
+  return map_any(addr, length, prot, flags, fd, offset, MAPDIRECT_BREAKABLE | MAPDIRECT_PREPARE, shadow,
+                 result);
 }

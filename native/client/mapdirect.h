@@ -279,6 +279,28 @@ typedef void mapdirect_break_handler(const struct mapdirect_break *what, void *c
  */
 MAPDIRECT_API int mapdirect_on_break(mapdirect_break_handler *handler, void *context, unsigned flags);
 
+/* What happened in this process so far; a forked child counts from zero. */
+struct mapdirect_stats {
+  uint64_t direct;       /* direct mappings that were made, by whatever door */
+  uint64_t direct_bytes; /* and their length */
+  uint64_t automatic;    /* of them, ordinary mmap(2) calls under MAPDIRECT=auto */
+  uint64_t revoked;      /* that were taken away again */
+  /* Calls under MAPDIRECT=auto that were made ordinary mappings, and why: */
+  uint64_t past_end;  /* the range reaches past the end of the file */
+  uint64_t busy;      /* a lease on it is being broken or just was; a seal is in the way; a limit on leases */
+  uint64_t no_space;  /* there are no blocks for its holes */
+  uint64_t no_access; /* the region cannot be opened by this process */
+  uint64_t unsupported; /* the mount hands out no leases; flags that a direct mapping does not know */
+  uint64_t other;
+  uint64_t reserved[6];
+};
+
+/*
+ * mapdirect_stats - read the counters. Under the preload library the environment variable MAPDIRECT_STATS, "stderr" or
+ * the name of a file, has each process that mapped anything write them there when it ends, as one line.
+ */
+MAPDIRECT_API void mapdirect_stats(struct mapdirect_stats *stats);
+
 /* The version of the library that runs, as "major.minor.patch". */
 MAPDIRECT_API const char *mapdirect_version(void);
 

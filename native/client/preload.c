@@ -1,6 +1,7 @@
 /*
  * The other door: mmap(2) with MAP_SHARED_VALIDATE | MAP_DIRECT, for programs that run under
- * LD_PRELOAD=libmapdirect_preload.so. Interposes mmap, mmap64, munmap, mremap, msync, madvise.
+ * LD_PRELOAD=libmapdirect_preload.so. Interposes mmap, mmap64, munmap, mremap, msync, madvise, and for the counters
+ * _exit.
  *
  * Calls that have nothing to do with direct mappings go straight to the kernel, with one system call
  * instruction, no lock and no other function: allocators and the dynamic linker call these while nothing else
@@ -8,7 +9,7 @@
  *
  * MAPDIRECT_LEASE=seal|breakable in the environment chooses the kind of lease (unset or "default": what the
  * mount hands out). MAPDIRECT_REVOKE=sigbus|remap chooses what comes in place of a mapping whose lease is
- * broken (unset: sigbus). Any other value makes MAP_DIRECT fail with EINVAL.
+ * broken (unset: sigbus). Any other value makes MAP_DIRECT fail with EINVAL. MAPDIRECT=auto: see auto.c.
  */
 #include "internal.h"
 
@@ -69,6 +70,10 @@ static void *map_over(void *addr, size_t length, int prot, int flags, int fd, of
 MAPDIRECT_API void *mmap(void *addr, size_t length, int prot, int flags, int fd, off_t offset) {
   if (__builtin_expect((flags & MAP_DIRECT) != 0, 0))
     return map_direct(addr, length, prot, flags, fd, offset);
+  void *automatic;
+  if (__builtin_expect(auto_applies(prot, flags, fd), 0) &&
+      auto_map(addr, length, prot, flags, fd, offset, &automatic))
+    return automatic;
   if ((flags & (MAP_FIXED | MAP_FIXED_NOREPLACE)) == MAP_FIXED && table_near(addr, length))
     return map_over(addr, length, prot, flags, fd, offset);
   return pointer_answer(raw_mmap((uintptr_t)addr, length, prot, flags, fd, offset));
@@ -114,3 +119,12 @@ MAPDIRECT_API int madvise(void *addr, size_t length, int advice) {
   if (!table_near(addr, length)) return integer_answer(raw_madvise((uintptr_t)addr, length, advice));
   return integer_answer(core_madvise((uintptr_t)addr, length, advice));
 }
+
+/* Some programs leave so (children of fio), past every destructor. */
+MAPDIRECT_API __attribute__((noreturn)) void _exit(int status) {
+  auto_report();
+  for (;;)
+    raw_syscall(SYS_exit_group, status, 0, 0, 0, 0, 0);
+}
+
+MAPDIRECT_API void _Exit(int status) __attribute__((noreturn, alias("_exit")));

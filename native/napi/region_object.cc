@@ -63,6 +63,7 @@ void RegionObject::define(Napi::Env env) {
                                        InstanceMethod<&RegionObject::write>("write"),
                                        InstanceMethod<&RegionObject::zero>("zero"),
                                        InstanceMethod<&RegionObject::copy>("copy"),
+                                       InstanceMethod<&RegionObject::flush>("flush"),
                                        InstanceMethod<&RegionObject::drain>("drain"),
                                        InstanceMethod<&RegionObject::sync>("sync"),
                                        InstanceMethod<&RegionObject::close>("close"),
@@ -186,6 +187,17 @@ void RegionObject::copy(const Napi::CallbackInfo &info) {
     return;
   if (const int failure = mapping_->copy(source, target, length); failure != 0)
     fail(env, failure, rangeText("copy", source, length) + " to " + std::to_string(target));
+}
+
+void RegionObject::flush(const Napi::CallbackInfo &info) {
+  const Napi::Env env = info.Env();
+  uint64_t offset = 0;
+  uint64_t length = 0;
+  if (!checkOpen(env, "flush") || !getCount(env, info[0], "offset", offset) ||
+      !getCount(env, info[1], "length", length))
+    return;
+  if (const int failure = mapping_->flush(offset, length); failure != 0)
+    fail(env, failure, rangeText("flush", offset, length));
 }
 
 void RegionObject::drain(const Napi::CallbackInfo &info) {

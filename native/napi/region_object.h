@@ -31,6 +31,7 @@ private:
   void write(const Napi::CallbackInfo &info);
   void zero(const Napi::CallbackInfo &info);
   void copy(const Napi::CallbackInfo &info);
+  void flush(const Napi::CallbackInfo &info);
   void drain(const Napi::CallbackInfo &info);
   Napi::Value sync(const Napi::CallbackInfo &info);
   void close(const Napi::CallbackInfo &info);

@@ -177,6 +177,13 @@ int Mapping::copy(uint64_t source, uint64_t target, size_t length) {
   return guarded(base_, info_.sizeBytes, [=] { memcpy(to, from, length); });
 }
 
+int Mapping::flush(uint64_t offset, size_t length) const {
+  if (!inside(offset, length)) return -EINVAL;
+  if (!cacheline_) return 0;
+  const uint8_t *from = base_ + offset;
+  return guarded(base_, info_.sizeBytes, [=] { flushRange(from, length); });
+}
+
 void Mapping::drain() const {
   if (cacheline_) drainStores();
 }

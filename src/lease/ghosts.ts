@@ -21,7 +21,7 @@ export interface MapperScan {
 }
 
 /** The device as /proc/PID/maps writes it: major and minor in hexadecimal (Linux's dev_t as in makedev(3)). */
-function deviceOf(dev: bigint): string {
+export function deviceOf(dev: bigint): string {
   const major = ((dev >> 8n) & 0xfffn) | ((dev >> 32n) & 0xfffff000n);
   const minor = (dev & 0xffn) | ((dev >> 12n) & 0xffffff00n);
   const hex = (value: bigint): string => value.toString(16).padStart(2, "0");

@@ -24,7 +24,7 @@ import { Wait } from "../base/wait.ts";
 import type { Inode } from "../namespace/inode.ts";
 import type { MapGuard } from "../namespace/store.ts";
 import type { Run } from "../space/allocator.ts";
-import { LeaseFlag, LeaseKind } from "./wire.ts";
+import { LEASE_FLAGS_KNOWN, LeaseFlag, LeaseKind } from "./wire.ts";
 
 /** Who asks, as the kernel names them. */
 export interface Holder {
@@ -181,6 +181,16 @@ export class LeaseTable implements MapGuard {
     return this.#some(inode, block, count, (lease) => lease.state !== "revoked");
   }
 
+  /** Leased, and all leases in the way yield to ordinary mappings. */
+  isAutomatic(inode: Inode, block: number, count: number): boolean {
+    return (
+      this.isLeased(inode, block, count) &&
+      !this.#some(inode, block, count, ({ state, flags }) => {
+        return state !== "revoked" && (flags & LeaseFlag.AUTOMATIC) === 0;
+      })
+    );
+  }
+
   /** Leased, and nothing that was in the page cache before the grant can still be on its way. */
   isSettled(inode: Inode, block: number, count: number): boolean {
     return this.#some(inode, block, count, (lease) => lease.settled && lease.state !== "revoked");
@@ -202,7 +212,7 @@ export class LeaseTable implements MapGuard {
     const { inode, holder } = request;
     const policy = this.#policy;
     if (policy.direct === "off") throw new FsError("EOPNOTSUPP", "mounted with direct=off");
-    if ((request.flags & ~(LeaseFlag.WHOLE_FILE | LeaseFlag.SYNC | LeaseFlag.PREPARE)) !== 0) {
+    if ((request.flags & ~LEASE_FLAGS_KNOWN) !== 0) {
       throw new FsError("EOPNOTSUPP", `lease flags 0x${request.flags.toString(16)}`);
     }
     const wished =
@@ -211,6 +221,9 @@ export class LeaseTable implements MapGuard {
         : request.kind === LeaseKind.SEAL
           ? "seal"
           : "breakable";
+    if (wished === "seal" && (request.flags & LeaseFlag.AUTOMATIC) !== 0) {
+      throw new FsError("EINVAL", "a lease that yields to ordinary mappings is a breakable one");
+    }
     if (wished === "seal" && holder.uid !== 0 && holder.uid !== inode.uid) {
       throw new FsError("EACCES", "a seal is for the file's owner and root");
     }

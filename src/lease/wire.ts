@@ -24,7 +24,12 @@ export const LeaseFlag = {
   SYNC: 2,
   /** Run `prepare` on the range first. */
   PREPARE: 4,
+  /** Asked for on behalf of a program that knows nothing of it: an ordinary mapping of the range breaks the lease. */
+  AUTOMATIC: 8,
 } as const;
+
+export const LEASE_FLAGS_KNOWN =
+  LeaseFlag.WHOLE_FILE | LeaseFlag.SYNC | LeaseFlag.PREPARE | LeaseFlag.AUTOMATIC;
 
 export const ExtentState = { HOLE: 0, UNWRITTEN: 1, WRITTEN: 2, SHARED: 3 } as const;
 

@@ -29,6 +29,7 @@ export interface NativeRegion {
   write(offset: number, source: Uint8Array, sourceStart: number, length: number): void;
   zero(offset: number, length: number): void;
   copy(sourceOffset: number, targetOffset: number, length: number): void;
+  flush(offset: number, length: number): void;
   drain(): void;
   /** msync(MS_SYNC) of the dirty whole (or fdatasync), on the thread pool. */
   sync(): Promise<void>;

@@ -72,6 +72,15 @@ export class MappedRegion implements Region, NativeBacked {
     }
   }
 
+  flush(offset: number, length: number): void {
+    checkRange(this.facts.sizeBytes, offset, length);
+    try {
+      this.native.flush(offset, length);
+    } catch (error) {
+      throw translate(error);
+    }
+  }
+
   drain(): void {
     // Nothing to order on page granularity: not even the call.
     if (this.facts.granularity === "cacheline") this.native.drain();

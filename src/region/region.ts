@@ -48,7 +48,9 @@ export interface Region {
   zero(offset: number, length: number): void;
   /** Copy within the region; the ranges do not overlap. */
   copy(sourceOffset: number, targetOffset: number, length: number): void;
-  /** Order and complete everything stored so far (store fence) on cacheline granularity; nothing on page granularity. */
+  /** Start writing back what others have stored there from the CPU's caches; nothing on page granularity. */
+  flush(offset: number, length: number): void;
+  /** Order and complete everything stored and flushed so far (store fence) on cacheline granularity; nothing on page granularity. */
   drain(): void;
   /** Make durable everything stored so far: off the event loop; on cacheline granularity it drains and resolves. */
   sync(): Promise<void>;

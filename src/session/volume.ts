@@ -5,6 +5,7 @@ import { FORMAT_VERSION } from "../media/format.ts";
 import { formatUuid } from "../media/mkfs.ts";
 import { Store } from "../namespace/store.ts";
 import type { Region } from "../region/region.ts";
+import { DirectStores } from "./direct-stores.ts";
 
 export interface VolumeOptions extends LeasePolicy {
   readonly readOnly: boolean;
@@ -58,6 +59,7 @@ const WRITE_BACK_MS = 4000;
 export class Volume {
   readonly store: Store;
   readonly leases: LeaseTable;
+  readonly directStores: DirectStores;
   readonly options: VolumeOptions;
   readonly #timer: NodeJS.Timeout;
   /** Processes that mapped the region before this mount and still do. */
@@ -73,6 +75,7 @@ export class Volume {
     this.store = store;
     this.options = options;
     this.leases = new LeaseTable(options);
+    this.directStores = new DirectStores(store, this.leases);
     store.guard = this.leases;
     this.leases.events = {
       onBreak: () => {},

@@ -31,7 +31,7 @@ const programs = readdirSync(join(here, "programs"))
   .map((name) => name.slice(0, -2));
 
 /** Need something special around them, and have tests of their own below. */
-const special = ["uffd", "breaking"];
+const special = ["uffd", "breaking", "automatic"];
 
 const noUser = noUserMount();
 
@@ -81,6 +81,8 @@ function buildAll(): void {
   compile("userfaultfd.so", ...shared, join(here, "substitutes", "userfaultfd.c"));
 }
 
+const automatic: Variant = { env: { MAPDIRECT: "auto" } };
+
 interface Where {
   readonly path: string;
   readonly region: string;
@@ -92,10 +94,12 @@ interface Variant {
   readonly substitute?: Record<string, string>;
   /** Uid to run as. */
   readonly user?: number;
+  /** More of the environment. */
+  readonly env?: Record<string, string>;
 }
 
 async function runProgram(program: string, door: Door, where: Where, variant: Variant = {}): Promise<Result> {
-  const { sanitized = false, substitute, user } = variant;
+  const { sanitized = false, substitute, user, env } = variant;
   const preload: string[] = [];
   if (substitute !== undefined) preload.push(join(built, "userfaultfd.so"));
   if (door === "preload")
@@ -110,6 +114,7 @@ async function runProgram(program: string, door: Door, where: Where, variant: Va
       ...(preload.length > 0 ? { LD_PRELOAD: preload.join(":") } : {}),
       ASAN_OPTIONS: "detect_leaks=0",
       MAPDIRECT_LEASE: "seal",
+      ...env,
     },
   });
 }
@@ -149,6 +154,9 @@ describe.skipIf(noCompiler !== undefined)(
             expectAllOk(await runProgram("breaking", door, where, { user: OTHER_UID }));
           });
         }
+        it("automatic", async () => {
+          expectAllOk(await runProgram("automatic", "preload", where, { user: OTHER_UID, ...automatic }));
+        });
       },
     );
 
@@ -175,7 +183,14 @@ describe.skipIf(noCompiler !== undefined)(
             });
           }
         }
+        it("automatic", async () => {
+          expectAllOk(await runProgram("automatic", "preload", where, automatic));
+        });
         if (request.assumePmem === true) return;
+
+        it("automatic, with sanitizers and the table checked at each change", async () => {
+          expectAllOk(await runProgram("automatic", "preload", where, { sanitized: true, ...automatic }));
+        });
 
         for (const door of doors) {
           for (const program of programs.filter((one) => !special.includes(one))) {

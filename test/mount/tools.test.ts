@@ -178,6 +178,7 @@ describe("fio", () => {
         "--size=16m",
         "--verify=crc32c",
         "--verify_fatal=1",
+        "--verify_state_save=0",
         "--do_verify=1",
         "--randseed=7",
         "--output-format=json",

@@ -170,6 +170,18 @@ export class MemoryRegion implements Region {
     this.#stored(targetOffset, length);
   }
 
+  /** As a direct mapping of another process stores: seen at once, and in the CPU's caches until it is flushed. */
+  storeFromOutside(offset: number, source: Uint8Array): void {
+    this.#check(offset, source.length);
+    this.#bytes.set(source, offset);
+  }
+
+  flush(offset: number, length: number): void {
+    this.#check(offset, length);
+    if (this.facts.granularity === "cacheline")
+      this.#recording?.dirty.push({ begin: offset, end: offset + length });
+  }
+
   drain(): void {
     if (this.#closed) throw new InvariantError("the region is closed");
     if (this.#recording !== null && this.facts.granularity === "cacheline") {

@@ -37,17 +37,28 @@ export function read(session: Session, request: Request): void {
 /** A fill of the page cache is dropped again after this long, milliseconds: time enough for the fault to complete. */
 const SECOND_COPY_MS = 2;
 
+/** What a fault has to have; the kernel reads more than that only ahead. */
+const PAGE_BYTES = 4096;
+
 /**
  * read(2) on these files names the lock owner; a fill of the page cache, for an ordinary mapping, does not
  * (fuse_send_read against fuse_read_folio, fs/fuse/file.c). In a leased range such a page would be a second copy that
- * goes stale: a mapping that could write it back over what the holder stores is refused (the fault raises SIGBUS), a
- * read-only one gets the bytes of this moment, and the page is dropped at once so that the next look is fresh.
+ * goes stale. So a lease that a program does not know of is broken. Beside one that was asked for, a mapping that could
+ * write the page back over what the holder stores is refused (the fault raises SIGBUS); a read-only one gets the bytes
+ * of this moment, and the page is dropped at once so that the next look is fresh.
  */
 function refuseSecondCopy(session: Session, handle: Handle, offset: bigint, size: number): void {
   const { store, leases } = session.volume;
   const inode: Inode = handle.inode;
   const block = Number(offset >> store.blockShift);
-  if (!leases.isLeased(inode, block, data.blocksFor(store, BigInt(size)) + 1)) return;
+  const count = data.blocksFor(store, (offset & store.blockMask) + BigInt(size));
+  if (!leases.isLeased(inode, block, count)) return;
+  if (leases.isAutomatic(inode, block, count)) {
+    // Reading ahead occupies one of the few requests that the kernel sends in the background, the release of other
+    // leases among them: it must not wait. After EIO the kernel asks once more, for the page that it needs.
+    if (size > PAGE_BYTES) throw new FsError("EIO", "reading ahead in a range that is mapped directly");
+    leases.beforeMapChange(inode, block, count);
+  }
   const ordinaryMappingOnly = session.negotiated?.features.DIRECT_IO_ALLOW_MMAP === true;
   if (ordinaryMappingOnly && (handle.flags & OpenFlag.ACCMODE) !== OpenFlag.RDONLY) {
     throw new FsError("EIO", "an ordinary writable mapping of a range that is mapped directly");

@@ -25,11 +25,14 @@ import { entryOf } from "./entry.ts";
  * Reads and writes go to us and not through the page cache, so that read(2), write(2) and direct mappings always see the
  * same bytes. Ordinary mappings of the file still work where the kernel allows them on such a file (7.39); on older ones
  * only files that are leased at this moment are opened so.
+ *
+ * Pages that ordinary mappings have in the cache stay there when the file is opened once more: nobody but this daemon
+ * changes files, and it drops what it changes. Dropping them all would also wait for a page fault that waits for a lease.
  */
 function openFlags(session: Session, inode: Inode): number {
   const direct =
     session.negotiated?.features.DIRECT_IO_ALLOW_MMAP === true || session.volume.leases.of(inode).length > 0;
-  return Fopen.NOFLUSH | (direct ? Fopen.DIRECT_IO | Fopen.PARALLEL_DIRECT_WRITES : 0);
+  return Fopen.NOFLUSH | Fopen.KEEP_CACHE | (direct ? Fopen.DIRECT_IO | Fopen.PARALLEL_DIRECT_WRITES : 0);
 }
 
 export function open(session: Session, request: Request): void {
@@ -123,7 +126,10 @@ export function flush(session: Session, request: Request): void {
 }
 
 export async function fsync(session: Session, request: Request): Promise<void> {
-  if (request.opcode !== Opcode.SYNCFS) session.volume.store.inode(request.nodeid);
+  if (request.opcode !== Opcode.SYNCFS) {
+    const inode = session.volume.store.inode(request.nodeid);
+    await session.volume.directStores.flush(inode);
+  }
   await session.volume.store.sync();
   session.reply(request, 0);
 }

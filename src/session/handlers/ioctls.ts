@@ -260,6 +260,7 @@ async function grant(
     holder: { pid: facts.pid, uid: request.uid, command: facts.command },
   });
   session.handles.setLease(handle, lease);
+  session.volume.directStores.note(inode, block, count);
   // No page of the range may stay in the page cache, whatever came meanwhile; new ones are refused from now on, because
   // the lease is in the table.
   if (session.mayBeCached(inode)) await session.invalidate(inode, wish.offset, wish.length);
