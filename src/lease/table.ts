@@ -22,7 +22,7 @@
 import { FsError } from "../base/errors.ts";
 import { Wait } from "../base/wait.ts";
 import type { Inode } from "../namespace/inode.ts";
-import type { MapGuard } from "../namespace/store.ts";
+import type { BlockRange, MapGuard } from "../namespace/store.ts";
 import type { Run } from "../space/allocator.ts";
 import { LEASE_FLAGS_KNOWN, LeaseFlag, LeaseKind } from "./wire.ts";
 
@@ -341,16 +341,19 @@ export class LeaseTable implements MapGuard {
     lease.yieldNow();
   }
 
-  beforeMapChange(inode: Inode, block: number, count: number): void {
-    this.#yieldTo(inode, block, count, (lease) => overlaps(lease, block, count));
+  beforeMapChange(inode: Inode, changes: readonly BlockRange[]): void {
+    this.#yieldTo(inode, changes, (lease) =>
+      changes.some(({ block, count }) => overlaps(lease, block, count)),
+    );
   }
 
   beforeSizeChange(inode: Inode): void {
-    this.#yieldTo(inode, 0, Number.MAX_SAFE_INTEGER, (lease) => (lease.flags & LeaseFlag.WHOLE_FILE) !== 0);
+    const all = { block: 0, count: Number.MAX_SAFE_INTEGER };
+    this.#yieldTo(inode, [all], (lease) => (lease.flags & LeaseFlag.WHOLE_FILE) !== 0);
   }
 
   /** Returns if nothing is in the way; otherwise refuses (ETXTBSY), or breaks what can be broken and waits for it. */
-  #yieldTo(inode: Inode, block: number, count: number, matches: (lease: Lease) => boolean): void {
+  #yieldTo(inode: Inode, changes: readonly BlockRange[], matches: (lease: Lease) => boolean): void {
     const leases = this.#byInode.get(inode);
     if (leases === undefined) return;
     const inTheWay = [...leases].filter((lease) => lease.state !== "revoked" && matches(lease));
@@ -366,8 +369,12 @@ export class LeaseTable implements MapGuard {
     }
     // All at once: several holders take no longer than one.
     for (const lease of inTheWay) {
-      const first = Math.max(block, lease.block);
-      const last = Math.min(block + count, lease.block + lease.count);
+      const parts = changes.filter(({ block, count }) => overlaps(lease, block, count));
+      const first = Math.max(lease.block, Math.min(...parts.map(({ block }) => block)));
+      const last = Math.min(
+        lease.block + lease.count,
+        Math.max(...parts.map(({ block, count }) => block + count)),
+      );
       const blockBytes = BigInt(lease.bytes / lease.count);
       this.breakLease(lease, "conflict", BigInt(first) * blockBytes, BigInt(last - first) * blockBytes);
     }

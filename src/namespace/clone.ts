@@ -111,8 +111,8 @@ function share(store: Store, range: Range, blocks: number): number {
   const { source, target, targetOffset, length } = range;
   const first = Number(range.sourceOffset >> store.blockShift);
   const targetFirst = Number(targetOffset >> store.blockShift);
-  store.guard.beforeMapChange(source, first, blocks);
-  store.guard.beforeMapChange(target, targetFirst, blocks);
+  store.guard.beforeMapChange(source, [{ block: first, count: blocks }]);
+  store.guard.beforeMapChange(target, [{ block: targetFirst, count: blocks }]);
   if (targetOffset + length > target.size) store.guard.beforeSizeChange(target);
   ownEnd(store, target, targetOffset);
   const sourceMap = source.extents as NonNullable<Inode["extents"]>;

@@ -17,7 +17,7 @@ import { type ExtentMap, holdsData, type Piece } from "../space/extent-map.ts";
 import { noteModification, withoutPrivileges } from "./attributes.ts";
 import { FILE_BYTES_MAX, fieldsOf, type Inode } from "./inode.ts";
 import { takeBack } from "./sharing.ts";
-import type { Store } from "./store.ts";
+import type { BlockRange, Store } from "./store.ts";
 
 export const FALLOC_KEEP_SIZE = 0x01;
 export const FALLOC_PUNCH_HOLE = 0x02;
@@ -194,7 +194,7 @@ export function write(
   }
 
   const missing = unwrittenPieces(map, first, blocks);
-  for (const piece of missing) store.guard.beforeMapChange(inode, piece.block, piece.count);
+  store.guard.beforeMapChange(inode, missing);
   if (grows) {
     store.guard.beforeSizeChange(inode);
     // Another map: what is missing has to be looked for again.
@@ -327,7 +327,7 @@ export function truncate(store: Store, inode: Inode, size: bigint, killPrivilege
   if (size < 0n || size > FILE_BYTES_MAX) throw new FsError("EFBIG");
   const keep = blocksFor(store, size);
   const cut = Math.max(map.end, blocksFor(store, inode.size)) - keep;
-  if (cut > 0) store.guard.beforeMapChange(inode, keep, cut);
+  if (cut > 0) store.guard.beforeMapChange(inode, [{ block: keep, count: cut }]);
   if (size !== inode.size) store.guard.beforeSizeChange(inode);
   ownEnd(store, inode, size);
   const group = store.begin(false);
@@ -372,7 +372,8 @@ export function fallocate(
     const lastEnd = map.end;
     const first = Math.min(innerFirst, lastEnd);
     const count = Math.min(innerEnd, lastEnd) - first;
-    if (count > 0) guardMapped(store, inode, map, first, count);
+    const mapped = count > 0 ? mappedPieces(map, first, count) : [];
+    if (mapped.length > 0) store.guard.beforeMapChange(inode, mapped);
     // A hole in the middle of an extent makes two of one: many such holes are more metadata, and a full volume, where
     // they free no whole segment, must keep room for its next checkpoint.
     ownEdges(store, inode, offset, end);
@@ -401,12 +402,10 @@ export function fallocate(
       : zeroRange && piece.state === SHARED
         ? clip(piece, innerFirst, innerEnd)
         : null;
-  for (const piece of pieces) {
-    const changes =
-      piece.state === 0 ||
-      (zeroRange && holdsData(piece.state) && clip(piece, innerFirst, innerEnd) !== null);
-    if (changes) store.guard.beforeMapChange(inode, piece.block, piece.count);
-  }
+  const changes = (piece: Piece): boolean =>
+    piece.state === 0 || (zeroRange && holdsData(piece.state) && clip(piece, innerFirst, innerEnd) !== null);
+  const changing = pieces.filter(changes);
+  if (changing.length > 0) store.guard.beforeMapChange(inode, changing);
   const wanted = pieces.reduce((sum, piece) => sum + (lacking(piece)?.count ?? 0), 0);
   if (wanted > store.allocator.freeBlocks) {
     store.waitForPending("space");
@@ -464,13 +463,15 @@ export function fallocate(
   }
 }
 
-/** The guard hears of the mapped parts of a run alone: making a hole of a hole changes nothing. */
-function guardMapped(store: Store, inode: Inode, map: ExtentMap, block: number, count: number): void {
+/** The mapped parts of a run: making a hole of a hole changes nothing. */
+function mappedPieces(map: ExtentMap, block: number, count: number): BlockRange[] {
   const end = block + count;
+  const pieces: BlockRange[] = [];
   for (let piece = map.next(block); piece !== null && piece.block < end; ) {
-    store.guard.beforeMapChange(inode, piece.block, Math.min(piece.count, end - piece.block));
+    pieces.push({ block: piece.block, count: Math.min(piece.count, end - piece.block) });
     piece = map.next(piece.block + piece.count);
   }
+  return pieces;
 }
 
 function clip(piece: Piece, from: number, to: number): Piece | null {
@@ -512,6 +513,23 @@ function zeroEdges(
 }
 
 /**
+ * Throws what prepareSome() of any part of [block, block + count) would throw because of a lease, before any part has
+ * changed. @throws FsError ETXTBSY; Wait.
+ */
+export function guardPrepare(store: Store, inode: Inode, block: number, count: number): void {
+  const map = extentsOf(inode);
+  store.writable();
+  takeBack(store, inode, block, count);
+  const changes: BlockRange[] = [];
+  for (let at = block; at < block + count; ) {
+    const piece = map.at(at, block + count - at);
+    if (piece.state !== WRITTEN) changes.push(piece);
+    at += piece.count;
+  }
+  if (changes.length > 0) store.guard.beforeMapChange(inode, changes);
+}
+
+/**
  * Make a part of [block, block + count) ready to be mapped: allocated, zeroed where it was a hole or unwritten, copied
  * where it was shared, written. At most `limit` blocks are zeroed or copied; returns the block up to which all is ready. Call again from there.
  * @throws FsError ENOSPC, ETXTBSY; Wait.
@@ -529,7 +547,7 @@ export function prepareSome(store: Store, inode: Inode, block: number, count: nu
   }
   if (at >= end) return end;
   const piece = map.at(at, Math.min(end - at, limit));
-  store.guard.beforeMapChange(inode, piece.block, piece.count);
+  store.guard.beforeMapChange(inode, [piece]);
   const group = store.begin(true);
   const runs: Becoming[] = [];
   const taken: Run[] = [];

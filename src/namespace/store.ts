@@ -30,9 +30,18 @@ import { checkTree, claimAll, takeFree } from "./recovered.ts";
 import { State } from "./state.ts";
 
 /** Who may object to a change of a file's block map (the lease floor). Throws FsError ETXTBSY or Wait to refuse. */
+/** Blocks of a file. */
+export interface BlockRange {
+  readonly block: number;
+  readonly count: number;
+}
+
 export interface MapGuard {
-  /** Blocks [block, block + count) of the file would be mapped otherwise than now. */
-  beforeMapChange(inode: Inode, block: number, count: number): void;
+  /**
+   * These blocks of the file would be mapped otherwise than now. All that an operation changes has to be named at once:
+   * what is refused for one of them must not have broken a lease on another.
+   */
+  beforeMapChange(inode: Inode, changes: readonly BlockRange[]): void;
   beforeSizeChange(inode: Inode): void;
   /** A lease pins blocks of this range. */
   isLeased(inode: Inode, block: number, count: number): boolean;

@@ -57,7 +57,7 @@ function refuseSecondCopy(session: Session, handle: Handle, offset: bigint, size
     // Reading ahead occupies one of the few requests that the kernel sends in the background, the release of other
     // leases among them: it must not wait. After EIO the kernel asks once more, for the page that it needs.
     if (size > PAGE_BYTES) throw new FsError("EIO", "reading ahead in a range that is mapped directly");
-    leases.beforeMapChange(inode, block, count);
+    leases.beforeMapChange(inode, [{ block, count }]);
   }
   const ordinaryMappingOnly = session.negotiated?.features.DIRECT_IO_ALLOW_MMAP === true;
   if (ordinaryMappingOnly && (handle.flags & OpenFlag.ACCMODE) !== OpenFlag.RDONLY) {

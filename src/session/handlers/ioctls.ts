@@ -13,7 +13,7 @@ import * as wire from "../../lease/wire.ts";
 import { SHARED } from "../../media/group.ts";
 import { SUPERBLOCK_UUID_OFFSET } from "../../media/superblock.ts";
 import { cloneRange } from "../../namespace/clone.ts";
-import { blocksFor, prepareSome } from "../../namespace/data.ts";
+import { blocksFor, guardPrepare, prepareSome } from "../../namespace/data.ts";
 import { FILE_BYTES_MAX, type Inode } from "../../namespace/inode.ts";
 import { takeBack } from "../../namespace/sharing.ts";
 import { answer } from "../control.ts";
@@ -388,13 +388,14 @@ async function prepareBlocks(
   const { store } = session.volume;
   const end = blocksFor(store, to);
   const slice = Math.max(1, PREPARE_SLICE_BYTES / store.blockBytes);
-  let block = Number(from >> store.blockShift);
-  const lacking = lackingBlocks(inode, block, end);
+  const begin = Number(from >> store.blockShift);
+  const lacking = lackingBlocks(inode, begin, end);
   // All or nothing, as fallocate(2): not everything that is left, and then an error.
   if (lacking > store.allocator.freeBlocks + store.allocator.pendingBlocks) {
     throw new FsError("ENOSPC", `${lacking} blocks wanted, ${store.allocator.freeBlocks} free`);
   }
-  while (block < end) {
+  await session.retry(() => guardPrepare(store, inode, begin, end - begin), signal);
+  for (let block = begin; block < end; ) {
     const first = block;
     block = await session.retry(() => prepareSome(store, inode, first, end - first, slice), signal);
     if (block < end) await new Promise((resolve) => setImmediate(resolve));
