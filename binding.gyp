@@ -1,4 +1,5 @@
-# Three products: the addon (mapdirect.node) and, for native/client/, the C library and the preload shim.
+# Two addons: mapdirect.node for the daemon and the commands, mapdirect_client.node for programs that map files (the C
+# library of native/client/ with a face for JavaScript). scripts/build-client.mjs makes the C library itself.
 # Nothing here names a CPU: code that needs more than the baseline is compiled by function (target attributes) and
 # chosen at run time, so that one build serves every machine of its architecture.
 {
@@ -36,7 +37,29 @@
       # The SIGBUS handler stays installed for the life of the process, so its code must never be unmapped
       # (Node unloads addons when a worker thread ends).
       "ldflags": ["-Wl,-z,nodelete"]
+    },
+    {
+      "target_name": "mapdirect_client",
+      "sources": [
+        "native/client/table.c",
+        "native/client/keeper.c",
+        "native/client/hole.c",
+        "native/client/map.c",
+        "native/client/change.c",
+        "native/client/break.c",
+        "native/client/persist.c",
+        "native/client/stats.c",
+        "native/client/api.c",
+        "native/napi/failure.cc",
+        "native/napi/client_addon.cc"
+      ],
+      "include_dirs": ["native"],
+      "cflags": ["-pthread"],
+      "cflags_c": ["-std=gnu11"],
+      "cflags_cc": ["-isystem <(module_root_dir)/<!(node -p \"require('node-addon-api').include_dir\")"],
+      "defines": ["NAPI_VERSION=8", "NODE_ADDON_API_DISABLE_DEPRECATED", "NAPI_DISABLE_CPP_EXCEPTIONS"],
+      # The library's threads run its code as long as there are mappings.
+      "ldflags": ["-Wl,-z,nodelete", "-pthread"]
     }
-    # --- native/client/: targets `libmapdirect` and `libmapdirect_preload` go below this line ---
   ]
 }

@@ -166,8 +166,11 @@ export function build({ nativeOnly = false } = {}) {
       );
     }
     if (existsSync(at("binding.gyp"))) {
-      const inputs = ["fuse", "layout", "napi", "persist", "region"].map((folder) => `native/${folder}`);
-      part("addon", ["binding.gyp", ...inputs], ["build/Release/mapdirect.node"], buildAddon);
+      const inputs = ["client", "fuse", "layout", "napi", "persist", "region"].map(
+        (folder) => `native/${folder}`,
+      );
+      const products = ["mapdirect", "mapdirect_client"].map((name) => `build/Release/${name}.node`);
+      part("addon", ["binding.gyp", ...inputs], products, buildAddon);
     }
     if (existsSync(at("scripts/build-client.mjs"))) {
       part(

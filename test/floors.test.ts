@@ -22,6 +22,7 @@ const FLOORS = [
   "session",
   "daemon",
   "cli",
+  "api",
   "bin",
 ];
 

@@ -30,12 +30,11 @@ import { createInterface } from "node:readline";
 import { setTimeout as sleep } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
 import { errnoName } from "../base/errno.ts";
+import { ask, asLeases, type ExtentReport, prepare, readExtents, withOpen } from "../daemon/client.ts";
 import { Failure } from "../daemon/failure.ts";
 import { lockHolder, mountAt } from "../daemon/mounts.ts";
 import { formatSize } from "../daemon/sizes.ts";
 import { addon, packageRoot } from "../region/addon.ts";
-import { ask, type ExtentReport, prepare, readExtents, withOpen } from "./client.ts";
-import { asLeases } from "./commands/leases.ts";
 import { print } from "./output.ts";
 
 const PROGRAM = fileURLToPath(new URL("../bin/mapdirect.js", import.meta.url));

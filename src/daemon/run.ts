@@ -10,6 +10,7 @@
  * - the daemon never makes a blocking call on its own mount: it would wait for itself.
  */
 import { statfs } from "node:fs/promises";
+import { Socket } from "node:net";
 import { Errno } from "../base/errno.ts";
 import { formatUuid } from "../media/mkfs.ts";
 import { type FuseMount, openFuseMount, unmountFuse } from "../region/fusemount.ts";
@@ -30,6 +31,8 @@ export interface DaemonRequest {
   mountpoint: string;
   options: MountOptions;
   debug: boolean;
+  /** A descriptor at whose end the daemon unmounts, as at SIGTERM: the other end is in the process that it serves. */
+  whileFd?: number | undefined;
 }
 
 /** How long users of a mount that was asked to end by a signal have until the connection is cut. */
@@ -111,6 +114,7 @@ async function serve(request: DaemonRequest, log: Log, readiness: Readiness): Pr
       const signals = unmountOnSignals(mountpoint, session.ended, log, () => {
         for (const lease of [...volume.leases.all()]) volume.leases.breakLease(lease, "unmount");
       });
+      if (request.whileFd !== undefined) unmountAtEndOf(request.whileFd);
       await Promise.race([session.ended, signals.cut]);
       signals.ignore();
       await session.close();
@@ -125,6 +129,14 @@ async function serve(request: DaemonRequest, log: Log, readiness: Readiness): Pr
     region.close();
   }
   return 0;
+}
+
+function unmountAtEndOf(descriptor: number): void {
+  const pipe = new Socket({ fd: descriptor, readable: true, writable: false });
+  pipe.on("error", () => {});
+  pipe.on("close", () => process.kill(process.pid, "SIGTERM"));
+  pipe.resume();
+  pipe.unref();
 }
 
 function mountVolume(request: DaemonRequest): Promise<FuseMount> {

@@ -97,12 +97,15 @@ let loaded: Addon | undefined;
 /** The directory that holds package.json: two levels up, in src/ as in dist/. */
 export const packageRoot = join(dirname(fileURLToPath(import.meta.url)), "..", "..");
 
-/** Load the addon, once. Throws with the command that builds it when it is missing. */
+/** Load one of the products of binding.gyp. Throws with the command that builds it when it is missing. */
+export function loadNative(name: "mapdirect" | "mapdirect_client"): unknown {
+  const file = join(packageRoot, "build", "Release", `${name}.node`);
+  if (!existsSync(file)) throw new Error(`${file} is missing: run 'npm run build' in ${packageRoot}`);
+  return createRequire(import.meta.url)(file);
+}
+
+/** The daemon's addon, loaded once. */
 export function addon(): Addon {
-  if (loaded === undefined) {
-    const file = join(packageRoot, "build", "Release", "mapdirect.node");
-    if (!existsSync(file)) throw new Error(`${file} is missing: run 'npm run build' in ${packageRoot}`);
-    loaded = createRequire(import.meta.url)(file) as Addon;
-  }
+  loaded ??= loadNative("mapdirect") as Addon;
   return loaded;
 }

@@ -1,9 +1,10 @@
 /** The README's program compiles with warnings as errors and does what the README says. */
 import { readFileSync } from "node:fs";
-import { stat, writeFile } from "node:fs/promises";
+import { mkdir, mkdtemp, rm, stat, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { expect, test } from "vitest";
 import { packageRoot } from "../../src/region/addon.ts";
+import { folderPrefix } from "../support/leftovers.ts";
 import { withMount } from "../support/mount.ts";
 import { missing, run, succeed } from "../support/run.ts";
 
@@ -29,6 +30,26 @@ test("the program of the tour", async ({ skip }) => {
     expect((await stat(mount.at("file"))).size).toBe(1 << 20);
     expect(readFileSync(mount.at("file")).toString("latin1", 0, 28)).toBe("stored without a system call");
   });
+});
+
+test("the program for Node", async () => {
+  const program = /```js\n([\s\S]*?)```/.exec(readme)?.[1] ?? "";
+  expect(program).toContain("mapDirect");
+  const folder = await mkdtemp(folderPrefix("/dev/shm"));
+  try {
+    await mkdir(join(folder, "mnt"));
+    const placed = program
+      .replaceAll("/srv/volume.region", join(folder, "region"))
+      .replaceAll('"/mnt', `"${join(folder, "mnt")}`)
+      .replace("1 << 30", "1 << 25");
+    const { code, stdout, stderr } = await run(process.execPath, ["--input-type=module", "-e", placed], {
+      cwd: packageRoot,
+    });
+    expect(code, stderr).toBe(0);
+    expect(stdout).toMatch(/state: 'written',\s+physical: \d+n/);
+  } finally {
+    await rm(folder, { recursive: true, force: true });
+  }
 });
 
 test("every document that the README names is there", () => {

@@ -7,7 +7,7 @@ import { closeSync, openSync, statfsSync, truncateSync, writeFileSync } from "no
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { describe, expect, test } from "vitest";
-import { ask, withOpen } from "../../src/cli/client.ts";
+import { ask, withOpen } from "../../src/daemon/client.ts";
 import { type StructValue, viewOf } from "../../src/layout/struct.ts";
 import * as wire from "../../src/lease/wire.ts";
 import { addon, packageRoot } from "../../src/region/addon.ts";

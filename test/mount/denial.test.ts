@@ -21,7 +21,7 @@ import {
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, afterEach, beforeAll, describe, expect, test } from "vitest";
-import { ask, withOpen } from "../../src/cli/client.ts";
+import { ask, withOpen } from "../../src/daemon/client.ts";
 import { packageRoot } from "../../src/region/addon.ts";
 import type { LeaseReport } from "../../src/session/control.ts";
 import { folderPrefix } from "../support/leftovers.ts";

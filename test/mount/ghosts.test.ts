@@ -5,7 +5,7 @@ import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { setTimeout as sleep } from "node:timers/promises";
 import { expect, test } from "vitest";
-import { ask, withOpen } from "../../src/cli/client.ts";
+import { ask, withOpen } from "../../src/daemon/client.ts";
 import { packageRoot } from "../../src/region/addon.ts";
 import { withMount } from "../support/mount.ts";
 

@@ -108,7 +108,7 @@ describe("the ioctl surface", () => {
     const script = `
       const { ask, withOpen } = await import(process.argv[1]);
       console.log(JSON.stringify(withOpen(process.argv[2], (descriptor) => ask(descriptor, "LEASES"))));`;
-    const client = new URL("../../dist/cli/client.js", import.meta.url).href;
+    const client = new URL("../../dist/daemon/client.js", import.meta.url).href;
     const argument = grantRequest(wire.LeaseKind.SEAL, 0, 4096);
     const writer = openSync(path, "r+");
     try {

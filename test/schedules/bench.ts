@@ -9,7 +9,7 @@ import { createServer, type Server, type Socket } from "node:net";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { setTimeout as sleep } from "node:timers/promises";
-import { ask, readExtents, withOpen } from "../../src/cli/client.ts";
+import { ask, readExtents, withOpen } from "../../src/daemon/client.ts";
 import { deviceOf, runsIn } from "../../src/lease/ghosts.ts";
 import { packageRoot } from "../../src/region/addon.ts";
 import type { TestMount } from "../support/mount.ts";

@@ -126,7 +126,7 @@ export class TestMount {
   /** The daemon's own check of the whole volume: it must find nothing. In a child, which can be killed if it hangs. */
   async check(): Promise<void> {
     const script = `
-      const { ask, withOpen } = await import(${JSON.stringify(join(packageRoot, "dist/cli/client.js"))});
+      const { ask, withOpen } = await import(${JSON.stringify(join(packageRoot, "dist/daemon/client.js"))});
       console.log(JSON.stringify(withOpen(process.argv[1], (descriptor) => ask(descriptor, "CHECK"))));`;
     const { code, stdout, stderr } = await run(
       process.execPath,

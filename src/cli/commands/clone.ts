@@ -3,8 +3,8 @@ import { closeSync, constants, fstatSync, ftruncateSync, openSync, statSync, unl
 import { basename, join } from "node:path";
 import { Command } from "commander";
 import { Errno } from "../../base/errno.ts";
+import { cloneFile, withOpen } from "../../daemon/client.ts";
 import { errnoOf, Failure, reason } from "../../daemon/failure.ts";
-import { cloneFile, withOpen } from "../client.ts";
 
 export function cloneCommand(): Command {
   return new Command("clone")

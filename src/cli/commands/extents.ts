@@ -1,9 +1,8 @@
 /** extents: the block map of a file: which bytes of the region are its bytes. */
 import { realpathSync } from "node:fs";
 import { Command } from "commander";
-import { ask, readExtents, withOpen } from "../client.ts";
+import { ask, asLeases, readExtents, withOpen } from "../../daemon/client.ts";
 import { print, table, toJson } from "../output.ts";
-import { asLeases } from "./leases.ts";
 
 export function extentsCommand(): Command {
   return new Command("extents")

@@ -1,12 +1,12 @@
 /** info: what a volume is made of, and what its region can do. */
 import { realpathSync, statSync } from "node:fs";
 import { Command } from "commander";
+import { ask, withOpen } from "../../daemon/client.ts";
 import { asFailure, Failure } from "../../daemon/failure.ts";
 import { lockHolder, mountAt, mountOfRegion, resolveMountpoint } from "../../daemon/mounts.ts";
 import { defaultMountOptions, leasePolicy } from "../../daemon/options.ts";
 import { inUse, openRegionOrExplain } from "../../daemon/run.ts";
 import { Volume } from "../../session/volume.ts";
-import { ask, withOpen } from "../client.ts";
 import { print, properties, toJson } from "../output.ts";
 
 export function infoCommand(): Command {

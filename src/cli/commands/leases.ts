@@ -1,10 +1,9 @@
 /** leases: who maps what directly; and, for the administrator, how to end it. */
 import { setTimeout as sleep } from "node:timers/promises";
 import { Command } from "commander";
+import { ask, asLeases, readExtents, withOpen } from "../../daemon/client.ts";
 import { Failure, usage } from "../../daemon/failure.ts";
 import { FS_TYPE, readMounts } from "../../daemon/mounts.ts";
-import type { LeaseReport } from "../../session/control.ts";
-import { ask, readExtents, withOpen } from "../client.ts";
 import { print, table, toJson } from "../output.ts";
 
 export function leasesCommand(): Command {
@@ -92,12 +91,6 @@ function onlyMount(): string {
     throw usage("leases break", "several mapdirect file systems are mounted", "say which with --mount");
   }
   return first.mountpoint;
-}
-
-export function asLeases(answer: unknown): LeaseReport[] {
-  if (!Array.isArray(answer))
-    throw new Failure("daemon", "its list of leases is no list", "update mapdirect");
-  return answer as LeaseReport[];
 }
 
 function leases(path: string, flags: { json: boolean }): void {

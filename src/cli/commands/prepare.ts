@@ -1,7 +1,7 @@
 /** prepare: make a range of a file ready to be mapped and stored to. */
 import { Command } from "commander";
+import { prepare as prepareRange, withOpen } from "../../daemon/client.ts";
 import { offsetArgument } from "../arguments.ts";
-import { prepare as prepareRange, withOpen } from "../client.ts";
 
 export function prepareCommand(): Command {
   return new Command("prepare")

@@ -5,7 +5,6 @@
  */
 import { closeSync, openSync } from "node:fs";
 import { Errno } from "../base/errno.ts";
-import { errnoOf, Failure, reason } from "../daemon/failure.ts";
 import { type StructValue, viewOf } from "../layout/struct.ts";
 import {
   ExtentState,
@@ -21,6 +20,8 @@ import {
   WireRange,
 } from "../lease/wire.ts";
 import { addon } from "../region/addon.ts";
+import type { LeaseReport } from "../session/control.ts";
+import { errnoOf, Failure, reason } from "./failure.ts";
 
 export type QuestionName = keyof typeof Question;
 
@@ -168,4 +169,11 @@ export function cloneFile(source: number, target: number): void {
   addon().ioctl(source, Ioctl.OFFER, buffer);
   // The token is where CLONE wants it; everything else is zero: from the beginning, up to the end.
   addon().ioctl(target, Ioctl.CLONE, buffer);
+}
+
+/** @throws Failure when the daemon's answer is none. */
+export function asLeases(answer: unknown): LeaseReport[] {
+  if (!Array.isArray(answer))
+    throw new Failure("daemon", "its list of leases is no list", "update mapdirect");
+  return answer as LeaseReport[];
 }

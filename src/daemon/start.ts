@@ -1,0 +1,108 @@
+/**
+ * Start a daemon for a region, and return when the mount answers.
+ *
+ * Invariant: when that fails, no daemon and no mount of it is left.
+ */
+import { spawn } from "node:child_process";
+import { realpathSync, statSync } from "node:fs";
+import { statfs } from "node:fs/promises";
+import { join, resolve } from "node:path";
+import type { Readable } from "node:stream";
+import { Errno } from "../base/errno.ts";
+import { packageRoot } from "../region/addon.ts";
+import { unmountFuse } from "../region/fusemount.ts";
+import { asFailure, errnoOf, Failure, reason } from "./failure.ts";
+import { mountAt, resolveMountpoint } from "./mounts.ts";
+import { readReadyLine } from "./readiness.ts";
+
+/** The absolute path of a region that exists. */
+export function resolveRegion(path: string): string {
+  try {
+    return realpathSync(path);
+  } catch (error) {
+    const todo =
+      errnoOf(error) === Errno.ENOENT
+        ? `make one with 'mapdirect mkfs ${path}'`
+        : "check the path and its permissions";
+    throw new Failure(path, reason(error), todo);
+  }
+}
+
+/** The absolute path of a directory that can be mounted on; what a crashed daemon left there is cleared away. */
+export async function freeMountpoint(path: string): Promise<string> {
+  for (let tries = 0; tries < 16; tries += 1) {
+    let mountpoint = resolve(path);
+    try {
+      mountpoint = resolveMountpoint(path);
+      if (!statSync(mountpoint).isDirectory()) {
+        throw new Failure(path, "it is not a directory", "name a directory to mount on");
+      }
+      const present = mountAt(mountpoint);
+      if (present === undefined) return mountpoint;
+      const todo = `unmount it first: 'mapdirect unmount ${path}'`;
+      throw new Failure(path, `${present.source} is mounted there already`, todo);
+    } catch (error) {
+      if (error instanceof Failure) throw error;
+      if (isDead(error) && mountAt(mountpoint) !== undefined) {
+        await unmountFuse(mountpoint, { lazy: true }).catch((again: unknown) => {
+          throw asFailure(again, path, `the daemon there is gone: 'umount -l ${mountpoint}'`);
+        });
+        continue;
+      }
+      const todo = errnoOf(error) === Errno.ENOENT ? `create it with 'mkdir ${path}'` : "check the path";
+      throw new Failure(path, reason(error), todo);
+    }
+  }
+  throw new Failure(path, "dead mounts keep coming back there", "see 'findmnt' and unmount them");
+}
+
+/** What a mount answers whose daemon is gone, or going this very moment. */
+function isDead(error: unknown): boolean {
+  return ["ENOTCONN", "ECONNABORTED"].includes((error as NodeJS.ErrnoException).code ?? "");
+}
+
+export interface StartRequest {
+  /** Absolute paths. */
+  readonly region: string;
+  readonly mountpoint: string;
+  /** More of the command line of `mapdirect mount`. */
+  readonly words: readonly string[];
+  /** Descriptor for its log. */
+  readonly log: number | "ignore";
+  /** The daemon unmounts when this process ends. */
+  readonly bound: boolean;
+}
+
+/** Returns the daemon's pid. @throws Failure. */
+export async function startDaemon(request: StartRequest): Promise<number> {
+  const { region, mountpoint, words, log, bound } = request;
+  const program = join(packageRoot, "dist", "bin", "mapdirect.js");
+  const args = ["mount", "--foreground", "--ready-fd", "3", ...(bound ? ["--while-fd", "4"] : []), ...words];
+  const child = spawn(process.execPath, [program, ...args, "--", region, mountpoint], {
+    detached: true,
+    stdio: ["ignore", log, log, "pipe", ...(bound ? ["pipe" as const] : [])],
+    // The daemon leaves this directory anyway; the paths above are absolute.
+    cwd: "/",
+  });
+  const pipe = child.stdio[3] as Readable;
+  const text = await new Promise<string>((done, failed) => {
+    let line = "";
+    child.on("error", failed);
+    pipe.setEncoding("utf8");
+    pipe.on("data", (part: string) => {
+      line += part;
+      if (line.includes("\n")) done(line);
+    });
+    pipe.on("close", () => done(line));
+  });
+  const pid = readReadyLine(text);
+  pipe.destroy();
+  child.unref();
+  // Its end stays open as long as this process lives, and keeps nothing else alive.
+  (child.stdio[4] as { unref?: () => void } | null | undefined)?.unref?.();
+  // The daemon has seen the mount answer; now as the one who waits for it does.
+  await statfs(mountpoint).catch((error: unknown) => {
+    throw new Failure(mountpoint, reason(error), "see the log (--log FILE)");
+  });
+  return pid;
+}

@@ -1,0 +1,65 @@
+/** End a mount, and return when its daemon has closed the volume. */
+import { setTimeout as sleep } from "node:timers/promises";
+import { Errno } from "../base/errno.ts";
+import { unmountFuse } from "../region/fusemount.ts";
+import { ask, asLeases, withOpen } from "./client.ts";
+import { asFailure, errnoOf, Failure } from "./failure.ts";
+import { isRunning, lockHolder, mountAt, resolveMountpoint } from "./mounts.ts";
+
+const POLL_MS = 10;
+
+/** Who maps files there directly: what fuser(1) does not know. */
+function holders(mountpoint: string): string {
+  try {
+    const leases = withOpen(mountpoint, (descriptor) => asLeases(ask(descriptor, "LEASES")));
+    const named = leases.slice(0, 5).map(({ pid, command, file }) => `${command} (${pid}) maps ${file}`);
+    if (leases.length > named.length) named.push(`${leases.length - named.length} more`);
+    return named.length === 0 ? "" : `: ${named.join(", ")}`;
+  } catch {
+    return ""; // the reason that matters is the other one
+  }
+}
+
+/** Who maps files directly is told to let go before the mount is out of sight. */
+function breakAll(mountpoint: string): void {
+  try {
+    withOpen(mountpoint, (descriptor) => ask(descriptor, "BREAK", 0));
+  } catch {
+    // A dead mount has no leases, and only its administrator may break them: unmounting itself says what is wrong.
+  }
+}
+
+/**
+ * @param flags lazy: detach at once, breaking leases; its end is not waited for.
+ * @throws Failure
+ */
+export async function unmountAndWait(path: string, flags: { lazy: boolean }): Promise<void> {
+  let mountpoint: string;
+  try {
+    mountpoint = resolveMountpoint(path);
+  } catch (error) {
+    throw asFailure(error, path, "see 'findmnt -t fuse.mapdirect' for what is mounted");
+  }
+  const mount = mountAt(mountpoint);
+  if (mount === undefined) {
+    throw new Failure(path, "no mapdirect file system is mounted there", "see 'findmnt -t fuse.mapdirect'");
+  }
+  const daemon = lockHolder(mount.source);
+  if (flags.lazy) breakAll(mountpoint);
+  try {
+    await unmountFuse(mountpoint, { lazy: flags.lazy });
+  } catch (error) {
+    if (errnoOf(error) === Errno.EBUSY) {
+      throw new Failure(
+        path,
+        `it is in use${holders(mountpoint)}`,
+        `see 'fuser -vm ${path}' for who uses it, or use --lazy`,
+      );
+    }
+    throw asFailure(error, path, "unmount it as root, or as the user who mounted it");
+  }
+  if (flags.lazy) return;
+  // The same region may be mounted again by somebody else at once: wait for this daemon, not for the lock.
+  while (daemon !== undefined && lockHolder(mount.source) === daemon) await sleep(POLL_MS);
+  while (daemon !== undefined && isRunning(daemon)) await sleep(POLL_MS);
+}
