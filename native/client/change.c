@@ -1,6 +1,6 @@
 /*
  * What happens to direct mappings after they were made: munmap, mremap, something else mapped on top,
- * madvise.
+ * madvise, mlock.
  *
  * The system call and the change of the table happen under one hold of the lock, so that no other thread's
  * mapping can take the addresses in between and then be taken for direct.
@@ -446,31 +446,61 @@ static void revert_all(uintptr_t start, uintptr_t end) {
   change_mourn(dead);
 }
 
-int core_madvise(uintptr_t start, size_t length, int advice) {
-  if (!is_aligned(start, page_bytes()) || length > UINTPTR_MAX - start - page_bytes()) return -EINVAL;
-  uintptr_t end = start + round_up(length, page_bytes());
-  if (advice == MADV_REMOVE) revert_all(start, end);
+/* One call of the kernel's for [at, upto), which lies in `piece` or, if that is NULL, in no direct mapping. */
+typedef int (*piecewise)(uintptr_t at, uintptr_t upto, const struct piece *piece, int argument);
+
+/* As madvise(2) and mlock(2) do: over gaps, which are told at the end, and up to the first other error. */
+static int for_each_piece(uintptr_t start, uintptr_t end, piecewise act, int argument) {
   bool unmapped = false;
   for (uintptr_t at = start; at < end;) {
     struct piece_view view;
     uintptr_t upto = end;
-    bool direct = false;
+    const struct piece *piece = NULL;
     if (table_find(at, &view) && view.piece.start < end) {
-      direct = view.piece.start <= at;
-      upto = direct ? view.piece.end : view.piece.start;
+      if (view.piece.start <= at) piece = &view.piece;
+      upto = piece != NULL ? view.piece.end : view.piece.start;
       if (upto > end) upto = end;
     }
-    /* MADV_REMOVE punches the file: a change of the block map under our own lease, and the file would be the
-     * region. */
-    if (direct && advice == MADV_REMOVE) return -ETXTBSY;
-    if (!(direct && view.piece.state == PIECE_HOLE && harms_hole(advice))) {
-      int error = raw_madvise(at, upto - at, advice);
-      if (error == -ENOMEM)
-        unmapped = true; /* the kernel goes on over gaps and tells at the end */
-      else if (error != 0)
-        return error;
-    }
+    int error = act(at, upto, piece, argument);
+    if (error == -ENOMEM)
+      unmapped = true;
+    else if (error != 0)
+      return error;
     at = upto;
   }
   return unmapped ? -ENOMEM : 0;
+}
+
+static int advise(uintptr_t at, uintptr_t upto, const struct piece *piece, int advice) {
+  /* MADV_REMOVE punches the file: a change of the block map under our own lease, and the file would be the
+   * region. */
+  if (piece != NULL && advice == MADV_REMOVE) return -ETXTBSY;
+  if (piece != NULL && piece->state == PIECE_HOLE && harms_hole(advice)) return 0;
+  return raw_madvise(at, upto - at, advice);
+}
+
+int core_madvise(uintptr_t start, size_t length, int advice) {
+  if (!is_aligned(start, page_bytes()) || length > UINTPTR_MAX - start - page_bytes()) return -EINVAL;
+  uintptr_t end = start + round_up(length, page_bytes());
+  if (advice == MADV_REMOVE) revert_all(start, end);
+  return for_each_piece(start, end, advise, advice);
+}
+
+/* ---- mlock */
+
+#ifndef MLOCK_ONFAULT
+#define MLOCK_ONFAULT 1
+#endif
+
+/* The kernel puts pages of private memory in place by storing to them, which a hole refuses. Its pages are zeros that
+ * take no memory: there is nothing to put in place. */
+static int lock_pages(uintptr_t at, uintptr_t upto, const struct piece *piece, int flags) {
+  if (piece != NULL && piece->state == PIECE_HOLE) flags |= (int)MLOCK_ONFAULT;
+  return flags == 0 ? raw_mlock(at, upto - at) : raw_mlock2(at, upto - at, flags);
+}
+
+int core_mlock(uintptr_t start, size_t length, int flags) {
+  uintptr_t first = start & ~(page_bytes() - 1);
+  if (length > UINTPTR_MAX - start - page_bytes()) return -EINVAL;
+  return for_each_piece(first, round_up(start + length, page_bytes()), lock_pages, flags);
 }

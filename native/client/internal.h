@@ -6,7 +6,7 @@
  *     keeper.c    the thread that owns every descriptor
  *     hole.c      pages that read zeros and refuse stores (userfaultfd), pages past the end
  *     map.c       asking for a lease and building the mapping
- *     change.c    munmap, mremap, MAP_FIXED on top, madvise
+ *     change.c    munmap, mremap, MAP_FIXED on top, madvise, mlock
  *     break.c     leases that are being broken: watching, revocation
  *     persist.c   cache-line flush, msync
  *     stats.c     what was counted
@@ -251,6 +251,8 @@ int core_remap(uintptr_t old, size_t old_length, size_t new_length, int flags, u
 int core_remap_any(uintptr_t old, size_t old_length, size_t new_length, int flags, uintptr_t new,
                    void **result);
 int core_madvise(uintptr_t start, size_t length, int advice);
+/* mlock2(2); with no flags, mlock(2). */
+int core_mlock(uintptr_t start, size_t length, int flags);
 
 /*
  * With the lock held: replace [start, end) by what `act` does to the address space. Anchors in the way are

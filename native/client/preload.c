@@ -1,7 +1,7 @@
 /*
  * The other door: mmap(2) with MAP_SHARED_VALIDATE | MAP_DIRECT, for programs that run under
- * LD_PRELOAD=libmapdirect_preload.so. Interposes mmap, mmap64, munmap, mremap, msync, madvise, and for the counters
- * _exit.
+ * LD_PRELOAD=libmapdirect_preload.so. Interposes mmap, mmap64, munmap, mremap, msync, madvise, mlock, mlock2, and for
+ * the counters _exit.
  *
  * Calls that have nothing to do with direct mappings go straight to the kernel, with one system call
  * instruction, no lock and no other function: allocators and the dynamic linker call these while nothing else
@@ -118,6 +118,16 @@ MAPDIRECT_API int msync(void *addr, size_t length, int flags) {
 MAPDIRECT_API int madvise(void *addr, size_t length, int advice) {
   if (!table_near(addr, length)) return integer_answer(raw_madvise((uintptr_t)addr, length, advice));
   return integer_answer(core_madvise((uintptr_t)addr, length, advice));
+}
+
+MAPDIRECT_API int mlock(const void *addr, size_t length) {
+  if (!table_near(addr, length)) return integer_answer(raw_mlock((uintptr_t)addr, length));
+  return integer_answer(core_mlock((uintptr_t)addr, length, 0));
+}
+
+MAPDIRECT_API int mlock2(const void *addr, size_t length, unsigned flags) {
+  if (!table_near(addr, length)) return integer_answer(raw_mlock2((uintptr_t)addr, length, (int)flags));
+  return integer_answer(core_mlock((uintptr_t)addr, length, (int)flags));
 }
 
 /* Some programs leave so (children of fio), past every destructor. */

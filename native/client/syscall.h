@@ -65,6 +65,14 @@ static inline int raw_madvise(uintptr_t address, size_t length, int advice) {
   return (int)raw_syscall(SYS_madvise, (long)address, (long)length, advice, 0, 0, 0);
 }
 
+static inline int raw_mlock(uintptr_t address, size_t length) {
+  return (int)raw_syscall(SYS_mlock, (long)address, (long)length, 0, 0, 0, 0);
+}
+
+static inline int raw_mlock2(uintptr_t address, size_t length, int flags) {
+  return (int)raw_syscall(SYS_mlock2, (long)address, (long)length, flags, 0, 0, 0);
+}
+
 static inline int raw_close(int fd) {
   return (int)raw_syscall(SYS_close, fd, 0, 0, 0, 0, 0);
 }

@@ -8,6 +8,7 @@ import { accessSync, constants, mkdirSync, readdirSync, readFileSync, rmSync, st
 import { loadavg } from "node:os";
 import { join } from "node:path";
 import { hasCommand } from "../../scripts/setup.mjs";
+import { measureGrants } from "./grants.mjs";
 import { describeMachine } from "./machine.mjs";
 import { folderName, sweep } from "./mounts.mjs";
 import { compile, PEERS } from "./peers.mjs";
@@ -62,6 +63,7 @@ export async function runBench({ rounds, seconds, fileMib, metaFiles, peers, nod
     const described = await startPeers(bench, chosen, say);
     const running = described.filter(({ skipped }) => skipped === undefined);
     const { samples, failures } = await measure(bench, running, rounds, say);
+    const grants = await grantsOf(bench, running, failures, rounds, say);
     return {
       at: new Date().toISOString(),
       machine,
@@ -69,6 +71,7 @@ export async function runBench({ rounds, seconds, fileMib, metaFiles, peers, nod
       settings: { rounds, seconds, fileBytes, metaFiles, load: bench.hasFio ? "fio" : "io.c" },
       peers: described.map(({ name, note, skipped }) => ({ name, note, skipped })),
       ...summarise(running, samples, rounds),
+      grants,
       samples,
       failures,
     };
@@ -122,6 +125,20 @@ async function measure(bench, running, rounds, say) {
     }
   }
   return { samples, failures };
+}
+
+/** Empty when mapdirect is not among the peers, or failed. */
+async function grantsOf(bench, running, failures, rounds, say) {
+  const peer = running.find(({ name }) => name === "mapdirect");
+  if (peer === undefined || failures.some((failure) => failure.startsWith("mapdirect,"))) return [];
+  try {
+    return await measureGrants(bench, peer, rounds, say);
+  } catch (error) {
+    bench.signal.throwIfAborted();
+    failures.push(`mapdirect, grants: ${error.message}`);
+    say(failures.at(-1));
+    return [];
+  }
 }
 
 /** User and system time that the threads of a server have used. Zero if there is no server. */

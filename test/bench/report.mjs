@@ -79,6 +79,23 @@ export function render(result) {
       ]),
     );
   }
+  if (result.grants.length > 0) {
+    const micros = (value) => value.toFixed(value < 100 ? 1 : 0);
+    lines.push(
+      "",
+      table([
+        ["a mapping of so many extents, µs", "MAP_DIRECT", "plain mmap", "÷", "munmap", "plain munmap"],
+        ...result.grants.map(({ extents, map, unmap, plainMap, plainUnmap, ratio }) => [
+          `${extents}`,
+          figure(map, micros),
+          figure(plainMap, micros),
+          figure(ratio, times),
+          figure(unmap, micros),
+          figure(plainUnmap, micros),
+        ]),
+      ]),
+    );
+  }
   lines.push("");
   for (const { title, against, least, reached } of result.goals) {
     const verdict =
