@@ -21,6 +21,8 @@ export const FILES = 3;
 export const FILE_PAGES = 6;
 const SLOTS = 4;
 const WORKERS_MAX = 5;
+/** Of the mount. */
+export const BREAK_TIME_MS = 1000;
 /** After a break new leases are refused for a second. */
 const AFTER_BREAK_MS = 1300;
 
@@ -38,7 +40,9 @@ export type Step =
       count: number;
       value: number;
       nonblocking: boolean;
+      aim: number;
     }
+  | { do: "sync"; worker: number; file: number }
   | { do: "copy"; worker: number; file: number; to: number; count: number }
   | { do: "race"; worker: number; other: number; file: number; first: number; count: number; kind: Kind }
   | { do: "fork" | "kill" | "stop" | "replace"; worker: number; file: number };
@@ -182,9 +186,12 @@ export class Bench {
     const answer = await answered;
     this.log.push(`${worker.name} ${text}: ${answer}`);
     const [what = ""] = words;
-    const key = `${what} ${answer.startsWith("ok") ? "ok" : answer}`;
-    this.counts[key] = (this.counts[key] ?? 0) + 1;
+    this.#count(`${what} ${answer.startsWith("ok") ? "ok" : answer}`);
     return answer;
+  }
+
+  #count(key: string): void {
+    this.counts[key] = (this.counts[key] ?? 0) + 1;
   }
 
   async #kill(worker: Worker): Promise<void> {
@@ -287,6 +294,10 @@ export class Bench {
       case "copy":
         await this.#copy(worker, step);
         return;
+      case "sync":
+        // On page granularity blocks that were freed are free from now on.
+        expectSame("R13 sync", await this.#tell(worker, "sync", path, 0), ["ok"]);
+        return;
       case "race":
         await this.#race(worker, path, (file as OpenFile).model, step);
         return;
@@ -304,9 +315,23 @@ export class Bench {
       case "replace":
         await this.#replace(step.file % FILES);
         return;
-      default:
-        await this.#change(worker, path, (file as OpenFile).model, step);
+      default: {
+        const { index, first } = this.#aim(step);
+        const { model } = this.#files[index] as OpenFile;
+        await this.#change(worker, this.#path(index), model, { ...step, first });
+      }
     }
+  }
+
+  /** Half of all changes are of a range that somebody maps, if there is one. */
+  #aim(step: { file: number; first: number; aim: number }): { index: number; first: number } {
+    const index = step.file % FILES;
+    const targets = this.#model.mappings.flatMap((mapping) => {
+      const mapped = this.#files.findIndex(({ model }) => model === mapping.file);
+      return mapping.held && mapped >= 0 ? [{ index: mapped, first: mapping.first }] : [];
+    });
+    if (step.aim % 2 === 0 || targets.length === 0) return { index, first: step.first };
+    return targets[(step.aim >> 1) % targets.length] as { index: number; first: number };
   }
 
   async #map(
@@ -441,18 +466,22 @@ export class Bench {
     if (answer === "ok") Model.apply(what, file, first, count, value);
   }
 
-  #leaseIds(): Set<number> {
+  #leaseIds(...states: string[]): Set<number> {
     const leases = withOpen(this.#mount.path, (descriptor) => ask(descriptor, "LEASES")) as {
       id: number;
       state: string;
     }[];
-    return new Set(
-      leases.filter(({ state }) => state === "held" || state === "breaking").map(({ id }) => id),
-    );
+    return new Set(leases.filter(({ state }) => states.includes(state)).map(({ id }) => id));
+  }
+
+  /** Bytes. */
+  #quarantined(): number {
+    const info = withOpen(this.#mount.path, (descriptor) => ask(descriptor, "INFO"));
+    return (info as { quarantined: number }).quarantined;
   }
 
   #isHeld(mappings: readonly Mapping[]): boolean {
-    const ids = this.#leaseIds();
+    const ids = this.#leaseIds("held", "breaking");
     return mappings.some(({ leaseId }) => ids.has(leaseId));
   }
 
@@ -578,17 +607,24 @@ export class Bench {
     while (!isStopped(worker.pid)) await sleep(1);
     this.#stopped.add(worker.name);
     const page = mapping.first + mapping.looks.indexOf("block");
-    await this.#change(other, this.#path(index), mapping.file, {
-      do: "punch",
-      worker: 0,
-      file: index,
-      first: page,
-      count: 1,
-      value: 0,
-      nonblocking: false,
+    const path = this.#path(index);
+    const begun = performance.now();
+    let over = false;
+    const punched = this.#change(other, path, mapping.file, {
+      ...{ do: "punch", worker: 0, file: index, first: page, count: 1, value: 0, nonblocking: false, aim: 0 },
+    }).finally(() => {
+      over = true;
     });
+    await Promise.all([punched, this.#tryDuringBreak(mapping, path, page, [worker, other], () => over)]);
+    if (held.copy.zombie) {
+      const waited = performance.now() - begun;
+      if (waited < BREAK_TIME_MS - 50) throw new Divergence(`R15: waited for ${waited} ms`);
+      if (this.#quarantined() === 0) throw new Divergence("R19: nothing is in quarantine");
+      this.#count("stop revoked");
+    }
     this.#checkReach();
     // Somebody takes what is free.
+    await this.#tell(other, "sync", path, 0);
     await this.#replace((index + 1) % FILES);
     this.#checkReach();
     process.kill(worker.pid, "SIGCONT");
@@ -603,6 +639,34 @@ export class Bench {
       }
       copy.zombie = false;
       copy.revoked = true;
+    }
+  }
+
+  /** R16: while the lease is being broken nobody gets another; everybody else is served. */
+  async #tryDuringBreak(
+    mapping: Mapping,
+    path: string,
+    page: number,
+    busy: readonly Worker[],
+    isOver: () => boolean,
+  ): Promise<void> {
+    const third = [...this.#workers.values()].find((one) => !busy.includes(one));
+    while (third !== undefined && !isOver()) {
+      if (!this.#leaseIds("breaking").has(mapping.leaseId)) {
+        await sleep(2);
+        continue;
+      }
+      const value = `ok ${mapping.file.page(page).value}`;
+      const read = await this.#tell(third, "read", path, page);
+      const mapped = await this.#tell(third, "map", SLOTS, path, page, 1, "breakable");
+      if (isOver()) {
+        if (mapped.startsWith("ok")) await this.#tell(third, "unmap", SLOTS);
+        return;
+      }
+      expectSame("R24 read during a break", read, [value]);
+      expectSame("R16 map during a break", mapped, ["EAGAIN"]);
+      this.#count("stop refused");
+      return;
     }
   }
 
@@ -719,10 +783,8 @@ export class Bench {
   async #checkEmpty(): Promise<void> {
     const until = performance.now() + 5000;
     for (;;) {
-      const leases = this.#leaseIds();
-      const { quarantined } = withOpen(this.#mount.path, (descriptor) => ask(descriptor, "INFO")) as {
-        quarantined: number;
-      };
+      const leases = this.#leaseIds("held", "breaking");
+      const quarantined = this.#quarantined();
       if (leases.size === 0 && quarantined === 0) break;
       if (performance.now() > until)
         throw new Divergence(`R21: leases ${[...leases].join()} and ${quarantined} bytes in quarantine stay`);

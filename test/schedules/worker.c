@@ -9,6 +9,7 @@
  *   N load SLOT PAGE | N store SLOT PAGE BYTE        "ok BYTE", "ok", or the name of the signal
  *   N read PATH PAGE | N write PATH PAGE BYTE        write and what follows: "ok" or the errno
  *   N truncate PATH PAGES | N punch PATH PAGE COUNT | N allocate PATH PAGE COUNT | N prepare PATH PAGE COUNT
+ *   N sync PATH 0
  *   N copy FROM TO COUNT
  *   N fork TOKEN                         a child, which connects by itself; "ok PID"
  *   N reset                              unmap everything
@@ -180,6 +181,8 @@ static void do_file(char **words) {
     good = fallocate(fd, FALLOC_FL_KEEP_SIZE, offset, length) == 0;
   } else if (strcmp(what, "prepare") == 0) {
     good = mapdirect_prepare(fd, offset, length) == 0;
+  } else if (strcmp(what, "sync") == 0) {
+    good = fsync(fd) == 0;
   }
   int error = errno;
   close(fd);
