@@ -29,13 +29,13 @@ import { fieldsOf, type Inode } from "./inode.ts";
 import { checkTree, claimAll, takeFree } from "./recovered.ts";
 import { State } from "./state.ts";
 
-/** Who may object to a change of a file's block map (the lease floor). Throws FsError ETXTBSY or Wait to refuse. */
 /** Blocks of a file. */
 export interface BlockRange {
   readonly block: number;
   readonly count: number;
 }
 
+/** Who may object to a change of a file's block map (the lease floor). Throws FsError ETXTBSY or Wait to refuse. */
 export interface MapGuard {
   /**
    * These blocks of the file would be mapped otherwise than now. All that an operation changes has to be named at once:
