@@ -105,6 +105,17 @@ export function judgeCopy(data: Uint8Array, offset: number): CopyVerdict {
   return { kind: "valid", value };
 }
 
+function copyAt(region: Region, offset: number): CopyVerdict {
+  const data = Buffer.alloc(Superblock.size);
+  try {
+    region.read(offset, data, 0, data.length);
+  } catch (error) {
+    if (!(error instanceof FsError)) throw error;
+    return { kind: "damaged", reason: `superblock at byte ${offset}: ${error.message}` };
+  }
+  return judgeCopy(data, offset);
+}
+
 export interface SuperblockChoice {
   readonly value: SuperblockValue;
   /** One sentence for each copy that was not usable or lags behind. */
@@ -123,17 +134,7 @@ export function readSuperblock(region: Region): SuperblockChoice {
       `${region.facts.path} has ${region.facts.sizeBytes} bytes: too small for a volume`,
     );
   }
-  const verdicts = SUPERBLOCK_OFFSETS.map((offset) => {
-    const data = Buffer.alloc(Superblock.size);
-    try {
-      region.read(offset, data, 0, data.length);
-    } catch (error) {
-      if (error instanceof FsError)
-        return { kind: "damaged", reason: `superblock at byte ${offset}: ${error.message}` } as const;
-      throw error;
-    }
-    return judgeCopy(data, offset);
-  });
+  const verdicts = SUPERBLOCK_OFFSETS.map((offset) => copyAt(region, offset));
   for (const verdict of verdicts) {
     // Whichever copy is newer: a volume that another version has begun to write is that one's.
     if (verdict.kind === "foreign") {
@@ -189,14 +190,27 @@ export function mustBeReadOnly(value: SuperblockValue): string | null {
   return unknown === 0 ? null : `has features 0x${unknown.toString(16)} that this program can only read`;
 }
 
-/** Write both copies, each durable before the next step. The caller has made durable what they name. */
+/**
+ * Write both copies, each durable before the next step. The caller has made durable what they name. The copy that a reader
+ * would choose now comes last: when one of two is damaged or lags behind, a write of the other that is cut short would
+ * leave none.
+ */
 export async function writeSuperblock(region: Region, value: SuperblockValue): Promise<void> {
   const data = encodeSuperblock(value);
-  for (const offset of SUPERBLOCK_OFFSETS) {
+  for (const offset of weakerFirst(region)) {
     region.write(offset, data, 0, data.length);
     region.drain();
     await region.sync();
   }
+}
+
+function weakerFirst(region: Region): readonly number[] {
+  const sequenceAt = (offset: number): number => {
+    const verdict = copyAt(region, offset);
+    return verdict.kind === "valid" ? verdict.value.sequence : -1;
+  };
+  const [first, second] = SUPERBLOCK_OFFSETS;
+  return sequenceAt(first) > sequenceAt(second) ? [second, first] : [first, second];
 }
 
 /** This boot of the kernel: tells a crash of the daemon from a crash of the machine. All zero if unknown. */

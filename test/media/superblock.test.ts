@@ -121,6 +121,31 @@ describe("the superblock", () => {
   });
 });
 
+test("the copy that a reader would choose is written last: when the other one is damaged or older, too", async () => {
+  for (const [first, second] of [
+    [0, 1],
+    [1, 0],
+  ] as const) {
+    for (const hurt of ["damaged", "older"] as const) {
+      const bytes = await makeVolume(4 * MIB, "cacheline").then((region) => region.image());
+      const weak = SUPERBLOCK_OFFSETS[first];
+      if (hurt === "damaged") bytes.fill(0xff, weak + 100, weak + 108);
+      else
+        patchSuperblock(bytes, ({ sequence }) => ({ sequence: sequence + 1 }), [SUPERBLOCK_OFFSETS[second]]);
+      const region = MemoryRegion.fromImage(bytes);
+      const order: number[] = [];
+      region.observer = {
+        ...{ stored: (begin) => order.push(begin), storedFromOutside() {}, flushed() {}, drained() {} },
+        syncBegun: () => () => {},
+      };
+      const { value } = readSuperblock(region);
+      await writeSuperblock(region, { ...value, sequence: value.sequence + 1 });
+      expect(order, hurt).toEqual([weak, SUPERBLOCK_OFFSETS[second]]);
+      expect(readSuperblock(region).warnings).toEqual([]);
+    }
+  }
+});
+
 describe("mkfs", () => {
   test.each([
     [4 * MIB, 4096],

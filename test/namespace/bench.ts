@@ -58,7 +58,6 @@ export class Bench {
   region: MemoryRegion;
   store: Store;
   model: Model;
-  /** The model after each command since the last completed sync; the last one is now. */
   #history: Model[];
   #cut: Cut | null = null;
   #stores = 0;
@@ -77,6 +76,11 @@ export class Bench {
     this.model = Model.of(store);
     this.#history = [this.model.clone()];
     this.#watch();
+  }
+
+  /** On a volume that is there, from now on. */
+  static async over(region: MemoryRegion, seed = 1): Promise<Bench> {
+    return new Bench(region, await Store.open(region, { readOnly: false }), region.facts.granularity, seed);
   }
 
   static async begin(
@@ -114,6 +118,11 @@ export class Bench {
     if (powerOnPages) onAnotherBoot(this.#image);
     // On page granularity power takes everything back to the last sync at worst.
     this.#candidates = powerOnPages ? [...this.#history] : this.#history.slice(-1);
+  }
+
+  /** The model after each command since the last completed sync; the last one is now. */
+  get history(): readonly Model[] {
+    return this.#history;
   }
 
   get cutTaken(): boolean {
@@ -234,7 +243,7 @@ export class Bench {
     this.store.reapSoon(inode);
   }
 
-  /** Run it on both, and expect the same answer. Only lack of space is the real one's own affair. */
+  /** Run it on both, and expect the same answer. Only lack of space, and seals, are the real one's own affair. */
   async #both<T>(onModel: (result: T | undefined) => void, onStore: () => T): Promise<void> {
     const before = this.model.clone();
     let result: T | undefined;
@@ -246,7 +255,8 @@ export class Bench {
       if (!(error instanceof FsError)) throw error;
       storeErrno = error.errno;
     }
-    if (storeErrno !== Errno.ENOSPC) {
+    // Of leases the model knows nothing, either.
+    if (storeErrno !== Errno.ENOSPC && storeErrno !== Errno.ETXTBSY) {
       let modelErrno = 0;
       try {
         onModel(result);

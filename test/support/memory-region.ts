@@ -8,7 +8,7 @@
  * - with `recording`, `afterPowerCut()` is what the media could hold: everything that drain (cacheline) or a resolved
  *   sync (page) covered, and of what was stored since any choice of whole units: 8-byte words of non-temporal stores,
  *   512-byte sectors of written-back pages;
- * - `image()` and `fromImage()` copy: no two regions share bytes.
+ * - `image()` and `fromImage()` copy: no two regions share bytes, but for those of `on()`.
  */
 import { FsError, InvariantError } from "../../src/base/errors.ts";
 import { checkDisjoint, checkRange, checkSlice } from "../../src/region/bounds.ts";
@@ -25,6 +25,16 @@ export interface MemoryRegionOptions {
 interface Range {
   readonly begin: number;
   readonly end: number;
+}
+
+/** Hears of everything that is done to the bytes, right afterwards. Ranges are [begin, end). */
+export interface RegionObserver {
+  stored(begin: number, end: number): void;
+  storedFromOutside(begin: number, end: number): void;
+  flushed(begin: number, end: number): void;
+  drained(): void;
+  /** Returns what to call when the sync is done. */
+  syncBegun(): () => void;
 }
 
 /** What a power cut cannot take back, what it can, and what a sync under way is about to settle. */
@@ -46,6 +56,7 @@ export class MemoryRegion implements Region {
   readonly #recording: Recording | null;
   /** Called after each store: a test may take an image here, in the middle of an operation. */
   onStore: () => void = () => {};
+  observer: RegionObserver | null = null;
 
   private constructor(bytes: Uint8Array, options: MemoryRegionOptions) {
     const { granularity = "cacheline", path = "memory", mapAlignmentBytes = 4096 } = options;
@@ -82,6 +93,11 @@ export class MemoryRegion implements Region {
   /** A region that starts with a copy of these bytes, as after a restart. */
   static fromImage(image: Uint8Array, options: MemoryRegionOptions = {}): MemoryRegion {
     return new MemoryRegion(Uint8Array.from(image), options);
+  }
+
+  /** A region on these very bytes, for many looks at images that differ by little. */
+  static on(bytes: Uint8Array, options: MemoryRegionOptions = {}): MemoryRegion {
+    return new MemoryRegion(bytes, options);
   }
 
   /** A copy of all bytes as they are now; also after close. */
@@ -174,12 +190,19 @@ export class MemoryRegion implements Region {
   storeFromOutside(offset: number, source: Uint8Array): void {
     this.#check(offset, source.length);
     this.#bytes.set(source, offset);
+    this.observer?.storedFromOutside(offset, offset + source.length);
+  }
+
+  /** A copy of some bytes as they are now. */
+  peek(offset: number, length: number): Uint8Array {
+    return this.#bytes.slice(offset, offset + length);
   }
 
   flush(offset: number, length: number): void {
     this.#check(offset, length);
-    if (this.facts.granularity === "cacheline")
-      this.#recording?.dirty.push({ begin: offset, end: offset + length });
+    if (this.facts.granularity !== "cacheline") return;
+    this.#recording?.dirty.push({ begin: offset, end: offset + length });
+    this.observer?.flushed(offset, offset + length);
   }
 
   drain(): void {
@@ -190,6 +213,7 @@ export class MemoryRegion implements Region {
       }
       this.#recording.dirty = [];
     }
+    this.observer?.drained();
   }
 
   async sync(): Promise<void> {
@@ -197,9 +221,14 @@ export class MemoryRegion implements Region {
     if (this.#nextSyncFails) this.#syncError ??= new FsError("EIO", "sync of the region (injected)");
     if (this.#syncError !== null) throw this.#syncError;
     const recording = this.#recording;
-    if (recording === null) return;
     if (this.facts.granularity === "cacheline") {
       this.drain();
+      return;
+    }
+    const settled = this.observer?.syncBegun();
+    if (recording === null) {
+      if (settled !== undefined) await new Promise((resolve) => setImmediate(resolve));
+      settled?.();
       return;
     }
     const covered = recording.dirty.map((range) => ({
@@ -212,6 +241,7 @@ export class MemoryRegion implements Region {
     await new Promise((resolve) => setImmediate(resolve));
     for (const { range, bytes } of covered) recording.durable.set(bytes, range.begin);
     recording.syncing.delete(covered);
+    settled?.();
   }
 
   close(): void {
@@ -226,6 +256,7 @@ export class MemoryRegion implements Region {
       const end = Math.min(Math.ceil((offset + length) / unit) * unit, this.#bytes.length);
       this.#recording.dirty.push({ begin, end });
     }
+    if (length > 0) this.observer?.stored(offset, offset + length);
     this.onStore();
   }
 
