@@ -18,6 +18,7 @@ const FLOORS = [
   "media",
   "space",
   "namespace",
+  "fsck",
   "lease",
   "session",
   "daemon",

@@ -2,7 +2,7 @@
  * The command line: one program, one file for each command.
  *
  * Invariants:
- * - exit code 0: done; 1: tried and failed; 2: the request was wrong and nothing was tried;
+ * - exit code 0: done; 1: tried and failed; 2: the request was wrong and nothing was tried; fsck alone has those of fsck(8);
  * - errors go to stderr as one line, `mapdirect: <what>: <why>; <what to do>`, and nothing else does;
  * - with --json, stdout is one JSON document, whose keys stay.
  */
@@ -11,8 +11,10 @@ import { join } from "node:path";
 import { Command, CommanderError } from "commander";
 import { asFailure } from "../daemon/failure.ts";
 import { packageRoot } from "../region/addon.ts";
+import { checkCommand } from "./commands/check.ts";
 import { cloneCommand } from "./commands/clone.ts";
 import { extentsCommand } from "./commands/extents.ts";
+import { FsckExit, fsckCommand } from "./commands/fsck.ts";
 import { infoCommand } from "./commands/info.ts";
 import { leasesCommand } from "./commands/leases.ts";
 import { mkfsCommand } from "./commands/mkfs.ts";
@@ -50,6 +52,8 @@ Examples:
     leasesCommand(),
     prepareCommand(),
     cloneCommand(),
+    fsckCommand(),
+    checkCommand(),
   ];
   for (const command of commands) program.addCommand(command);
   for (const command of [program, ...commands]) {
@@ -88,12 +92,17 @@ export async function main(args: readonly string[]): Promise<void> {
   } catch (error) {
     if (error instanceof CommanderError) {
       // Help and version were printed, and asked for; everything else that commander refuses is wrong usage.
-      process.exitCode = error.exitCode === 0 ? 0 : 2;
+      process.exitCode = error.exitCode === 0 ? 0 : exitCodeOf(args, 2);
       return;
     }
     const failure = asFailure(error, args[0] ?? "usage");
     process.stderr.write(`mapdirect: ${failure.message}\n`);
     if (process.env.MAPDIRECT_DEBUG && error instanceof Error) process.stderr.write(`${error.stack}\n`);
-    process.exitCode = failure.exitCode;
+    process.exitCode = exitCodeOf(args, failure.exitCode);
   }
+}
+
+function exitCodeOf(args: readonly string[], code: 1 | 2): number {
+  if (args[0] !== "fsck") return code;
+  return code === 1 ? FsckExit.FAILED : FsckExit.USAGE;
 }

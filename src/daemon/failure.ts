@@ -67,7 +67,7 @@ export function reason(error: unknown): string {
   return error instanceof Error ? error.message : String(error);
 }
 
-const DAMAGED = "mount it read-only with '-o ro' to save what can be read, or restore it from a backup";
+const DAMAGED = "see what 'mapdirect fsck REGION' says, which also repairs; keep a copy of the region first";
 
 /** Whatever was thrown, as a failure with something to do about it. */
 export function asFailure(error: unknown, what: string, todo = "see 'mapdirect --help'"): Failure {

@@ -8,7 +8,7 @@
  * - LINK_GROUP_BYTES at the end of each segment stay free for the LINK.
  */
 import { CorruptionError, FsError } from "../base/errors.ts";
-import { getU64, viewOf } from "../layout/struct.ts";
+import { getU64, type StructValue, viewOf } from "../layout/struct.ts";
 import type { Region } from "../region/region.ts";
 import { crc32c } from "./checksum.ts";
 import {
@@ -206,7 +206,7 @@ export class ChainWriter {
   }
 }
 
-interface Header {
+export interface SegmentHead {
   readonly role: number;
   readonly index: number;
   readonly incarnation: number;
@@ -215,14 +215,20 @@ interface Header {
 }
 
 /** The header of the segment in `data`, or the reason why it is none. */
-function headerOf(data: Buffer, segment: number, geometry: ChainGeometry): Header | string {
+export function segmentHead(data: Buffer, segment: number, geometry: ChainGeometry): SegmentHead | string {
   const view = viewOf(data);
   if (view.getUint32(0, true) !== SEGMENT_MAGIC) return "no segment header";
   const found = view.getUint32(SegmentHeader.at.crc, true);
   const copy = Buffer.from(data.subarray(0, SegmentHeader.size));
   copy.fill(0, SegmentHeader.at.crc, SegmentHeader.at.crc + 4);
   if (crc32c(copy, 0, copy.length, geometry.seed) !== found) return "a header with a wrong checksum";
-  const value = SegmentHeader.decode(view, 0);
+  let value: StructValue<typeof SegmentHeader>;
+  try {
+    value = SegmentHeader.decode(view, 0);
+  } catch (error) {
+    if (!(error instanceof CorruptionError)) throw error;
+    return `a header with ${error.where} ${error.found}`;
+  }
   if (value.self !== segment) return `the header of the segment at byte ${value.self}`;
   return value;
 }
@@ -295,7 +301,7 @@ export function walkChain(
     const data = Buffer.allocUnsafe(geometry.segmentBytes);
     const view = viewOf(data);
     region.read(segment, data, 0, data.length);
-    const header = headerOf(data, segment, geometry);
+    const header = segmentHead(data, segment, geometry);
     const complaint = complaintAbout(header, { role, index, incarnation, firstLsn: lsn });
     if (complaint !== null || typeof header === "string") {
       // On page granularity a power cut may keep the LINK and lose the header that was stored before it.
@@ -385,8 +391,8 @@ const kindsByRole: Record<number, readonly number[]> = {
 };
 
 function complaintAbout(
-  header: Header | string,
-  expected: Pick<Header, "role" | "index" | "incarnation" | "firstLsn">,
+  header: SegmentHead | string,
+  expected: Pick<SegmentHead, "role" | "index" | "incarnation" | "firstLsn">,
 ): string | null {
   if (typeof header === "string") return header;
   for (const field of ["role", "index", "incarnation", "firstLsn"] as const) {
@@ -440,9 +446,9 @@ function lookAt(data: Buffer, view: DataView, from: number, { geometry, incarnat
 
 /** A segment that the chain reached after the break. */
 function isBehind(
-  header: Header | string,
+  header: SegmentHead | string,
   where: { role: number; incarnation: number; lsn: number },
-): header is Header {
+): header is SegmentHead {
   return (
     typeof header !== "string" &&
     header.role === where.role &&
@@ -481,7 +487,7 @@ function lookBeyond(
       if (error instanceof FsError) break;
       throw error;
     }
-    const header = headerOf(following, next, geometry);
+    const header = segmentHead(following, next, geometry);
     if (!isBehind(header, where) || header.index !== index + 1) break;
     data = following;
     offset = SegmentHeader.size;
@@ -505,7 +511,7 @@ function searchBarrier(
   const head = Buffer.alloc(SegmentHeader.size);
   for (let at = start; isSegmentPlace(at, geometry); at += geometry.segmentBytes) {
     region.read(at, head, 0, head.length);
-    const header = headerOf(head, at, geometry);
+    const header = segmentHead(head, at, geometry);
     if (!isBehind(header, where) || header.index <= where.index) continue;
     const data = Buffer.allocUnsafe(geometry.segmentBytes);
     region.read(at, data, 0, data.length);

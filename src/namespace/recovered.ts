@@ -9,7 +9,7 @@ import { CorruptionError, InvariantError } from "../base/errors.ts";
 import { FeatureIncompatible, RESERVED_BYTES } from "../media/format.ts";
 import { SHARED } from "../media/group.ts";
 import { ROOT_INO } from "../media/mkfs.ts";
-import type { Recovery } from "../media/recovery.ts";
+import type { SuperblockValue } from "../media/superblock.ts";
 import type { Allocator, Run } from "../space/allocator.ts";
 import type { Quarantine } from "../space/quarantine.ts";
 import { type Inode, S_IFLNK } from "./inode.ts";
@@ -114,18 +114,22 @@ export function checkTree(state: State): void {
 }
 
 /** Build the free space: everything that is used is claimed once, and claiming something twice is damage. */
-export function claimAll(allocator: Allocator, state: State, recovery: Recovery): void {
-  const { blockBytes, segmentBytes } = recovery.superblock;
+export function claimAll(
+  allocator: Allocator,
+  state: State,
+  used: { readonly superblock: SuperblockValue; readonly segments: readonly number[] },
+): void {
+  const { blockBytes, segmentBytes, featuresIncompatible } = used.superblock;
   if (!allocator.claim(0, Math.ceil(RESERVED_BYTES / blockBytes)))
     throw new InvariantError("fresh allocator");
-  for (const segment of [...recovery.checkpoint.segments, ...recovery.log.segments]) {
+  for (const segment of used.segments) {
     if (!allocator.claim(segment / blockBytes, segmentBytes / blockBytes)) {
       throw new CorruptionError(`metadata segment at byte ${segment}`, "used once", "used twice");
     }
   }
   // What may be shared first, each block once: the references were counted as the extents came.
   for (const run of state.references) {
-    if ((recovery.superblock.featuresIncompatible & FeatureIncompatible.SHARED_EXTENTS) === 0) {
+    if ((featuresIncompatible & FeatureIncompatible.SHARED_EXTENTS) === 0) {
       throw new CorruptionError(
         `shared blocks ${run.start} to ${run.start + run.count - 1}`,
         "none in this volume, whose superblock says so",

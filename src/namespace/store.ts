@@ -27,6 +27,7 @@ import { Quarantine } from "../space/quarantine.ts";
 import { SegmentPool } from "../space/segment-pool.ts";
 import { fieldsOf, type Inode } from "./inode.ts";
 import { checkTree, claimAll, takeFree } from "./recovered.ts";
+import { rewrite } from "./rewrite.ts";
 import { State } from "./state.ts";
 
 /** Blocks of a file. */
@@ -150,7 +151,8 @@ export class Store {
     state.countReferences();
     const allocator = new Allocator(superblock.regionBytes / superblock.blockBytes, superblock.blockBytes);
     const pool = new SegmentPool(allocator, superblock.segmentBytes, superblock.blockBytes);
-    claimAll(allocator, state, recovery);
+    const segments = [...recovery.checkpoint.segments, ...recovery.log.segments];
+    claimAll(allocator, state, { superblock, segments });
     const quarantine = new Quarantine();
     const space = { allocator, pool, quarantine };
 
@@ -216,23 +218,12 @@ export class Store {
     } else {
       // Everything that was recovered goes into a fresh checkpoint, and the log begins anew behind it. Until the
       // superblocks name them, the old ones stay as they are: a crash from here on finds what we found.
-      chain = ChainWriter.begin(region, recovery.geometry, SegmentRole.LOG, pool, {
-        index: recovery.log.index + 1,
-        incarnation: superblock.incarnations + 1,
-        lsn: recovery.nextLsn + 1,
-      });
-      const checkpoint = new Checkpoint(
-        region,
-        recovery.geometry,
-        pool,
-        state,
-        superblock.incarnations + 2,
-        chain.rotate(),
-      );
-      while (!checkpoint.step(1000));
-      opened = await checkpoint.finish(opened, false);
-      for (const segment of [...recovery.checkpoint.segments, ...recovery.log.segments]) pool.give(segment);
-      checkpointSegments = checkpoint.segments;
+      const from = { index: recovery.log.index + 1, lsn: recovery.nextLsn + 1 };
+      const anew = await rewrite(region, recovery.geometry, pool, state, opened, from, false);
+      chain = anew.log;
+      opened = anew.superblock;
+      checkpointSegments = anew.checkpointSegments;
+      for (const segment of segments) pool.give(segment);
     }
     const journal = new Journal(region, chain);
     const store = new Store(region, state, recovery, space, journal, opened, checkpointSegments, null);

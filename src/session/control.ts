@@ -1,5 +1,5 @@
 /** Answers to the questions of `mapdirect info`, `leases` and others: plain JSON objects with stable keys. */
-import { FsError } from "../base/errors.ts";
+import { FsError, InvariantError } from "../base/errors.ts";
 import { featureNames } from "../fuse/init.ts";
 import { opcodeName } from "../fuse/opcodes.ts";
 import type { Request } from "../fuse/request.ts";
@@ -41,11 +41,24 @@ export function answer(session: Session, request: Request, question: number, arg
       return breakOne(session, argument);
     case Question.CHECK:
       administratorOnly(session, request);
-      checkVolume(session.volume.store);
-      return { consistent: true, inodes: session.volume.store.state.inodes.size };
+      return check(session);
     default:
       throw new FsError("EINVAL", `question ${question}`);
   }
+}
+
+/** A mistake of ours, once it is known, must not get onto the media: from then on nothing is written. */
+function check(session: Session): { consistent: boolean; inodes: number; problem: string | null } {
+  const { store } = session.volume;
+  let problem: string | null = null;
+  try {
+    checkVolume(store);
+  } catch (error) {
+    if (!(error instanceof InvariantError)) throw error;
+    problem = error.message;
+    if (store.journal !== null) store.journal.failure ??= error;
+  }
+  return { consistent: problem === null, inodes: store.state.inodes.size, problem };
 }
 
 function administratorOnly(session: Session, request: Request): void {

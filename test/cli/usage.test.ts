@@ -9,7 +9,18 @@ import { cli, missing, run } from "../support/run.ts";
 const folder = mkdtempSync(folderPrefix("/dev/shm"));
 afterAll(() => rm(folder, { recursive: true, force: true }));
 
-const COMMANDS = ["mkfs", "mount", "unmount", "info", "extents", "leases", "prepare"];
+const COMMANDS = [
+  "mkfs",
+  "mount",
+  "unmount",
+  "info",
+  "extents",
+  "leases",
+  "prepare",
+  "clone",
+  "fsck",
+  "check",
+];
 const MESSAGE = /^mapdirect: [^\n]+: [^\n]+; [^\n]+\n$/;
 
 describe("help", () => {
@@ -55,6 +66,17 @@ describe("wrong usage exits 2, says one line on stderr and nothing on stdout", (
     expect(stderr).toMatch(MESSAGE);
     expect(stdout).toBe("");
     expect(code).toBe(2);
+  });
+
+  test.each([
+    ["an unknown option", ["fsck", "--frobnicate", "/x"]],
+    ["a missing argument", ["fsck"]],
+    ["a dry run of nothing", ["fsck", "--dry-run", "/x"]],
+  ])("fsck, as fsck(8), 16: %s", async (_, args) => {
+    const { code, stdout, stderr } = await cli(args);
+    expect(stderr).toMatch(MESSAGE);
+    expect(stdout).toBe("");
+    expect(code).toBe(16);
   });
 
   test("an unknown mount option is named", async () => {

@@ -13,7 +13,6 @@ import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { afterAll, beforeAll, expect, onTestFinished } from "vitest";
 import { isRunning, lockHolder, mountAt, mountOfRegion } from "../../src/daemon/mounts.ts";
-import { packageRoot } from "../../src/region/addon.ts";
 import { folderPrefix } from "./leftovers.ts";
 import { cli, type Result, type RunOptions, run } from "./run.ts";
 
@@ -123,18 +122,10 @@ export class TestMount {
     await this.mount();
   }
 
-  /** The daemon's own check of the whole volume: it must find nothing. In a child, which can be killed if it hangs. */
+  /** The daemon's own check of the whole volume: it must find nothing. */
   async check(): Promise<void> {
-    const script = `
-      const { ask, withOpen } = await import(${JSON.stringify(join(packageRoot, "dist/daemon/client.js"))});
-      console.log(JSON.stringify(withOpen(process.argv[1], (descriptor) => ask(descriptor, "CHECK"))));`;
-    const { code, stdout, stderr } = await run(
-      process.execPath,
-      ["--input-type=module", "-e", script, this.path],
-      { timeoutMs: 30_000, ...this.#user },
-    );
+    const { code, stderr } = await this.cli("check", this.path);
     expect(code, stderr).toBe(0);
-    expect(JSON.parse(stdout)).toMatchObject({ consistent: true });
   }
 
   /** Never throws, may be called twice; says on stderr what did not go as it should. */

@@ -1,0 +1,105 @@
+/** fsck: check a volume that is not mounted, and repair it. */
+import { Command } from "commander";
+import { asFailure, Failure, usage } from "../../daemon/failure.ts";
+import { lockHolder } from "../../daemon/mounts.ts";
+import { inUse, openRegionOrExplain } from "../../daemon/run.ts";
+import { resolveRegion } from "../../daemon/start.ts";
+import { type FsckReport, fsck } from "../../fsck/fsck.ts";
+import { formatUuid } from "../../media/mkfs.ts";
+import { print, toJson } from "../output.ts";
+
+/** fsck(8). */
+export const FsckExit = { CLEAN: 0, CORRECTED: 1, UNCORRECTED: 4, FAILED: 8, USAGE: 16 } as const;
+
+interface FsckFlags {
+  repair: boolean;
+  dryRun: boolean;
+  json: boolean;
+}
+
+export function fsckCommand(): Command {
+  return new Command("fsck")
+    .summary("check a volume that is not mounted, and repair it")
+    .description(
+      "Check everything: superblocks, checkpoint and log, names and link counts, and that every block belongs to one\n" +
+        "file, or to several that share it. Without --repair nothing is written.\n" +
+        "A repair keeps what can be kept: what has lost its name goes to lost+found, what several files claim becomes\n" +
+        "shared. Interrupted at any moment, it has changed nothing.",
+    )
+    .argument("<region>", "file or device")
+    .option("--repair", "write what was made to fit", false)
+    .option("--dry-run", "with --repair: say what it would do, and write nothing", false)
+    .option("--json", "print JSON", false)
+    .addHelpText(
+      "after",
+      `
+Exit codes, as fsck(8): 0 nothing is wrong, 1 it was and is repaired, 4 something is wrong, 8 could not look,
+16 the request was wrong.
+
+Examples:
+  mapdirect fsck /srv/volume.region
+  mapdirect fsck --repair --dry-run /srv/volume.region
+  mapdirect fsck --repair /dev/pmem0`,
+    )
+    .action(run);
+}
+
+async function run(path: string, flags: FsckFlags): Promise<void> {
+  if (flags.dryRun && !flags.repair) {
+    throw usage("--dry-run", "it says what a repair would do", "give --repair as well, or neither");
+  }
+  const repair = flags.repair && !flags.dryRun;
+  const report = await examine(resolveRegion(path), repair);
+  const { superblock, problems, ...rest } = report;
+  if (flags.json) {
+    print(
+      toJson({
+        region: path,
+        uuid: superblock === null ? null : formatUuid(superblock.uuid),
+        label: superblock?.label ?? null,
+        ...rest,
+        problems,
+      }),
+    );
+  } else print(inWords(path, report, flags));
+  process.exitCode =
+    report.problemCount === 0 ? FsckExit.CLEAN : report.repaired ? FsckExit.CORRECTED : FsckExit.UNCORRECTED;
+}
+
+async function examine(path: string, repair: boolean): Promise<FsckReport> {
+  if (lockHolder(path) !== undefined) {
+    const { what, why, todo } = inUse(path);
+    throw new Failure(what, why, `${todo}, or use 'mapdirect check MOUNTPOINT'`);
+  }
+  const region = openRegionOrExplain(path, { readOnly: !repair });
+  try {
+    return await fsck(region, { repair });
+  } catch (error) {
+    throw asFailure(error, path, "see 'mapdirect fsck --help'");
+  } finally {
+    region.close();
+  }
+}
+
+function inWords(path: string, report: FsckReport, flags: FsckFlags): string {
+  const lines = report.problems.map(({ place, expected, found, repair }) => {
+    const what = `${place}: expected ${expected}, found ${found}`;
+    if (repair === null) return `${what}; nothing can be done`;
+    return flags.repair ? `${what}; ${repair}` : what;
+  });
+  const { problemCount, problems, refusal, repaired, repairable, superblock } = report;
+  if (problemCount > problems.length) lines.push(`… and ${problemCount - problems.length} more`);
+  if (problemCount > 0) lines.push("");
+  if (refusal !== null) lines.push(`A mount ${repaired ? "was" : "is"} refused: ${refusal}`);
+  if (problemCount === 0) {
+    const used = report.usedBlocks * (superblock?.blockBytes ?? 0);
+    lines.push(`${path}: nothing is wrong: ${report.inodes} inodes, ${used} bytes in use`);
+    return lines.join("\n");
+  }
+  const count = `${problemCount} ${problemCount === 1 ? "problem" : "problems"}`;
+  if (repaired) lines.push(`${path}: ${count}, repaired`);
+  else if (!repairable) lines.push(`${path}: ${count}, beyond repair`);
+  else if (flags.dryRun) lines.push(`${path}: ${count}; nothing was written`);
+  else lines.push(`${path}: ${count}; 'mapdirect fsck --repair ${path}' repairs what it can`);
+  return lines.join("\n");
+}

@@ -1,0 +1,198 @@
+/**
+ * Checking and repairing a volume that is not mounted.
+ *
+ * First the strict way, the very one that a mount takes: when that finds nothing, nothing is wrong. Otherwise everything that
+ * can be read is read leniently, judged as a whole, and made to fit; the result has to pass the strict way again before it is
+ * written, as a fresh checkpoint beside the old metadata (rewrite.ts).
+ *
+ * Invariants:
+ * - without `repair`, and in a dry run, nothing is written;
+ * - a repair that is interrupted has changed nothing; one that is complete leaves a volume in which nothing is found;
+ * - whatever the region holds, the answer is a report or an FsError.
+ */
+import { CorruptionError, FsError, InvariantError } from "../base/errors.ts";
+import { COUNTER_MAX, FeatureIncompatible, RESERVED_BYTES } from "../media/format.ts";
+import { type Recovery, recover } from "../media/recovery.ts";
+import { mustBeReadOnly, type SuperblockValue } from "../media/superblock.ts";
+import { checkTree, claimAll } from "../namespace/recovered.ts";
+import { rewrite } from "../namespace/rewrite.ts";
+import { State } from "../namespace/state.ts";
+import type { Region } from "../region/region.ts";
+import { Allocator } from "../space/allocator.ts";
+import { SegmentPool } from "../space/segment-pool.ts";
+import { judgeBlocks } from "./blocks.ts";
+import { type Problem, Problems } from "./problem.ts";
+import { type Survey, survey } from "./survey.ts";
+import { TreeJudge } from "./tree.ts";
+
+export interface FsckOptions {
+  /** Write what was made to fit. */
+  readonly repair: boolean;
+}
+
+export interface FsckReport {
+  /** Null when no superblock could be read. */
+  readonly superblock: SuperblockValue | null;
+  readonly problems: readonly Problem[];
+  /** Of which `problems` shows the first 10,000. */
+  readonly problemCount: number;
+  /** Why a mount is refused; null: it is not. */
+  readonly refusal: string | null;
+  /** All of it can be repaired. */
+  readonly repairable: boolean;
+  /** It has been. */
+  readonly repaired: boolean;
+  /** Inodes and used blocks, as they are or, if something was wrong, as a repair leaves them. */
+  readonly inodes: number;
+  readonly usedBlocks: number;
+}
+
+/** @throws FsError EINVAL (no volume, or one of another version), ENOSPC (no room for the repaired metadata), EIO. */
+export async function fsck(region: Region, options: FsckOptions): Promise<FsckReport> {
+  const problems = new Problems();
+  const strict = mountable(region);
+  if ("state" in strict && strict.recovery.warnings.length === 0) {
+    const { superblock } = strict.recovery;
+    return reportOf(
+      problems,
+      { ...strict, superblock },
+      { refusal: null, repairable: true, repaired: false },
+    );
+  }
+  const refusal = "state" in strict ? null : strict.refusal.message;
+  const found = survey(region, problems);
+  if (found === null) return reportOf(problems, null, { refusal, repairable: false, repaired: false });
+  // But for a copy of the superblock nothing may be wrong.
+  const whole =
+    "state" in strict ? { ...strict, superblock: strict.recovery.superblock } : madeToFit(found, problems);
+  if (!("state" in strict) && problems.count === 0) {
+    // Links and headers that contradict each other, say: all groups could be found without them.
+    const { refusal: error } = strict;
+    const seen =
+      error instanceof CorruptionError
+        ? error
+        : new CorruptionError("metadata", "to be readable", error.message);
+    problems.add("record", seen.where, seen.expected, seen.found, "all metadata is written anew");
+  }
+  const { superblock, allocator, state } = whole;
+  const highest = Math.max(superblock.sequence, superblock.incarnations, found.nextIndex, found.nextLsn);
+  if (highest > COUNTER_MAX - COUNTER_ROOM) {
+    const limit = `counters below ${COUNTER_MAX - COUNTER_ROOM}`;
+    problems.add("superblock", "superblock or log", limit, `${highest}`, null);
+  }
+  const repairable = !problems.beyondRepair && mustBeReadOnly(superblock) === null;
+  const repaired = options.repair && repairable;
+  const report = reportOf(problems, whole, { refusal, repairable, repaired });
+  if (repaired) {
+    const pool = new SegmentPool(allocator, superblock.segmentBytes, superblock.blockBytes);
+    const from = { index: found.nextIndex, lsn: found.nextLsn + 1 };
+    await rewrite(region, found.geometry, pool, state, superblock, from, true);
+  }
+  return report;
+}
+
+/** A volume in which nothing contradicts anything. */
+interface Whole {
+  readonly state: State;
+  readonly superblock: SuperblockValue;
+  readonly allocator: Allocator;
+}
+
+function reportOf(
+  problems: Problems,
+  whole: Whole | null,
+  verdict: Pick<FsckReport, "refusal" | "repairable" | "repaired">,
+): FsckReport {
+  return {
+    superblock: whole?.superblock ?? null,
+    problems: problems.list,
+    problemCount: problems.count,
+    ...verdict,
+    inodes: whole?.state.inodes.size ?? 0,
+    usedBlocks: whole === null ? 0 : whole.allocator.blockCount - whole.allocator.freeBlocks,
+  };
+}
+
+/** Numbers that a repaired volume has left: no honest one has ever used up the others. */
+const COUNTER_ROOM = 2 ** 32;
+
+interface Mountable {
+  readonly state: State;
+  readonly recovery: Recovery;
+  readonly allocator: Allocator;
+}
+
+/** What a mount would find, or why it would refuse. */
+function mountable(region: Region): Mountable | { readonly refusal: Error } {
+  const state = new State();
+  try {
+    const recovery = recover(region, state);
+    const { regionBytes, blockBytes } = recovery.superblock;
+    state.phase("exact");
+    state.setBlockCount(regionBytes / blockBytes);
+    state.nextIno = Math.max(state.nextIno, recovery.nextIno);
+    state.nextGeneration = Math.max(state.nextGeneration, recovery.nextGeneration);
+    checkTree(state);
+    state.countReferences();
+    const allocator = new Allocator(regionBytes / blockBytes, blockBytes);
+    const segments = [...recovery.checkpoint.segments, ...recovery.log.segments];
+    claimAll(allocator, state, { superblock: recovery.superblock, segments });
+    return { state, recovery, allocator };
+  } catch (error) {
+    if (error instanceof CorruptionError) return { refusal: error };
+    // A part that cannot be read.
+    if (error instanceof FsError && error.code === "EIO") return { refusal: error };
+    throw error;
+  }
+}
+
+function madeToFit(found: Survey, problems: Problems): Whole {
+  const { draft, superblock: before } = found;
+  const { blockBytes, regionBytes, segmentBytes } = before;
+  const blockCount = regionBytes / blockBytes;
+  const inBlocks = (at: number, bytes: number) => ({
+    start: at / blockBytes,
+    count: Math.ceil(bytes / blockBytes),
+  });
+  new TreeJudge(draft, problems, { nowSec: Math.floor(Date.now() / 1000), blockBytes }).run();
+  const shared = judgeBlocks(
+    draft,
+    {
+      blockCount,
+      metadata: [inBlocks(0, RESERVED_BYTES), ...found.segments.map((at) => inBlocks(at, segmentBytes))],
+      knowsSharing: (before.featuresIncompatible & FeatureIncompatible.SHARED_EXTENTS) !== 0,
+    },
+    problems,
+  );
+  const superblock = shared
+    ? { ...before, featuresIncompatible: before.featuresIncompatible | FeatureIncompatible.SHARED_EXTENTS }
+    : before;
+  const state = new State();
+  state.setBlockCount(blockCount);
+  for (const { fields } of draft.inodes.values()) if (fields !== null) state.inode(fields);
+  for (const { ino, entries, extents, target, xattrs } of draft.inodes.values()) {
+    for (const [name, entry] of entries) state.dentry(ino, name, entry.ino, entry.type, entry.cookie);
+    for (const { block, physical, count, state: kind } of extents)
+      state.extent(ino, block, physical, count, kind);
+    if (target !== null) state.symlink(ino, target);
+    for (const [name, value] of xattrs) state.xattr(ino, name, value);
+  }
+  state.nextIno = Math.max(state.nextIno, draft.nextIno);
+  state.nextGeneration = Math.max(state.nextGeneration, draft.nextGeneration);
+  return { state, superblock, allocator: spaceOf(state, found, superblock) };
+}
+
+/** The strict way again: what was made to fit has to, or we have made a mistake. */
+function spaceOf(state: State, found: Survey, superblock: SuperblockValue): Allocator {
+  const { regionBytes, blockBytes } = superblock;
+  const allocator = new Allocator(regionBytes / blockBytes, blockBytes);
+  try {
+    checkTree(state);
+    state.countReferences();
+    claimAll(allocator, state, { superblock, segments: found.segments });
+  } catch (error) {
+    if (error instanceof CorruptionError) throw new InvariantError(`after repair: ${error.message}`);
+    throw error;
+  }
+  return allocator;
+}

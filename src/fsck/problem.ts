@@ -1,0 +1,54 @@
+/** What is wrong with a volume: where, what should be there, what is, and what a repair makes of it. */
+
+export type ProblemCode =
+  /** One copy of the superblock is damaged, absent or older. */
+  | "superblock-copy"
+  /** No copy is whole. */
+  | "superblock"
+  /** The region is smaller than its volume. */
+  | "region-short"
+  /** A part of the checkpoint or of the log is damaged or missing. */
+  | "checkpoint"
+  | "log"
+  /** A record says what cannot be. */
+  | "record"
+  | "root"
+  | "inode"
+  | "link-count"
+  | "parent"
+  /** A name that means nothing, or the wrong kind of thing. */
+  | "entry"
+  | "unreachable"
+  | "symlink"
+  | "xattr"
+  /** Blocks outside the volume, in its metadata, or of several files at a time. */
+  | "extent";
+
+export interface Problem {
+  readonly code: ProblemCode;
+  readonly place: string;
+  readonly expected: string;
+  readonly found: string;
+  /** What a repair does about it; null: nothing can be done. */
+  readonly repair: string | null;
+}
+
+/** More are counted, not kept: a damaged image decides how many there are. */
+const KEPT_MAX = 10_000;
+
+export class Problems {
+  readonly list: Problem[] = [];
+  count = 0;
+  #beyondRepair = false;
+
+  add(code: ProblemCode, place: string, expected: string, found: string, repair: string | null): void {
+    this.count += 1;
+    if (repair === null) this.#beyondRepair = true;
+    if (this.list.length < KEPT_MAX) this.list.push({ code, place, expected, found, repair });
+  }
+
+  /** Something cannot be repaired at all. */
+  get beyondRepair(): boolean {
+    return this.#beyondRepair;
+  }
+}

@@ -1,0 +1,43 @@
+/**
+ * All metadata written anew: a fresh checkpoint of the whole state, and an empty log behind it.
+ *
+ * Invariant: until the superblocks name them, what was there before stays as it is. A crash at any moment finds the old
+ * metadata or the new.
+ */
+import { type ChainGeometry, ChainWriter, type SegmentSource } from "../media/chain.ts";
+import { Checkpoint } from "../media/checkpoint.ts";
+import { SegmentRole } from "../media/format.ts";
+import type { SuperblockValue } from "../media/superblock.ts";
+import type { Region } from "../region/region.ts";
+import type { State } from "./state.ts";
+
+/** Longest time without a look at the event loop, milliseconds. */
+const STEP_MS = 1000;
+
+export interface Rewritten {
+  readonly log: ChainWriter;
+  readonly checkpointSegments: readonly number[];
+  readonly superblock: SuperblockValue;
+}
+
+/**
+ * @param source segments that nothing on the media uses
+ * @param from numbers above all that the old log has used
+ * @param clean the volume is not in use afterwards
+ */
+export async function rewrite(
+  region: Region,
+  geometry: ChainGeometry,
+  source: SegmentSource,
+  state: State,
+  superblock: SuperblockValue,
+  from: { readonly index: number; readonly lsn: number },
+  clean: boolean,
+): Promise<Rewritten> {
+  const incarnation = superblock.incarnations + 1;
+  const log = ChainWriter.begin(region, geometry, SegmentRole.LOG, source, { ...from, incarnation });
+  const checkpoint = new Checkpoint(region, geometry, source, state, incarnation + 1, log.rotate());
+  while (!checkpoint.step(STEP_MS));
+  const written = await checkpoint.finish(superblock, clean);
+  return { log, checkpointSegments: checkpoint.segments, superblock: written };
+}

@@ -1,0 +1,416 @@
+import { describe, expect, test } from "vitest";
+import { FsError } from "../../src/base/errors.ts";
+import { retrying } from "../../src/base/wait.ts";
+import { fsck } from "../../src/fsck/fsck.ts";
+import { SUPERBLOCK_OFFSETS } from "../../src/media/format.ts";
+import type { GroupBuilder } from "../../src/media/group.ts";
+import { checkVolume } from "../../src/namespace/check.ts";
+import { read, write } from "../../src/namespace/data.ts";
+import { fieldsOf, type Inode, S_IFDIR, S_IFREG } from "../../src/namespace/inode.ts";
+import { create, lookup } from "../../src/namespace/names.ts";
+import { Store } from "../../src/namespace/store.ts";
+import type { Granularity } from "../../src/region/region.ts";
+import { pattern } from "../namespace/bench.ts";
+import { difference, foreignBytes, Model } from "../namespace/model.ts";
+import { Recorder } from "../powercut/recorder.ts";
+import { statesOf } from "../powercut/states.ts";
+import { MemoryRegion } from "../support/memory-region.ts";
+import { damage, makeSpecimen, withLies } from "../support/specimen.ts";
+import { MIB, makeVolume, onAnotherBoot, owner, patchSuperblock, randomOf } from "../support/volume.ts";
+
+const seed = Number(process.env.MAPDIRECT_SEED ?? Math.floor(Math.random() * 2 ** 31));
+const runs = Number(process.env.MAPDIRECT_RUNS ?? 150);
+
+/** Is it refused by a mount, or told by it that something is wrong? */
+async function isWrong(image: Uint8Array, granularity: Granularity): Promise<boolean> {
+  try {
+    const store = await Store.open(MemoryRegion.fromImage(image, { granularity }), { readOnly: true });
+    return store.recovery.warnings.length > 0;
+  } catch {
+    return true;
+  }
+}
+
+/** Check, repair, check again; returns the repaired image, or null if there is no repair. */
+async function repaired(image: Uint8Array, granularity: Granularity): Promise<Uint8Array | null> {
+  const region = MemoryRegion.fromImage(image, { granularity });
+  let report: Awaited<ReturnType<typeof fsck>>;
+  try {
+    report = await fsck(region, { repair: false });
+  } catch (error) {
+    // Another version, say, or no volume at all.
+    if (error instanceof FsError) return null;
+    throw error;
+  }
+  expect(Buffer.compare(region.image(), image)).toBe(0);
+  expect(report.problemCount > 0).toBe(await isWrong(image, granularity));
+  if (report.problemCount === 0) return image;
+  if (!report.repairable) {
+    await fsck(region, { repair: true });
+    expect(Buffer.compare(region.image(), image)).toBe(0);
+    return null;
+  }
+  const again = await fsck(region, { repair: true });
+  expect(again).toEqual({ ...report, repaired: true });
+  const after = await fsck(region, { repair: false });
+  expect(after).toMatchObject({ problems: [], problemCount: 0, refusal: null });
+  const store = await Store.open(region, { readOnly: false });
+  expect(store.recovery.label).toBe("clean");
+  checkVolume(store);
+  const file = await retrying(() => create(store, store.root, "after", S_IFREG | 0o600, 0, owner, null));
+  await retrying(() => write(store, file, 0n, pattern(9000, 1), 0, 9000, false));
+  checkVolume(store);
+  await store.close();
+  return region.image();
+}
+
+describe(`fsck (seed ${seed})`, () => {
+  for (const granularity of ["cacheline", "page"] as const) {
+    for (const clean of [true, false]) {
+      const how = `${granularity}, ${clean ? "unmounted" : "killed"}`;
+      test(`finds nothing wrong with a whole volume (${how})`, async () => {
+        const { image, states } = await makeSpecimen(granularity, clean);
+        for (const one of granularity === "page" ? [image, onAnotherBoot(image.slice())] : [image]) {
+          const region = MemoryRegion.fromImage(one, { granularity });
+          const report = await fsck(region, { repair: true });
+          expect(report).toMatchObject({ problems: [], problemCount: 0, refusal: null, repaired: false });
+          expect(Buffer.compare(region.image(), one)).toBe(0);
+          if (one === image) expect(report.inodes).toBe(states.at(-1)?.nodes.size);
+        }
+      });
+
+      test(`repairs whatever byte of its metadata is damaged, and loses nothing else (${how})`, async () => {
+        const { image, places, states } = await makeSpecimen(granularity, clean);
+        const last = states.at(-1) as Model;
+        // What was lost with a record is a hole; nothing else may be where it never was.
+        const lost = last.clone();
+        for (const node of lost.nodes.values()) node.content.clear();
+        let whole = 0;
+        let touched = 0;
+        for (const { at, length } of places) {
+          for (let byte = at; byte < at + length; byte += 3) {
+            touched += 1;
+            const damaged = image.slice();
+            damaged[byte] = (damaged[byte] as number) ^ (byte % 2 === 0 ? 0x01 : 0xff);
+            const good = await repaired(damaged, granularity);
+            if (good === null) continue; // the version in a superblock
+            const store = await Store.open(MemoryRegion.fromImage(good, { granularity }), { readOnly: true });
+            const seen = Model.of(store);
+            expect(foreignBytes(withoutNew(seen, last), [...states, lost])).toBeNull();
+            if (difference(withoutAfter(seen), last.withoutOrphans()) === null) whole += 1;
+          }
+        }
+        // One group lost is one step of one of the files, no more.
+        expect(whole / touched).toBeGreaterThan(0.3);
+      }, 120_000);
+    }
+  }
+
+  test("repairs random damage to many bytes", async () => {
+    const random = randomOf(seed);
+    for (const granularity of ["cacheline", "page"] as const) {
+      const specimen = await makeSpecimen(granularity, false);
+      for (let run = 0; run < runs; run += 1) {
+        const region = MemoryRegion.fromImage(specimen.image, { granularity });
+        damage(specimen, region, random);
+        await repaired(region.image(), granularity);
+      }
+    }
+  }, 120_000);
+
+  test("repairs records that lie under right checksums", async () => {
+    const random = randomOf(seed + 1);
+    const specimens = [
+      { granularity: "cacheline" as const, ...(await makeSpecimen("cacheline", false)) },
+      { granularity: "page" as const, ...(await makeSpecimen("page", false)) },
+      { granularity: "page" as const, ...(await makeSpecimen("page", true)) },
+    ];
+    for (let run = 0; run < runs * 2; run += 1) {
+      const specimen = specimens[run % 3] as (typeof specimens)[0];
+      const image = withLies(specimen, random);
+      try {
+        await repaired(image, specimen.granularity);
+      } catch (error) {
+        throw new Error(`run ${run}: ${error instanceof Error ? error.stack : error}`);
+      }
+    }
+  }, 120_000);
+
+  test("a repair that is cut short has changed nothing, or is done", async () => {
+    const random = randomOf(seed + 2);
+    for (const granularity of ["cacheline", "page"] as const) {
+      const specimen = await makeSpecimen(granularity, false);
+      const damaged = specimen.image.slice();
+      // A group in the middle of the checkpoint.
+      damaged.fill(0xaa, (specimen.groups[0] as number) + 40, (specimen.groups[0] as number) + 60);
+      const region = MemoryRegion.fromImage(damaged, { granularity });
+      const recorder = new Recorder(region);
+      await fsck(region, { repair: true });
+      const wanted = Model.of(await Store.open(region, { readOnly: true }));
+      const media = damaged.slice();
+      for (const epoch of recorder.take()) {
+        for (const choice of statesOf(epoch, 24, random)) {
+          const image = media.slice();
+          for (const [index, { at, versions }] of epoch.units.entries()) {
+            const chosen = choice[index] as number;
+            if (chosen > 0) image.set(versions[chosen - 1] as Uint8Array, at);
+          }
+          const good = (await repaired(image, granularity)) as Uint8Array;
+          const store = await Store.open(MemoryRegion.fromImage(good, { granularity }), { readOnly: true });
+          expect(difference(withoutAfter(Model.of(store)), wanted)).toBeNull();
+        }
+        for (const { at, bytes } of epoch.settled) media.set(bytes, at);
+      }
+    }
+  }, 120_000);
+});
+
+/** Without the file that shows that the volume can be used again. */
+function withoutAfter(model: Model): Model {
+  const ino = model.nodes.get(1)?.entries.get("after") ?? 0;
+  model.nodes.get(1)?.entries.delete("after");
+  model.nodes.delete(ino);
+  return model;
+}
+
+/** Of those inodes alone that were there before. */
+function withoutNew(model: Model, before: Model): Model {
+  for (const ino of model.nodes.keys()) if (!before.nodes.has(ino)) model.nodes.delete(ino);
+  return model;
+}
+
+/** A volume of a few files, and a record that its daemon would never have written. */
+async function withRecord(record: (group: GroupBuilder, store: Store) => void): Promise<Uint8Array> {
+  const region = await makeVolume(4 * MIB, "cacheline");
+  const store = await Store.open(region, { readOnly: false });
+  const directory = create(store, store.root, "directory", S_IFDIR | 0o755, 0, owner, null);
+  for (const [name, parent] of [
+    ["one", store.root],
+    ["two", directory],
+  ] as const) {
+    const file = create(store, parent, name, S_IFREG | 0o644, 0, owner, null);
+    write(store, file, 0n, pattern(9000, name.length + file.ino), 0, 9000, false);
+  }
+  create(store, directory, "below", S_IFDIR | 0o755, 0, owner, null);
+  const group = store.begin(true);
+  record(group, store);
+  store.journal?.commit(group);
+  return region.image();
+}
+
+const at = (store: Store, ...path: string[]): Inode =>
+  path.reduce((inode, name) => lookup(store, inode, name), store.root);
+
+function content(store: Store, inode: Inode): Uint8Array {
+  const data = Buffer.alloc(Number(inode.size));
+  read(store, inode, 0n, data, 0, data.length);
+  return Uint8Array.from(data);
+}
+
+describe("fsck finds, and a repair mends", () => {
+  const cases: {
+    what: string;
+    record: (group: GroupBuilder, store: Store) => void;
+    problems: RegExp[];
+    left: (store: Store) => void;
+  }[] = [
+    {
+      what: "a wrong link count",
+      record: (group, store) => group.inode({ ...fieldsOf(at(store, "one")), nlink: 7 }),
+      problems: [/inode 3: link count: expected 1, found 7/],
+      left: (store) => expect(at(store, "one").nlink).toBe(1),
+    },
+    {
+      what: "a name that means nothing",
+      record: (group, store) => group.dentry(1, "ghost", 999, 8, store.root.directory?.nextCookie ?? 0),
+      problems: [/entry "ghost" of directory 1: expected inode 999, found no such inode/],
+      left: (store) =>
+        expect([...(store.root.directory?.names.keys() ?? [])]).toEqual(["directory", "one", "after"]),
+    },
+    {
+      what: "a file without a name",
+      record: (group) => group.dentryGone(1, "one"),
+      problems: [/inode 3: expected a name, found none that leads to the root/],
+      left: (store) => {
+        const found = at(store, "lost+found", "#3");
+        expect(content(store, found)).toEqual(pattern(9000, 6));
+        expect(at(store, "lost+found").mode & 0o777).toBe(0o700);
+      },
+    },
+    {
+      what: "a tree without a name",
+      record: (group) => group.dentryGone(1, "directory"),
+      problems: [/inode 2: expected a name/, /inode 1: link count: expected 3, found 3/],
+      left: (store) => {
+        expect(content(store, at(store, "lost+found", "#2", "two"))).toEqual(pattern(9000, 7));
+        expect(at(store, "lost+found", "#2", "below").isDirectory).toBe(true);
+      },
+    },
+    {
+      what: "directories that contain each other",
+      record: (group, store) => {
+        group.dentryGone(1, "directory");
+        group.dentry(5, "loop", 2, 4, 3);
+        group.inode({ ...fieldsOf(at(store, "directory")), parent: 5 });
+      },
+      problems: [/inode 2: expected a name/],
+      left: (store) => expect(at(store, "lost+found", "#2", "below").directory?.names.size).toBe(0),
+    },
+    {
+      what: "a directory with two names",
+      record: (group, store) => group.dentry(1, "again", 5, 4, store.root.directory?.nextCookie ?? 0),
+      problems: [/entry "again" of directory 1: expected directory 5 in its parent, 2, found a second name/],
+      left: (store) => expect(at(store, "directory", "below").parent).toBe(2),
+    },
+    {
+      what: "an entry of the wrong type",
+      record: (group, store) => group.dentry(1, "one", 3, 4, store.root.directory?.nextCookie ?? 0),
+      problems: [/entry "one" of directory 1: expected type 8, found 4/],
+      left: (store) => expect(content(store, at(store, "one"))).toEqual(pattern(9000, 6)),
+    },
+    {
+      what: "two files with the same blocks",
+      record: (group, store) => {
+        const [extent] = at(store, "one").extents ?? [];
+        group.extent(4, 0, extent?.physical ?? 0, 2, 2);
+      },
+      problems: [
+        /inode 3: extent at file block 0: expected blocks \d+ to \d+ to be its own, found others have them, too/,
+        /inode 4: extent at file block 0/,
+      ],
+      left: (store) => {
+        expect(content(store, at(store, "one"))).toEqual(pattern(9000, 6));
+        expect(content(store, at(store, "directory", "two")).subarray(0, 8192)).toEqual(
+          pattern(9000, 6).subarray(0, 8192),
+        );
+        const two = at(store, "directory", "two");
+        write(store, two, 0n, pattern(10, 99), 0, 10, false);
+        expect(content(store, at(store, "one"))).toEqual(pattern(9000, 6));
+      },
+    },
+    {
+      what: "blocks outside the volume",
+      record: (group) => group.extent(3, 1, 5000, 1, 2),
+      problems: [/inode 3: extent at file block 1: expected blocks below 1024, found 1 at 5000/],
+      left: (store) => {
+        const expected = pattern(9000, 6);
+        expected.fill(0, 4096, 8192);
+        expect(content(store, at(store, "one"))).toEqual(expected);
+      },
+    },
+    {
+      what: "blocks that are metadata",
+      record: (group, store) => group.extent(3, 0, store.superblock.logSegment / 4096, 1, 2),
+      problems: [/inode 3: extent at file block 0: expected blocks outside the metadata/],
+      left: (store) =>
+        expect(content(store, at(store, "one")).subarray(0, 4096)).toEqual(new Uint8Array(4096)),
+    },
+    {
+      what: "a root that is gone",
+      record: (group) => group.inodeGone(1),
+      problems: [
+        /root directory: expected inode 1 to be a directory, found none/,
+        /inode 2: expected a name/,
+      ],
+      left: (store) => {
+        expect(content(store, at(store, "lost+found", "#3"))).toEqual(pattern(9000, 6));
+        expect(content(store, at(store, "lost+found", "#2", "two"))).toEqual(pattern(9000, 7));
+      },
+    },
+    {
+      what: "an inode whose record is lost",
+      record: (group) => group.extent(77, 0, 900, 1, 2),
+      problems: [/inode 77: expected its record, found none/, /inode 77: expected a name/],
+      left: (store) => expect(at(store, "lost+found", "#77").size).toBe(4096n),
+    },
+    {
+      what: "impossible times, sizes and types",
+      record: (group, store) => {
+        group.inode({ ...fieldsOf(at(store, "one")), mtimeNsec: 2_000_000_000, size: 2n ** 63n });
+        group.inode({ ...fieldsOf(at(store, "directory", "two")), mode: 0o170644 });
+      },
+      problems: [/inode 3: size/, /inode 3: mtime/, /inode 4: mode: expected a file type, found 170644/],
+      left: (store) => {
+        expect(at(store, "one").size).toBe(12288n);
+        expect(at(store, "directory", "two").mode).toBe(S_IFREG | 0o600);
+      },
+    },
+  ];
+
+  test.each(cases)("$what", async ({ record, problems, left }) => {
+    const image = await withRecord(record);
+    const region = MemoryRegion.fromImage(image);
+    const report = await fsck(region, { repair: false });
+    const lines = report.problems.map(
+      ({ place, expected, found }) => `${place}: expected ${expected}, found ${found}`,
+    );
+    for (const problem of problems.slice(0, 1)) expect(lines.join("\n")).toMatch(problem);
+    expect(report.refusal).toMatch(/damaged/);
+    const good = (await repaired(image, "cacheline")) as Uint8Array;
+    const store = await Store.open(MemoryRegion.fromImage(good), { readOnly: false });
+    left(store);
+    checkVolume(store);
+  });
+
+  test("two superblocks that are damaged in different places", async () => {
+    const region = await makeVolume(4 * MIB, "page");
+    const image = region.image();
+    image[SUPERBLOCK_OFFSETS[0] + 200] = 0xee;
+    image[SUPERBLOCK_OFFSETS[1] + 150] = 0xee;
+    const report = await fsck(MemoryRegion.fromImage(image), { repair: false });
+    expect(report.problems).toMatchObject([{ code: "superblock", found: "both damaged, in 2 words" }]);
+    expect(await repaired(image, "page")).not.toBeNull();
+  });
+
+  test("no superblock at all: it cannot", async () => {
+    const image = (await makeVolume(4 * MIB, "page")).image();
+    for (const offset of SUPERBLOCK_OFFSETS) image.fill(offset % 251, offset + 8, offset + 512);
+    const report = await fsck(MemoryRegion.fromImage(image), { repair: true });
+    expect(report).toMatchObject({ superblock: null, repairable: false, repaired: false });
+    expect(report.problems[0]?.repair).toBeNull();
+  });
+
+  test("a region that was cut short", async () => {
+    const region = await makeVolume(8 * MIB, "cacheline");
+    const store = await Store.open(region, { readOnly: false });
+    const files = ["near", "far"].map((name) =>
+      create(store, store.root, name, S_IFREG | 0o644, 0, owner, null),
+    );
+    for (const [index, file] of files.entries())
+      write(store, file, 0n, pattern(1 << 20, index), 0, 1 << 20, false);
+    const physical = [...(files[1]?.extents ?? [])][0]?.physical as number;
+    await store.close();
+    const cut = Math.max(physical * 4096 + 8192, 4 * MIB);
+    const image = region.image().slice(0, cut);
+    const report = await fsck(MemoryRegion.fromImage(image), { repair: false });
+    expect(report.problems[0]).toMatchObject({ code: "region-short" });
+    const good = (await repaired(image, "cacheline")) as Uint8Array;
+    const again = await Store.open(MemoryRegion.fromImage(good), { readOnly: true });
+    expect(Buffer.compare(content(again, at(again, "near")), pattern(1 << 20, 0))).toBe(0);
+  });
+
+  test("a superblock that names the wrong segments: it finds the right ones", async () => {
+    const { image, states } = await makeSpecimen("cacheline", false);
+    patchSuperblock(image, ({ segmentBytes }) => ({
+      checkpointSegment: 5 * segmentBytes,
+      logSegment: 131072 + 8,
+    }));
+    const good = (await repaired(image, "cacheline")) as Uint8Array;
+    const store = await Store.open(MemoryRegion.fromImage(good), { readOnly: true });
+    expect(difference(withoutAfter(Model.of(store)), (states.at(-1) as Model).withoutOrphans())).toBeNull();
+  });
+
+  test("media that cannot be read in places", async () => {
+    const { image, groups, states } = await makeSpecimen("cacheline", false);
+    const region = MemoryRegion.fromImage(image);
+    const last = groups.at(-1) as number;
+    region.failReads(last - (last % 512), 512);
+    const report = await fsck(region, { repair: false });
+    expect(report.refusal).toContain("EIO");
+    expect(report.problemCount).toBeGreaterThan(0);
+    const fixed = await fsck(region, { repair: true });
+    expect(fixed.repaired).toBe(true);
+    const store = await Store.open(region, { readOnly: true });
+    expect(Model.of(store).nodes.size).toBeGreaterThan((states.at(-1) as Model).nodes.size - 2);
+  });
+});

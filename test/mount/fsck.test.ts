@@ -1,0 +1,126 @@
+/** fsck and check as commands, on real regions. test/fsck/ has what they find. */
+import { closeSync, openSync, readFileSync, writeFileSync, writeSync } from "node:fs";
+import { cp, mkdir, readdir, readFile, writeFile } from "node:fs/promises";
+import { join } from "node:path";
+import { describe, expect, test } from "vitest";
+import { withMount } from "../support/mount.ts";
+
+/** Overwrite bytes of the region, as a failing medium does. */
+function damage(region: string, at: number, bytes: number): void {
+  const file = openSync(region, "r+");
+  writeSync(file, Buffer.alloc(bytes, 0x5a), 0, bytes, at);
+  closeSync(file);
+}
+
+const segmentMagic = Buffer.from("MDSG");
+
+/** Byte offset of the checkpoint's first group: behind the header of the first segment whose role says so. */
+function checkpointGroup(region: string): number {
+  const data = readFileSync(region);
+  for (let at = data.indexOf(segmentMagic); at >= 0; at = data.indexOf(segmentMagic, at + 1)) {
+    const isNewest = data.readUInt32LE(at + 8) === 2 && at % 131072 === 0;
+    if (isNewest && Number(data.readBigUInt64LE(at + 24)) === newestIncarnation(data)) return at + 64;
+  }
+  throw new Error("no checkpoint");
+}
+
+/** Of the checkpoint that the first superblock names. */
+const newestIncarnation = (data: Buffer): number => Number(data.readBigUInt64LE(184));
+
+describe("fsck", () => {
+  test("finds nothing in a volume that was unmounted, and in one whose daemon was killed", async () => {
+    await withMount({}, async (mount) => {
+      await writeFile(mount.at("file"), "content");
+      await mount.kill9();
+      const killed = await mount.cli("fsck", mount.region);
+      expect(killed).toMatchObject({ code: 0, stderr: "" });
+      expect(killed.stdout).toContain("nothing is wrong: 2 inodes");
+      await mount.mount();
+      await mount.unmount();
+      const { code, stdout } = await mount.cli("fsck", "--json", mount.region);
+      expect(code).toBe(0);
+      expect(JSON.parse(stdout)).toMatchObject({
+        ...{ region: mount.region, label: "", refusal: null, problems: [], problemCount: 0 },
+        ...{ repaired: false, inodes: 2 },
+      });
+      expect((JSON.parse(stdout) as { uuid: string }).uuid).toMatch(/^[0-9a-f]{8}-[0-9a-f-]{27}$/);
+    });
+  });
+
+  test("says no to a volume that is mounted, which check looks at", async () => {
+    await withMount({}, async (mount) => {
+      const busy = await mount.cli("fsck", "--repair", mount.region);
+      expect(busy.code).toBe(8);
+      expect(busy.stderr).toContain("mounted already");
+      expect(busy.stderr).toContain("mapdirect check");
+      const { code, stdout } = await mount.cli("check", "--json", mount.path);
+      expect(code).toBe(0);
+      expect(JSON.parse(stdout)).toEqual({ consistent: true, inodes: 1, problem: null });
+      expect((await mount.cli("check", mount.path)).stdout).toContain("nothing is wrong");
+    });
+  });
+
+  test("what is no volume: 8", async () => {
+    await withMount({}, async (mount) => {
+      const other = join(mount.folder, "other");
+      writeFileSync(other, Buffer.alloc(8 << 20));
+      const { code, stderr } = await mount.cli("fsck", other);
+      expect(code).toBe(8);
+      expect(stderr).toContain("holds no mapdirect file system");
+      expect((await mount.cli("fsck", join(mount.folder, "missing"))).code).toBe(8);
+    });
+  });
+
+  test("one damaged superblock: found, repaired, gone", async () => {
+    await withMount({}, async (mount) => {
+      await mount.unmount();
+      damage(mount.region, 100, 8);
+      const found = await mount.cli("fsck", mount.region);
+      expect(found.code).toBe(4);
+      expect(found.stdout).toMatch(/superblock: expected two whole copies, found superblock at byte 0/);
+      const dry = await mount.cli("fsck", "--repair", "--dry-run", mount.region);
+      expect(dry.code).toBe(4);
+      expect(dry.stdout).toMatch(/it is written anew\n(.*\n)*.*nothing was written/);
+      const done = await mount.cli("fsck", "--repair", mount.region);
+      expect(done.code).toBe(1);
+      expect(done.stdout).toContain("1 problem, repaired");
+      expect((await mount.cli("fsck", mount.region)).code).toBe(0);
+      await mount.mount();
+    });
+  });
+
+  test("damage that a mount refuses: what is left is in lost+found afterwards, and everything else at its place", async () => {
+    await withMount({ sizeBytes: 32 << 20 }, async (mount) => {
+      await mkdir(mount.at("directory"));
+      const big = Buffer.alloc(1 << 20, "some content ");
+      // Enough of them that the checkpoint is more than one group.
+      for (let index = 0; index < 300; index += 1)
+        await writeFile(mount.at("directory", `file-${index}`), `content ${index}`);
+      await writeFile(mount.at("last"), big);
+      await mount.unmount();
+      damage(mount.region, checkpointGroup(mount.region) + 5000, 16);
+      const refused = await mount.cli("mount", mount.region, mount.path);
+      expect(refused.code).toBe(1);
+      expect(refused.stderr).toContain("mapdirect fsck");
+      const copy = join(mount.folder, "copy");
+      await cp(mount.region, copy);
+      const found = await mount.cli("fsck", mount.region);
+      expect(found.code).toBe(4);
+      expect(found.stdout).toContain("A mount is refused: ");
+      expect(readFileSync(mount.region).equals(readFileSync(copy))).toBe(true);
+      const done = await mount.cli("fsck", "--repair", "--json", mount.region);
+      expect(done.code).toBe(1);
+      expect(JSON.parse(done.stdout)).toMatchObject({ repaired: true, repairable: true });
+      expect(await mount.cli("fsck", mount.region)).toMatchObject({ code: 0 });
+      await mount.mount();
+      await mount.check();
+      // The group that was lost held the root and the first files of the directory.
+      const whole: string[] = [];
+      for (const entry of await readdir(mount.path, { recursive: true, withFileTypes: true })) {
+        if (entry.isFile()) whole.push(await readFile(join(entry.parentPath, entry.name), "latin1"));
+      }
+      expect(whole.filter((text) => /^content \d+$/.test(text)).length).toBeGreaterThan(150);
+      expect(whole.some((text) => text === big.toString("latin1"))).toBe(true);
+    });
+  });
+});
