@@ -1,6 +1,7 @@
 /** Attributes and extended attributes of an inode. Size changes live in data.ts. */
 import { now, type Timestamp } from "../base/clock.ts";
 import { FsError } from "../base/errors.ts";
+import { ACL_ACCESS, ACL_DEFAULT, afterChmod, checkList, withAccess } from "./acl.ts";
 import { fieldsOf, type Inode, S_IFMT, S_ISGID, S_ISUID, S_IXGRP } from "./inode.ts";
 import type { Store } from "./store.ts";
 
@@ -46,7 +47,11 @@ export function changeAttributes(store: Store, inode: Inode, change: AttributeCh
     fields.mtimeSec = change.mtime.sec;
     fields.mtimeNsec = change.mtime.nsec;
   }
-  store.begin(false).inode(fields);
+  const list = inode.xattrs?.get(ACL_ACCESS);
+  const group = store.begin(list !== undefined && change.mode !== undefined);
+  group.inode(fields);
+  if (list !== undefined && change.mode !== undefined)
+    group.xattr(inode.ino, ACL_ACCESS, afterChmod(list, fields.mode));
   store.commit();
 }
 
@@ -102,6 +107,33 @@ export function setXattr(store: Store, inode: Inode, name: string, value: Uint8A
   const group = store.begin(true);
   group.xattr(inode.ino, name, value);
   group.inode({ ...fieldsOf(inode), ctimeSec: time.sec, ctimeNsec: time.nsec });
+  store.commit();
+}
+
+/**
+ * Set an access control list. @param dropSetgid the caller may not keep setgid (FUSE_SETXATTR_ACL_KILL_SGID).
+ * @throws FsError EINVAL (no list), EACCES (a default list for what is no directory), ENOSPC; as setXattr()
+ */
+export function setAcl(
+  store: Store,
+  inode: Inode,
+  name: string,
+  list: Uint8Array,
+  dropSetgid: boolean,
+): void {
+  if (name === ACL_DEFAULT) {
+    checkList(list);
+    if (!inode.isDirectory)
+      throw new FsError("EACCES", "only directories have a default access control list");
+    setXattr(store, inode, name, list, 0);
+    return;
+  }
+  const { mode, value } = withAccess(inode.mode, list, dropSetgid);
+  const time = now();
+  const group = store.begin(value !== null);
+  group.inode({ ...fieldsOf(inode), mode, ctimeSec: time.sec, ctimeNsec: time.nsec });
+  if (value !== null) group.xattr(inode.ino, name, value);
+  else if (inode.xattrs?.has(name) === true) group.xattrGone(inode.ino, name);
   store.commit();
 }
 

@@ -8,6 +8,7 @@ import { now } from "../base/clock.ts";
 import { FsError } from "../base/errors.ts";
 import type { GroupBuilder } from "../media/group.ts";
 import { ROOT_INO } from "../media/mkfs.ts";
+import { ACL_ACCESS, ACL_DEFAULT, inherited } from "./acl.ts";
 import type { Dentry, Directory } from "./directory.ts";
 import {
   fieldsOf,
@@ -29,6 +30,8 @@ export const RENAME_EXCHANGE = 2;
 export interface Creator {
   readonly uid: number;
   readonly gid: number;
+  /** Counts where the directory has no default access control list. Default 0: the mode is as wanted already. */
+  readonly umask?: number;
 }
 
 function directoryOf(inode: Inode): Directory {
@@ -77,7 +80,7 @@ function relink(group: GroupBuilder, inode: Inode, nlink: number, parent = inode
 
 /**
  * Make a file of any type.
- * @param mode type and permissions, the umask applied.
+ * @param mode type and permissions.
  * @param target symbolic links: where to; byte string.
  */
 export function create(
@@ -127,13 +130,15 @@ function newInode(
   const type = mode & S_IFMT;
   const time = now();
   const ino = store.state.nextIno;
+  const defaults = parent.xattrs?.get(ACL_DEFAULT) ?? null;
+  const { mode: masked, access } = inherited(mode, creator.umask ?? 0, defaults);
   // A setgid directory hands its group down, and to directories the bit as well (inode_init_owner, fs/inode.c).
   const inherits = (parent.mode & S_ISGID) !== 0;
   group.inode({
     ino,
     size: type === S_IFLNK ? BigInt(target?.length ?? 0) : 0n,
     parent: type === S_IFDIR ? parent.ino : 0,
-    mode: inherits && type === S_IFDIR ? mode | S_ISGID : mode,
+    mode: inherits && type === S_IFDIR ? masked | S_ISGID : masked,
     nlink: type === S_IFDIR ? 2 : names,
     uid: creator.uid,
     gid: inherits ? parent.gid : creator.gid,
@@ -149,6 +154,8 @@ function newInode(
     btimeNsec: time.nsec,
   });
   if (target !== null) group.symlink(ino, target);
+  if (access !== null) group.xattr(ino, ACL_ACCESS, access);
+  if (defaults !== null && type === S_IFDIR) group.xattr(ino, ACL_DEFAULT, defaults);
   return ino;
 }
 

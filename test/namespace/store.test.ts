@@ -5,7 +5,7 @@ import { noteAccess } from "../../src/namespace/attributes.ts";
 import { checkVolume } from "../../src/namespace/check.ts";
 import { fallocate, prepareSome, seekData, seekHole, truncate, write } from "../../src/namespace/data.ts";
 import { type Inode, S_IFREG } from "../../src/namespace/inode.ts";
-import { create, lookup, unlink } from "../../src/namespace/names.ts";
+import { create, link, lookup, unlink } from "../../src/namespace/names.ts";
 import { Store } from "../../src/namespace/store.ts";
 import type { Granularity } from "../../src/region/region.ts";
 import { MemoryRegion } from "../support/memory-region.ts";
@@ -234,4 +234,17 @@ describe("checkVolume", () => {
       };
     }, /belongs to inode 2 and to inode 3/);
   });
+
+  test("a file has 65,000 names at most: EMLINK", async () => {
+    const { store } = await opened("cacheline", 64);
+    const file = makeFile(store, "f");
+    for (let names = 1; names < 65_000; names += 1)
+      await retrying(() => link(store, file, store.root, `name-${names}`));
+    expect(file.nlink).toBe(65_000);
+    await expect(retrying(() => link(store, file, store.root, "one more"))).rejects.toThrow("EMLINK");
+    checkVolume(store);
+    await retrying(() => unlink(store, store.root, "f"));
+    await retrying(() => link(store, file, store.root, "one more"));
+    await store.close();
+  }, 60_000);
 });

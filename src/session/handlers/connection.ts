@@ -20,6 +20,8 @@ export function init(session: Session, request: Request): void {
       "CACHE_SYMLINKS",
       "EXPLICIT_INVAL_DATA",
       "HANDLE_KILLPRIV_V2",
+      "DONT_MASK",
+      "POSIX_ACL",
       "SETXATTR_EXT",
       "DIRECT_IO_ALLOW_MMAP",
     ],

@@ -20,6 +20,7 @@ import * as names from "../../namespace/names.ts";
 import type { Handle } from "../handles.ts";
 import type { Session } from "../session.ts";
 import { entryOf } from "./entry.ts";
+import { creatorOf } from "./names.ts";
 
 /**
  * Reads and writes go to us and not through the page cache, so that read(2), write(2) and direct mappings always see the
@@ -54,7 +55,7 @@ export function create(session: Session, request: Request): void {
   const parent = store.inode(request.nodeid);
   const name = request.name();
   const mode = (wish.mode & S_IFMT) === 0 ? wish.mode | S_IFREG : wish.mode;
-  const inode = names.create(store, parent, name, mode, 0, request, null);
+  const inode = names.create(store, parent, name, mode, 0, creatorOf(request, wish.umask), null);
   replyCreated(session, request, inode, wish.flags);
 }
 
@@ -62,7 +63,8 @@ export function tmpfile(session: Session, request: Request): void {
   const { store } = session.volume;
   const wish = request.body(CreateIn);
   const mode = S_IFREG | (wish.mode & 0o7777);
-  const inode = names.createUnnamed(store, store.inode(request.nodeid), mode, request);
+  const creator = creatorOf(request, wish.umask);
+  const inode = names.createUnnamed(store, store.inode(request.nodeid), mode, creator);
   replyCreated(session, request, inode, wish.flags);
 }
 

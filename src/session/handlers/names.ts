@@ -44,23 +44,28 @@ export function batchForget(session: Session, request: Request): void {
   request.batchForget((nodeid, lookups) => forgetOne(session, nodeid, lookups));
 }
 
+/** Under FUSE_DONT_MASK the umask is ours to apply. */
+export function creatorOf(request: Request, umask: number): names.Creator {
+  return { uid: request.uid, gid: request.gid, umask };
+}
+
 export function mknod(session: Session, request: Request): void {
   const { store } = session.volume;
-  const { mode, rdev } = request.body(MknodIn);
+  const { mode, rdev, umask } = request.body(MknodIn);
   // mknod(2): no type means a regular file.
   const full = (mode & S_IFMT) === 0 ? mode | S_IFREG : mode;
-  const made = names.create(store, store.inode(request.nodeid), request.name(), full, rdev, request, null);
+  const parent = store.inode(request.nodeid);
+  const made = names.create(store, parent, request.name(), full, rdev, creatorOf(request, umask), null);
   replyEntry(session, request, made);
 }
 
 export function mkdir(session: Session, request: Request): void {
   const { store } = session.volume;
-  const mode = S_IFDIR | (request.body(MkdirIn).mode & 0o7777);
-  replyEntry(
-    session,
-    request,
-    names.create(store, store.inode(request.nodeid), request.name(), mode, 0, request, null),
-  );
+  const { mode, umask } = request.body(MkdirIn);
+  const full = S_IFDIR | (mode & 0o7777);
+  const parent = store.inode(request.nodeid);
+  const made = names.create(store, parent, request.name(), full, 0, creatorOf(request, umask), null);
+  replyEntry(session, request, made);
 }
 
 export function symlink(session: Session, request: Request): void {
