@@ -1,7 +1,8 @@
 /**
  * Three kinds of failure, never mixed:
  *
- * - `FsError`: an expected answer to a caller (ENOENT, ENOSPC, ETXTBSY…). Translated to a reply in one place.
+ * - `FsError`: an expected answer to a caller (ENOENT, ENOSPC, ETXTBSY…). Translated to a reply in one place. Among them
+ *   `MediaError`, which the administrator has to hear of as well.
  * - `CorruptionError`: bytes on the region are not what the format says. Names the place, what was expected and
  *   what was found. The mount is refused, or turns read-only.
  * - `InvariantError`: our own bug. The daemon stops rather than write on top of a state it does not understand.
@@ -19,6 +20,14 @@ export class FsError extends Error {
 
   get code(): string {
     return errnoName(this.errno);
+  }
+}
+
+/** The region could not be read, written or synced: EIO to the caller, and a line in the log. */
+export class MediaError extends FsError {
+  constructor(detail: string) {
+    super("EIO", detail);
+    this.name = "MediaError";
   }
 }
 

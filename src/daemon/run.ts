@@ -95,6 +95,7 @@ async function serve(request: DaemonRequest, log: Log, readiness: Readiness): Pr
       const session = new Session(volume, {
         uid: process.getuid?.() ?? 0,
         debug: request.debug,
+        warn: (text) => log.warn(text),
         mountSource: request.region,
         mountpoint,
         directSocket: door?.path ?? "",

@@ -8,7 +8,7 @@
  *   kernel again: it reports a lost page once, and a second fsync that succeeds means nothing.
  */
 import { Errno } from "../base/errno.ts";
-import { FsError, InvariantError } from "../base/errors.ts";
+import { FsError, InvariantError, MediaError } from "../base/errors.ts";
 import type { NativeRegion } from "./addon.ts";
 import { checkDisjoint, checkRange, checkSlice } from "./bounds.ts";
 import type { NativeBacked, Region, RegionFacts } from "./region.ts";
@@ -106,5 +106,5 @@ function translate(error: unknown): Error {
   const { errno, message } = error as { errno?: number; message: string };
   if (errno === Errno.EROFS) return new FsError("EROFS", message);
   if (errno === Errno.EBADF || errno === Errno.EINVAL) return new InvariantError(message);
-  return new FsError("EIO", message);
+  return new MediaError(message);
 }

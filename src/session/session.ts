@@ -10,7 +10,7 @@
  * - nothing here calls into the own mount.
  */
 import { Errno } from "../base/errno.ts";
-import { CorruptionError, FsError, invariant } from "../base/errors.ts";
+import { CorruptionError, FsError, invariant, MediaError } from "../base/errors.ts";
 import { Wait } from "../base/wait.ts";
 import { type Negotiated, requestBufferBytes } from "../fuse/init.ts";
 import { Opcode } from "../fuse/kernel.ts";
@@ -34,6 +34,8 @@ export interface SessionOptions {
   readonly uid: number;
   /** Print each request and reply on standard error. */
   readonly debug: boolean;
+  /** A line for whoever runs the daemon. */
+  readonly warn: (text: string) => void;
   /** The region's path, for clients. */
   readonly mountSource: string;
   readonly mountpoint: string;
@@ -51,6 +53,9 @@ const BATCH = 32;
 /** A conflict with a lease whose holder is dead waits for the kernel's release: so often, and so long in between. */
 const RELEASE_TRIES = 40;
 const RELEASE_WAIT_MS = 5;
+/** Media errors in the log: at most so many in so long, milliseconds. */
+const MEDIA_LOG_MAX = 10;
+const MEDIA_LOG_MS = 10_000;
 
 export class Session {
   readonly volume: Volume;
@@ -76,6 +81,7 @@ export class Session {
   /** How often the request being run has been run before. */
   #attempt = 0;
   #answered = false;
+  #mediaErrors = { sinceMs: 0, count: 0 };
   readonly counts: number[] = [];
   errors = 0;
 
@@ -210,8 +216,7 @@ export class Session {
     if (error instanceof Wait) this.#park(request, attempt, error);
     else if (error instanceof FsError) this.#fail(request, error);
     else if (error instanceof CorruptionError) {
-      process.stderr.write(`mapdirect: ${opcodeName(request.opcode)}: ${error.message}\n`);
-      this.#fail(request, new FsError("EIO", error.message));
+      this.#fail(request, new MediaError(error.message));
     } else {
       // Thrown from a promise or from the channel's callback alike, it must not be lost.
       setImmediate(() => {
@@ -270,8 +275,20 @@ export class Session {
   #fail(request: Request, error: FsError): void {
     if (request.row?.reply === false) return;
     this.errors += 1;
+    if (error instanceof MediaError) this.#tellOfMedia(request, error.message);
     if (this.options.debug) process.stderr.write(`  ${error.message}\n`);
     this.#send(request, error.errno, this.out, 0, 0);
+  }
+
+  /** A program may try again thousands of times a second: the log has some of it, and how much more there was. */
+  #tellOfMedia(request: Request, why: string): void {
+    const now = Date.now();
+    if (now - this.#mediaErrors.sinceMs >= MEDIA_LOG_MS) this.#mediaErrors = { sinceMs: now, count: 0 };
+    this.#mediaErrors.count += 1;
+    if (this.#mediaErrors.count > MEDIA_LOG_MAX) return;
+    const last =
+      this.#mediaErrors.count === MEDIA_LOG_MAX ? "; more like this are not shown for a while" : "";
+    this.options.warn(`${opcodeName(request.opcode)} of inode ${request.nodeid}: ${why}${last}`);
   }
 
   /** Answer with out[0, length). Returns false if the caller is gone (nobody took the reply). */
@@ -297,7 +314,12 @@ export class Session {
   replyRegion(request: Request, count: number, total: number): void {
     this.#answered = true;
     if (this.options.debug) process.stderr.write(`  ${total} bytes\n`);
-    this.#channel?.replyRegion(request.unique, this.#native, this.pieces, count);
+    const failed = this.#channel?.replyRegion(request.unique, this.#native, this.pieces, count);
+    if (failed === Errno.EIO)
+      this.#tellOfMedia(
+        request,
+        `EIO: ${total} bytes could not be read, the first at byte ${this.pieces[0]} of the region`,
+      );
   }
 
   #send(request: Request, error: number, payload: Uint8Array, start: number, length: number): boolean {

@@ -10,7 +10,7 @@
  *   512-byte sectors of written-back pages;
  * - `image()` and `fromImage()` copy: no two regions share bytes, but for those of `on()`.
  */
-import { FsError, InvariantError } from "../../src/base/errors.ts";
+import { InvariantError, MediaError } from "../../src/base/errors.ts";
 import { checkDisjoint, checkRange, checkSlice } from "../../src/region/bounds.ts";
 import type { Granularity, Region, RegionFacts } from "../../src/region/region.ts";
 
@@ -218,7 +218,7 @@ export class MemoryRegion implements Region {
 
   async sync(): Promise<void> {
     if (this.#closed) throw new InvariantError("the region is closed");
-    if (this.#nextSyncFails) this.#syncError ??= new FsError("EIO", "sync of the region (injected)");
+    if (this.#nextSyncFails) this.#syncError ??= new MediaError("sync of the region (injected)");
     if (this.#syncError !== null) throw this.#syncError;
     const recording = this.#recording;
     if (this.facts.granularity === "cacheline") {
@@ -290,7 +290,7 @@ function choose(
 function strike(bad: readonly Range[], operation: string, offset: number, length: number): void {
   for (const { begin, end } of bad) {
     if (offset < end && begin < offset + length) {
-      throw new FsError("EIO", `${operation} ${length} bytes at ${offset} of the region (injected)`);
+      throw new MediaError(`${operation} ${length} bytes at ${offset} of the region (injected)`);
     }
   }
 }

@@ -1,0 +1,141 @@
+/** The medium under a mounted region fails: EIO where it did, a line in the log, and everything else goes on. */
+import { mkdirSync, readFileSync, truncateSync } from "node:fs";
+import { chmod, open, readFile, rename, stat, writeFile } from "node:fs/promises";
+import { join } from "node:path";
+import { describe, expect, onTestFinished, test } from "vitest";
+import { isRunning } from "../../src/daemon/mounts.ts";
+import { TestMount, withMount } from "../support/mount.ts";
+import { cli, missing, notRoot, run, succeed } from "../support/run.ts";
+
+const MIB = 1 << 20;
+
+/** Direct I/O all the way: what a page cache still has proves nothing. */
+async function fails(action: Promise<unknown>): Promise<string> {
+  return action.then(
+    () => "ok",
+    (error: NodeJS.ErrnoException) => error.code ?? String(error),
+  );
+}
+
+interface Extents {
+  extents: { physical: number; length: number }[];
+}
+
+describe("a region that is cut short under its daemon", () => {
+  test("answers EIO for what is gone, keeps serving the rest, and says so in its log", async () => {
+    await withMount({ sizeBytes: 64 * MIB }, async (mount) => {
+      const log = join(mount.folder, "log");
+      await mount.unmount();
+      const started = await mount.cli("mount", "--log", log, mount.region, mount.path);
+      expect(started.code, started.stderr).toBe(0);
+      const content = Buffer.alloc(4 * MIB, "content ");
+      const names = Array.from({ length: 8 }, (_, index) => `file-${index}`);
+      for (const name of names) await writeFile(mount.at(name), content);
+      await succeed("sync", [mount.at("file-0")]);
+      const lastOf = async (name: string): Promise<number> => {
+        const { stdout } = await mount.cli("extents", "--json", mount.at(name));
+        const { extents } = JSON.parse(stdout) as Extents;
+        return Math.max(...extents.map(({ physical, length }) => physical + length));
+      };
+      const ends = await Promise.all(names.map(lastOf));
+      const cut = Math.floor((Math.min(...ends) + Math.max(...ends)) / 2 / 4096) * 4096;
+      const daemon = mount.daemonPid();
+      truncateSync(mount.region, cut);
+      const answers = await Promise.all(
+        names.map(async (name) =>
+          fails(readFile(mount.at(name)).then((read) => expect(read.equals(content)).toBe(true))),
+        ),
+      );
+      for (const [index, answer] of answers.entries()) {
+        if ((ends[index] as number) <= cut) expect(answer, names[index]).toBe("ok");
+        else expect(answer, names[index]).toBe("EIO");
+      }
+      expect(answers).toContain("ok");
+      expect(answers).toContain("EIO");
+      const lost = names[answers.indexOf("EIO")] as string;
+      const file = await open(mount.at(lost), "r+");
+      expect(await fails(file.write(content, 0, 100, content.length - 100))).toBe("EIO");
+      await file.close();
+      // Names and attributes are in memory, and the log may well be in front of the cut.
+      expect((await stat(mount.at(lost))).size).toBe(content.length);
+      expect(isRunning(daemon)).toBe(true);
+      expect(mount.daemonPid()).toBe(daemon);
+      const lines = readFileSync(log, "utf8");
+      expect(lines).toMatch(/ warn (READ|WRITE) of inode \d+: EIO: .*byte \d+ of the region/);
+      // Thousands of failures are a few lines.
+      for (let round = 0; round < 200; round += 1) await fails(readFile(mount.at(lost)));
+      expect(readFileSync(log, "utf8").split("\n").length).toBeLessThan(20);
+      // What the cut took away can be given back, with zeros in it: the rest was never touched.
+      truncateSync(mount.region, 64 * MIB);
+      await mount.unmount();
+      const checked = await mount.cli("fsck", mount.region);
+      expect([0, 4]).toContain(checked.code);
+    });
+  });
+
+  test("a direct mapping is refused on a region whose path leads to another file", async () => {
+    await withMount({}, async (mount) => {
+      await writeFile(mount.at("file"), Buffer.alloc(8192, 1));
+      await rename(mount.region, `${mount.region}.moved`);
+      await writeFile(mount.region, Buffer.alloc(64 * MIB));
+      const { mapDirect } = await import("../../src/api/index.ts");
+      expect(await fails(mapDirect(mount.at("file")))).toMatch(/^(EOPNOTSUPP|EIO|ENXIO)$/);
+      expect((await readFile(mount.at("file")))[5]).toBe(1);
+      await rename(`${mount.region}.moved`, mount.region);
+      const mapping = await mapDirect(mount.at("file"));
+      expect(mapping.buffer[5]).toBe(1);
+      await mapping.release();
+    });
+  });
+});
+
+const noTmpfs = notRoot ?? missing("mount", "umount");
+
+describe.skipIf(noTmpfs !== undefined)(
+  `a sparse region on a file system that is full${noTmpfs === undefined ? "" : `: ${noTmpfs}`}`,
+  () => {
+    test("fails with EIO, loses nothing that was synced, and is whole again on a larger one", async () => {
+      const mount = new TestMount({});
+      onTestFinished(() => mount.dispose());
+      const small = join(mount.folder, "small");
+      mkdirSync(small);
+      mkdirSync(mount.path);
+      await chmod(mount.folder, 0o755);
+      await succeed("mount", ["-t", "tmpfs", "-o", "size=24M", "small", small]);
+      onTestFinished(async () => {
+        await run("umount", ["-l", mount.path]);
+        await run("umount", ["-l", small]);
+      });
+      const region = join(small, "region");
+      const log = join(mount.folder, "log");
+      expect(await cli(["mkfs", "--size", "64M", region])).toMatchObject({ code: 0 });
+      expect(await cli(["mount", "--log", log, region, mount.path])).toMatchObject({ code: 0 });
+      await writeFile(mount.at("kept"), "kept");
+      await succeed("sync", [mount.at("kept")]);
+      let written = 0;
+      let answer = "ok";
+      for (; answer === "ok" && written < 64; written += 1)
+        answer = await fails(writeFile(mount.at(`big-${written}`), Buffer.alloc(MIB, written + 1)));
+      // The volume has room; what it lies on has not.
+      expect(answer).toBe("EIO");
+      expect(written).toBeLessThan(30);
+      expect(await readFile(mount.at("kept"), "utf8")).toBe("kept");
+      expect(readFileSync(log, "utf8")).toMatch(/ warn WRITE of inode \d+: EIO/);
+      await succeed("mount", ["-o", "remount,size=128M", small]);
+      await succeed("umount", [mount.path]).catch(() => {});
+      await cli(["unmount", mount.path]);
+      const checked = await cli(["fsck", region]);
+      expect(checked.code, checked.stdout).toBe(0);
+      expect(await cli(["mount", region, mount.path])).toMatchObject({ code: 0 });
+      expect(await readFile(mount.at("kept"), "utf8")).toBe("kept");
+      for (let index = 0; index < written - 1; index += 1) {
+        expect(
+          (await readFile(mount.at(`big-${index}`))).equals(Buffer.alloc(MIB, index + 1)),
+          `big-${index}`,
+        ).toBe(true);
+      }
+      expect(await cli(["check", mount.path])).toMatchObject({ code: 0 });
+      expect(await cli(["unmount", mount.path])).toMatchObject({ code: 0 });
+    });
+  },
+);
