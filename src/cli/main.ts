@@ -13,6 +13,7 @@ import { asFailure } from "../daemon/failure.ts";
 import { packageRoot } from "../region/addon.ts";
 import { checkCommand } from "./commands/check.ts";
 import { cloneCommand } from "./commands/clone.ts";
+import { dumpCommand } from "./commands/dump.ts";
 import { extentsCommand } from "./commands/extents.ts";
 import { FsckExit, fsckCommand } from "./commands/fsck.ts";
 import { infoCommand } from "./commands/info.ts";
@@ -20,6 +21,7 @@ import { leasesCommand } from "./commands/leases.ts";
 import { mkfsCommand } from "./commands/mkfs.ts";
 import { mountCommand } from "./commands/mount.ts";
 import { prepareCommand } from "./commands/prepare.ts";
+import { resizeCommand } from "./commands/resize.ts";
 import { unmountCommand } from "./commands/unmount.ts";
 
 function version(): string {
@@ -54,6 +56,8 @@ Examples:
     cloneCommand(),
     fsckCommand(),
     checkCommand(),
+    resizeCommand(),
+    dumpCommand(),
   ];
   for (const command of commands) program.addCommand(command);
   for (const command of [program, ...commands]) {

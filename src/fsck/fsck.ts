@@ -12,9 +12,8 @@
  */
 import { CorruptionError, FsError, InvariantError } from "../base/errors.ts";
 import { COUNTER_MAX, FeatureIncompatible, RESERVED_BYTES } from "../media/format.ts";
-import { type Recovery, recover } from "../media/recovery.ts";
 import { mustBeReadOnly, type SuperblockValue } from "../media/superblock.ts";
-import { checkTree, claimAll } from "../namespace/recovered.ts";
+import { type BroughtBack, bringBack, checkTree, claimAll } from "../namespace/recovered.ts";
 import { rewrite } from "../namespace/rewrite.ts";
 import { State } from "../namespace/state.ts";
 import type { Region } from "../region/region.ts";
@@ -116,28 +115,10 @@ function reportOf(
 /** Numbers that a repaired volume has left: no honest one has ever used up the others. */
 const COUNTER_ROOM = 2 ** 32;
 
-interface Mountable {
-  readonly state: State;
-  readonly recovery: Recovery;
-  readonly allocator: Allocator;
-}
-
 /** What a mount would find, or why it would refuse. */
-function mountable(region: Region): Mountable | { readonly refusal: Error } {
-  const state = new State();
+function mountable(region: Region): BroughtBack | { readonly refusal: Error } {
   try {
-    const recovery = recover(region, state);
-    const { regionBytes, blockBytes } = recovery.superblock;
-    state.phase("exact");
-    state.setBlockCount(regionBytes / blockBytes);
-    state.nextIno = Math.max(state.nextIno, recovery.nextIno);
-    state.nextGeneration = Math.max(state.nextGeneration, recovery.nextGeneration);
-    checkTree(state);
-    state.countReferences();
-    const allocator = new Allocator(regionBytes / blockBytes, blockBytes);
-    const segments = [...recovery.checkpoint.segments, ...recovery.log.segments];
-    claimAll(allocator, state, { superblock: recovery.superblock, segments });
-    return { state, recovery, allocator };
+    return bringBack(region);
   } catch (error) {
     if (error instanceof CorruptionError) return { refusal: error };
     // A part that cannot be read.

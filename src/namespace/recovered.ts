@@ -9,11 +9,40 @@ import { CorruptionError, InvariantError } from "../base/errors.ts";
 import { FeatureIncompatible, RESERVED_BYTES } from "../media/format.ts";
 import { SHARED } from "../media/group.ts";
 import { ROOT_INO } from "../media/mkfs.ts";
+import { type Recovery, recover } from "../media/recovery.ts";
 import type { SuperblockValue } from "../media/superblock.ts";
-import type { Allocator, Run } from "../space/allocator.ts";
+import type { Region } from "../region/region.ts";
+import { Allocator, type Run } from "../space/allocator.ts";
 import type { Quarantine } from "../space/quarantine.ts";
 import { type Inode, S_IFLNK } from "./inode.ts";
-import type { State } from "./state.ts";
+import { State } from "./state.ts";
+
+export interface BroughtBack {
+  readonly state: State;
+  readonly recovery: Recovery;
+  /** Everything that is in use is taken. */
+  readonly allocator: Allocator;
+  /** Byte offsets of the segments that hold metadata. */
+  readonly segments: readonly number[];
+}
+
+/** Recover and judge; nothing is written. @throws CorruptionError, FsError EINVAL (no volume that we know), EIO. */
+export function bringBack(region: Region): BroughtBack {
+  const state = new State();
+  const recovery = recover(region, state);
+  const { superblock } = recovery;
+  const { regionBytes, blockBytes } = superblock;
+  state.phase("exact");
+  state.setBlockCount(regionBytes / blockBytes);
+  state.nextIno = Math.max(state.nextIno, recovery.nextIno);
+  state.nextGeneration = Math.max(state.nextGeneration, recovery.nextGeneration);
+  checkTree(state);
+  state.countReferences();
+  const allocator = new Allocator(regionBytes / blockBytes, blockBytes);
+  const segments = [...recovery.checkpoint.segments, ...recovery.log.segments];
+  claimAll(allocator, state, { superblock, segments });
+  return { state, recovery, allocator, segments };
+}
 
 /** Free blocks of the run go into quarantine. */
 export function takeFree(allocator: Allocator, run: Run, quarantine: Quarantine): void {

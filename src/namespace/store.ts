@@ -19,16 +19,16 @@ import { RESERVED_BYTES, SegmentRole, VolumeState } from "../media/format.ts";
 import { GroupBuilder, readRecords } from "../media/group.ts";
 import { Journal } from "../media/journal.ts";
 import { ROOT_INO } from "../media/mkfs.ts";
-import { type Recovery, recover } from "../media/recovery.ts";
+import type { Recovery } from "../media/recovery.ts";
 import { currentBootId, mustBeReadOnly, type SuperblockValue, writeSuperblock } from "../media/superblock.ts";
 import type { Region } from "../region/region.ts";
-import { Allocator, type Run } from "../space/allocator.ts";
+import type { Allocator, Run } from "../space/allocator.ts";
 import { Quarantine } from "../space/quarantine.ts";
 import { SegmentPool } from "../space/segment-pool.ts";
 import { fieldsOf, type Inode } from "./inode.ts";
-import { checkTree, claimAll, takeFree } from "./recovered.ts";
+import { bringBack, takeFree } from "./recovered.ts";
 import { rewrite } from "./rewrite.ts";
-import { State } from "./state.ts";
+import type { State } from "./state.ts";
 
 /** Blocks of a file. */
 export interface BlockRange {
@@ -140,19 +140,9 @@ export class Store {
    * Recover and open. @throws CorruptionError (damage: nothing was written), FsError EINVAL, EROFS.
    */
   static async open(region: Region, options: StoreOptions): Promise<Store> {
-    const state = new State();
-    const recovery = recover(region, state);
-    const superblock = recovery.superblock;
-    state.phase("exact");
-    state.setBlockCount(superblock.regionBytes / superblock.blockBytes);
-    state.nextIno = Math.max(state.nextIno, recovery.nextIno);
-    state.nextGeneration = Math.max(state.nextGeneration, recovery.nextGeneration);
-    checkTree(state);
-    state.countReferences();
-    const allocator = new Allocator(superblock.regionBytes / superblock.blockBytes, superblock.blockBytes);
+    const { state, recovery, allocator, segments } = bringBack(region);
+    const { superblock } = recovery;
     const pool = new SegmentPool(allocator, superblock.segmentBytes, superblock.blockBytes);
-    const segments = [...recovery.checkpoint.segments, ...recovery.log.segments];
-    claimAll(allocator, state, { superblock, segments });
     const quarantine = new Quarantine();
     const space = { allocator, pool, quarantine };
 

@@ -1,0 +1,40 @@
+/** resize as a command, on real regions. test/namespace/resize.test.ts has the rest. */
+import { statSync } from "node:fs";
+import { readFile, statfs, writeFile } from "node:fs/promises";
+import { expect, test } from "vitest";
+import { withMount } from "../support/mount.ts";
+
+const MIB = 1 << 20;
+
+test("a volume grows with its file, and shrinks to what its files need", async () => {
+  await withMount({ sizeBytes: 64 * MIB }, async (mount) => {
+    const content = Buffer.alloc(3 * MIB, "content ");
+    for (let index = 0; index < 10; index += 1) await writeFile(mount.at(`file-${index}`), content);
+    const busy = await mount.cli("resize", "--size", "128M", mount.region);
+    expect(busy.code).toBe(1);
+    expect(busy.stderr).toContain("mounted already");
+    expect(statSync(mount.region).size).toBe(64 * MIB);
+    await mount.unmount();
+    const grown = await mount.cli("resize", "--size", "128M", mount.region);
+    expect(grown).toMatchObject({ code: 0, stdout: `${mount.region}: 64 MiB to 128 MiB\n` });
+    await mount.mount();
+    expect((await statfs(mount.path)).blocks).toBe(32768);
+    for (let index = 10; index < 30; index += 1) await writeFile(mount.at(`file-${index}`), content);
+    await mount.unmount();
+    const tooSmall = await mount.cli("resize", "--size", "48M", mount.region);
+    expect(tooSmall.code).toBe(1);
+    expect(tooSmall.stderr).toMatch(/do not fit before it; delete something/);
+    const shrunk = await mount.cli("resize", "--size", "100M", mount.region);
+    expect(shrunk.code, shrunk.stderr).toBe(0);
+    expect(shrunk.stdout).toMatch(/128 MiB to 100 MiB.*\n.*truncate -s 104857600/);
+    await mount.cli("fsck", mount.region);
+    await mount.mount();
+    await mount.check();
+    for (let index = 0; index < 30; index += 1)
+      expect((await readFile(mount.at(`file-${index}`))).equals(content), `file-${index}`).toBe(true);
+    await mount.unmount();
+    expect(await mount.cli("resize", mount.region)).toMatchObject({ code: 0 });
+    await mount.mount();
+    expect((await statfs(mount.path)).blocks).toBe(32768);
+  });
+});
