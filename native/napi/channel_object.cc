@@ -209,14 +209,13 @@ Napi::Value ChannelObject::notify(const Napi::CallbackInfo &info) {
   Bytes payload;
   if (!getInt(env, info[0], "code", code) || !getBytes(env, info[1], "payload", payload))
     return Napi::Value();
+  const bool atOnce = info[2].IsBoolean() && info[2].As<Napi::Boolean>().Value();
   const Napi::Promise::Deferred deferred = Napi::Promise::Deferred::New(env);
   if (channel_ == nullptr || channel_->closed()) {
     deferred.Resolve(Napi::Number::New(env, ENODEV));
     return deferred.Promise();
   }
-  if (code == FUSE_NOTIFY_POLL) {
-    // A poll wake-up takes no lock that a caller of ours could hold, so it goes out at once. Behind an
-    // invalidation that waits for such a lock it could be the very thing that would have the lock released.
+  if (atOnce) {
     const int failure =
         writeNotification(channel_->descriptor()->number(), code, payload.data, payload.length);
     deferred.Resolve(Napi::Number::New(env, -failure));

@@ -21,6 +21,17 @@ export function processOfThread(tid: number): ProcessFacts {
   }
 }
 
+/** Supplementary groups; none if it is gone, or in a namespace that we do not see. */
+export function groupsOfThread(tid: number): number[] {
+  try {
+    const status = readFileSync(`/proc/${tid}/status`, "latin1");
+    const groups = /^Groups:\s*(.*)$/m.exec(status)?.[1] ?? "";
+    return groups.split(/\s+/).filter(Boolean).map(Number);
+  } catch {
+    return [];
+  }
+}
+
 /** The process does not exist any more. Children that it forked may still hold what it held. */
 export function holderIsGone(pid: number): boolean {
   return !existsSync(`/proc/${pid}`);

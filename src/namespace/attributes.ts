@@ -19,15 +19,20 @@ export interface AttributeChange {
   readonly mtime?: Timestamp;
   /** Given by the kernel alone (writeback cache). */
   readonly ctime?: Timestamp;
-  /** Clear setuid, and setgid where the group may execute, as a write or chown by another would. */
-  readonly killPrivileges?: boolean;
+  /** Clear setuid and setgid, as a write or chown by another does. */
+  readonly killPrivileges?: Kill;
 }
 
-/** The mode without setuid, and without setgid unless that means mandatory locking (setattr_should_drop_suidgid). */
-export function withoutPrivileges(mode: number): number {
-  let left = mode & ~S_ISUID;
-  if ((mode & S_IXGRP) !== 0) left &= ~S_ISGID;
-  return left;
+/**
+ * Whether a change takes setuid and setgid away. Setgid of a file that its group may not execute is only taken by a
+ * stranger: somebody who is not in that group (setattr_should_drop_suidgid, fs/attr.c).
+ */
+export type Kill = boolean | "stranger";
+
+export function withoutPrivileges(mode: number, kill: Kill): number {
+  if (kill === false) return mode;
+  const left = mode & ~S_ISUID;
+  return (mode & S_IXGRP) !== 0 || kill === "stranger" ? left & ~S_ISGID : left;
 }
 
 export function changeAttributes(store: Store, inode: Inode, change: AttributeChange): void {
@@ -36,7 +41,7 @@ export function changeAttributes(store: Store, inode: Inode, change: AttributeCh
   fields.ctimeSec = time.sec;
   fields.ctimeNsec = time.nsec;
   if (change.mode !== undefined) fields.mode = (inode.mode & S_IFMT) | (change.mode & 0o7777);
-  if (change.killPrivileges === true) fields.mode = withoutPrivileges(fields.mode);
+  fields.mode = withoutPrivileges(fields.mode, change.killPrivileges ?? false);
   if (change.uid !== undefined) fields.uid = change.uid;
   if (change.gid !== undefined) fields.gid = change.gid;
   if (change.atime !== undefined) {

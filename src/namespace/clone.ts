@@ -11,7 +11,7 @@ import { FsError } from "../base/errors.ts";
 import { SHARED, WRITTEN } from "../media/group.ts";
 import type { Run } from "../space/allocator.ts";
 import { holdsData, type Piece } from "../space/extent-map.ts";
-import { withoutPrivileges } from "./attributes.ts";
+import { type Kill, withoutPrivileges } from "./attributes.ts";
 import { blocksFor, goalFor, ownEnd, read, write, zeroBehindEnd } from "./data.ts";
 import { FILE_BYTES_MAX, type Inode } from "./inode.ts";
 import { knowsSharing } from "./sharing.ts";
@@ -32,7 +32,7 @@ export interface Range {
   /** Bytes. */
   readonly length: bigint;
   /** Clear setuid and setgid of the target: who writes is not privileged. */
-  readonly killPrivileges: boolean;
+  readonly killPrivileges: Kill;
 }
 
 /** The range without what lies behind the source's end. @throws FsError EINVAL (no files, or they overlap), EFBIG. */
@@ -161,7 +161,7 @@ function share(store: Store, range: Range, blocks: number): number {
     group.touch(
       target.ino,
       end > target.size ? end : target.size,
-      range.killPrivileges ? withoutPrivileges(target.mode) : target.mode,
+      withoutPrivileges(target.mode, range.killPrivileges),
       time.sec,
       time.nsec,
       time.sec,

@@ -14,7 +14,7 @@ import { FsError } from "../base/errors.ts";
 import { type GroupBuilder, SHARED, UNWRITTEN, WRITTEN } from "../media/group.ts";
 import type { Run } from "../space/allocator.ts";
 import { type ExtentMap, holdsData, type Piece } from "../space/extent-map.ts";
-import { noteModification, withoutPrivileges } from "./attributes.ts";
+import { type Kill, noteModification, withoutPrivileges } from "./attributes.ts";
 import { FILE_BYTES_MAX, fieldsOf, type Inode } from "./inode.ts";
 import { takeBack } from "./sharing.ts";
 import type { BlockRange, Store } from "./store.ts";
@@ -158,7 +158,7 @@ export function write(
   data: Uint8Array,
   start: number,
   length: number,
-  killPrivileges: boolean,
+  killPrivileges: Kill,
 ): number {
   const map = extentsOf(inode);
   store.writable();
@@ -170,7 +170,7 @@ export function write(
   const head = Number(offset & store.blockMask);
   const blocks = Math.ceil((head + bytes) / store.blockBytes);
   const grows = offset + BigInt(bytes) > inode.size;
-  const mode = killPrivileges ? withoutPrivileges(inode.mode) : inode.mode;
+  const mode = withoutPrivileges(inode.mode, killPrivileges);
 
   takeBack(store, inode, first, blocks);
   if (map.isWritten(first, blocks)) {
@@ -321,7 +321,7 @@ function touch(group: GroupBuilder, inode: Inode, size: bigint, mode: number): v
 /**
  * Set the size. @throws FsError EFBIG, EISDIR, EINVAL; ETXTBSY from the guard; Wait.
  */
-export function truncate(store: Store, inode: Inode, size: bigint, killPrivileges: boolean): void {
+export function truncate(store: Store, inode: Inode, size: bigint, killPrivileges: Kill): void {
   const map = extentsOf(inode);
   store.writable();
   if (size < 0n || size > FILE_BYTES_MAX) throw new FsError("EFBIG");
@@ -333,7 +333,7 @@ export function truncate(store: Store, inode: Inode, size: bigint, killPrivilege
   const group = store.begin(false);
   if (size > inode.size) zeroBehindEnd(store, inode, size);
   if (map.end > keep) group.extentGone(inode.ino, keep, map.end - keep);
-  touch(group, inode, size, killPrivileges ? withoutPrivileges(inode.mode) : inode.mode);
+  touch(group, inode, size, withoutPrivileges(inode.mode, killPrivileges));
   store.commit();
 }
 
@@ -347,7 +347,7 @@ export function fallocate(
   mode: number,
   offset: bigint,
   length: bigint,
-  killPrivileges: boolean,
+  killPrivileges: Kill,
 ): void {
   const map = extentsOf(inode);
   store.writable();
@@ -356,7 +356,7 @@ export function fallocate(
   if (end > FILE_BYTES_MAX) throw new FsError("EFBIG");
   const keepSize = (mode & FALLOC_KEEP_SIZE) !== 0;
   const action = mode & ~FALLOC_KEEP_SIZE;
-  const privileges = killPrivileges ? withoutPrivileges(inode.mode) : inode.mode;
+  const privileges = withoutPrivileges(inode.mode, killPrivileges);
   if (action === FALLOC_PUNCH_HOLE) {
     if (!keepSize) throw new FsError("EOPNOTSUPP", "punch hole without keep size");
   } else if (action !== 0 && action !== FALLOC_ZERO_RANGE) {

@@ -45,9 +45,10 @@ export interface Channel {
    *  When the region cannot deliver them, the request is answered with EIO and EIO is returned. */
   replyRegion(unique: bigint, region: NativeRegion, pieces: Float64Array, count: number): number;
   /** FUSE notification (unique 0, error = code). Written in order by a thread of the channel's own, because the kernel
-   *  may need the server meanwhile; poll wake-ups, for which it never does, go out at once. Resolves with 0 or the
-   *  positive errno (ENOENT: the kernel knows no such node; fine. ENODEV: the channel was closed first). */
-  notify(code: number, payload: Uint8Array): Promise<number>;
+   *  may need the server meanwhile. `atOnce` is for those that never do, and goes past the others: behind one that waits
+   *  for a lock they could be the very thing that has it released. Resolves with 0 or the positive errno (ENOENT: the
+   *  kernel knows no such node; fine. ENODEV: the channel was closed first). */
+  notify(code: number, payload: Uint8Array, atOnce?: boolean): Promise<number>;
   /** Requests read, wake-ups, busy-poll hits: for the statistics. */
   readonly counters: { requests: number; wakeups: number; pollHits: number };
 }

@@ -22,6 +22,8 @@ export interface Handle {
   readonly ended: Lease[];
   /** The lease that poll(2) and STATUS on this handle tell of. */
   readonly watched: Lease | null;
+  /** Directories: entries from this cookie on were made since it was opened or rewound, and are not reported. */
+  end: number;
   /** What the kernel wants to be woken by, while somebody polls this handle. */
   pollHandle: number | null;
 }
@@ -103,6 +105,7 @@ export class Handles {
       ended: [],
       watched: null,
       pollHandle: null,
+      end: Number.MAX_SAFE_INTEGER,
     };
     this.#next += 1;
     inode.opens += 1;

@@ -132,7 +132,8 @@ export class Session {
     const { code, payload } = notifyPollWakeup(handle.pollHandle);
     // The kernel asks anew after each wake-up.
     handle.pollHandle = null;
-    void this.#channel?.notify(code, payload);
+    // It takes no lock that a caller of ours could hold.
+    void this.#channel?.notify(code, payload, true);
   }
 
   /** Serve the /dev/fuse descriptor until the file system is unmounted. */
@@ -337,6 +338,15 @@ export class Session {
       if (error === 0) this.#channel.reply(request.unique, Errno.EIO, payload, 0, 0);
     }
     return false;
+  }
+
+  /**
+   * Attributes that a request has changed, and its reply does not tell of: the caller's next stat(2) sees them. At once: of
+   * an inode that a request is about, this is never the last reference, and the kernel then takes no lock for it.
+   */
+  forgetAttributes(inode: Inode): void {
+    const { code, payload } = notifyInvalInode(inode.ino, -1n, 0n);
+    void this.#channel?.notify(code, payload, true);
   }
 
   /** Tell the kernel that attributes changed behind its back. */

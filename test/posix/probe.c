@@ -97,12 +97,12 @@ static mode_t mode_of(const char *path) {
   return lstat(path, &status) == 0 ? status.st_mode : 0;
 }
 
-/* Run it as somebody else. */
+/* Run it as somebody else, who is in group 9 besides. */
 static void as(uid_t uid, gid_t gid, void (*what)(void)) {
   fflush(stdout);
   pid_t child = fork();
   if (child == 0) {
-    if (syscall(SYS_setgroups, 0, NULL) != 0 || setresgid(gid, gid, gid) != 0 ||
+    if (syscall(SYS_setgroups, 1, (gid_t[]){9}) != 0 || setresgid(gid, gid, gid) != 0 ||
         setresuid(uid, uid, uid) != 0)
       _exit(1);
     what();
@@ -235,6 +235,62 @@ static void privileges_of_others(void) {
   say("setgid of a group that is not ours: %o", status.st_mode);
   TRY(mkdir("setgid/sub", 0755));
   say("and below: %o", mode_of("setgid/sub"));
+}
+
+/* Setuid and setgid after changes by somebody else, who is in the file's group or not. */
+static const mode_t set_modes[] = {06666, 06676, 06766, 06777, 02666, 02676, 04666};
+static const char *const set_changes[] = {"write",    "fallocate", "O_TRUNC", "ftruncate",
+                                          "truncate", "copy",      "mmap"};
+static const gid_t set_groups[] = {NOBODY, 1, 9};
+#define COUNT(array) (sizeof(array) / sizeof *(array))
+
+static const char *set_name(size_t mode, size_t change, size_t group) {
+  static char name[64];
+  snprintf(name, sizeof name, "taken/%o %s %u", set_modes[mode], set_changes[change], set_groups[group]);
+  return name;
+}
+
+/* As somebody in the groups NOBODY and 9. */
+static void change_each(void) {
+  for (size_t mode = 0; mode < COUNT(set_modes); mode++)
+    for (size_t change = 0; change < COUNT(set_changes); change++)
+      for (size_t group = 0; group < COUNT(set_groups); group++) {
+        const char *name = set_name(mode, change, group);
+        int fd = open(name, O_RDWR | (change == 2 ? O_TRUNC : 0));
+        int source = open("set-source", O_RDONLY);
+        int done = fd < 0 ? -1 : 0;
+        if (change == 0) done = (int)pwrite(fd, "other", 5, 0);
+        if (change == 1) done = fallocate(fd, 0, 0, 10000);
+        if (change == 3) done = ftruncate(fd, 1);
+        if (change == 4) done = truncate(name, 1);
+        if (change == 5) done = (int)copy_file_range(source, NULL, fd, NULL, 4, 0);
+        if (change == 6) {
+          char *map = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+          if (map != MAP_FAILED) map[0] = 'm';
+        }
+        say("%s: %s, then %o", name, done < 0 ? name_of(errno) : "ok", mode_of(name) & 07777);
+        close(fd);
+        close(source);
+      }
+}
+
+static void taken_away(void) {
+  area = "taken away";
+  umask(0);
+  mkdir("taken", 0777);
+  int source = make("set-source", 0666);
+  fill(source, 's', 0, 100);
+  for (size_t mode = 0; mode < COUNT(set_modes); mode++)
+    for (size_t change = 0; change < COUNT(set_changes); change++)
+      for (size_t group = 0; group < COUNT(set_groups); group++) {
+        const char *name = set_name(mode, change, group);
+        int fd = make(name, 0666);
+        fill(fd, 'f', 0, 100);
+        if (fchown(fd, 5, set_groups[group]) != 0 || fchmod(fd, set_modes[mode]) != 0) die(name);
+        close(fd);
+      }
+  as(NOBODY, NOBODY, change_each);
+  umask(022);
 }
 
 static void owners(void) {
@@ -707,6 +763,17 @@ static void directories(void) {
       if (atoi(entry->d_name) == number && entry->d_name[0] != '.') wrong++;
   }
   say("%d came again", wrong);
+  /* Who renames what it reads comes to an end. */
+  rewinddir(folder);
+  count = 0;
+  for (struct dirent *entry; (entry = readdir(folder)) != NULL && count < 100000;) {
+    if (entry->d_name[0] == '.') continue;
+    char other[64];
+    snprintf(path, sizeof path, "many/%s", entry->d_name);
+    snprintf(other, sizeof other, "many/r%d", count++);
+    rename(path, other);
+  }
+  say("renaming what is read ends: %d", count < 100000);
   closedir(folder);
 }
 
@@ -719,6 +786,7 @@ int main(int argc, char **argv) {
   umask(022);
   times();
   owners();
+  taken_away();
   names();
   data();
   limits();

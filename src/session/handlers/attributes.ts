@@ -8,6 +8,7 @@ import { truncate } from "../../namespace/data.ts";
 import type { Inode } from "../../namespace/inode.ts";
 import type { Session } from "../session.ts";
 import { attrOf, VALID_SEC } from "./entry.ts";
+import { killOf } from "./privileges.ts";
 
 function replyAttributes(session: Session, request: Request, inode: Inode): void {
   session.reply(request, putAttrOut(session.outView, 0, attrOf(session, inode), VALID_SEC, 0));
@@ -24,7 +25,7 @@ export function setattr(session: Session, request: Request): void {
   const inode = store.inode(request.nodeid);
   const wish = request.body(SetattrIn);
   const valid = wish.valid;
-  const kill = (valid & Fattr.KILL_SUIDGID) !== 0;
+  const kill = killOf(request, inode, (valid & Fattr.KILL_SUIDGID) !== 0);
   if ((valid & Fattr.SIZE) !== 0 && (valid & Fattr.FH) !== 0) {
     // ftruncate(2) on a descriptor that does not want to wait; truncate(2) has none.
     session.volume.leases.nonBlocking = (session.handles.get(wish.fh).flags & OpenFlag.NONBLOCK) !== 0;
@@ -44,8 +45,9 @@ export function setattr(session: Session, request: Request): void {
   // chown(2) takes setuid and setgid away, whoever calls it; under HANDLE_KILLPRIV_V2 that is our work. A chmod in the
   // same request has the last word.
   const owner = (valid & (Fattr.UID | Fattr.GID)) !== 0;
-  if ((kill || (owner && !inode.isDirectory)) && (valid & Fattr.MODE) === 0) change.killPrivileges = true;
-  if (Object.keys(change).length > 0 || (valid & Fattr.SIZE) === 0) changeAttributes(store, inode, change);
+  if ((valid & Fattr.MODE) === 0) change.killPrivileges = kill || (owner && !inode.isDirectory);
+  const nothing = Object.values(change).every((value) => value === undefined || value === false);
+  if (!nothing || (valid & Fattr.SIZE) === 0) changeAttributes(store, inode, change);
   replyAttributes(session, request, inode);
 }
 

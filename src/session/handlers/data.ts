@@ -18,6 +18,7 @@ import * as data from "../../namespace/data.ts";
 import type { Inode } from "../../namespace/inode.ts";
 import type { Handle } from "../handles.ts";
 import type { Session } from "../session.ts";
+import { killing } from "./privileges.ts";
 
 export function read(session: Session, request: Request): void {
   const { store, leases } = session.volume;
@@ -82,14 +83,9 @@ export function write(session: Session, request: Request): void {
       throw new FsError("EIO", "write-back of an ordinary mapping over a range that is mapped directly");
     }
   }
-  const written = data.write(
-    store,
-    inode,
-    request.ioOffset,
-    request.bytes,
-    request.dataAt,
-    request.ioSize,
-    (flags & WriteFlag.KILL_SUIDGID) !== 0,
+  const { bytes, dataAt, ioOffset, ioSize } = request;
+  const written = killing(session, request, inode, (flags & WriteFlag.KILL_SUIDGID) !== 0, (kill) =>
+    data.write(store, inode, ioOffset, bytes, dataAt, ioSize, kill),
   );
   // The kernel leaves O_SYNC and O_DSYNC to us for what does not go through the page cache.
   if ((request.ioOpenFlags & OpenFlag.DSYNC) !== 0 && store.region.facts.granularity === "page") {
@@ -106,7 +102,9 @@ export function fallocate(session: Session, request: Request): void {
   const { inode, flags } = session.handles.get(wish.fh);
   session.volume.leases.nonBlocking = (flags & OpenFlag.NONBLOCK) !== 0;
   // fallocate(2) strips setuid and setgid as write(2) does, unless the caller is privileged.
-  data.fallocate(store, inode, wish.mode, wish.offset, wish.length, request.uid !== 0);
+  killing(session, request, inode, request.uid !== 0, (kill) =>
+    data.fallocate(store, inode, wish.mode, wish.offset, wish.length, kill),
+  );
   session.reply(request, 0);
 }
 
@@ -121,14 +119,13 @@ export function copyFileRange(session: Session, request: Request): void {
   const { inode: target, flags } = session.handles.get(wish.fhOut);
   if (wish.flags !== 0n) throw new FsError("EINVAL", `copy_file_range flags ${wish.flags}`);
   leases.nonBlocking = (flags & OpenFlag.NONBLOCK) !== 0;
-  const copied = copyRange(store, {
-    source,
-    sourceOffset: wish.offIn,
-    target,
-    targetOffset: wish.offOut,
+  const range = {
+    ...{ source, sourceOffset: wish.offIn, target, targetOffset: wish.offOut },
     length: wish.len < COPY_BYTES_MAX ? wish.len : COPY_BYTES_MAX,
-    killPrivileges: request.uid !== 0,
-  });
+  };
+  const copied = killing(session, request, target, request.uid !== 0, (killPrivileges) =>
+    copyRange(store, { ...range, killPrivileges }),
+  );
   noteAccess(store, source, session.options.atime);
   const { opcode } = request;
   const encode = (): number =>

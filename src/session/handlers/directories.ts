@@ -21,38 +21,53 @@ export function opendir(session: Session, request: Request): void {
     session.handles.remove(handle.fh);
 }
 
-/** The directory, where to continue, and the time of access noted. */
-function begin(session: Session, request: Request): { inode: Inode; cookie: number } {
-  const inode = session.handles.get(request.ioHandle).inode;
-  if (inode.directory === null) throw new FsError("ENOTDIR");
-  if (!session.options.noDirectoryAtime) noteAccess(session.volume.store, inode, session.options.atime);
-  return { inode, cookie: request.ioOffsetNumber };
+interface Reading {
+  readonly inode: Inode;
+  /** Behind which to continue. */
+  readonly cookie: number;
+  /** Where to stop: a reader that renames what it reads would never come to an end. */
+  readonly end: number;
 }
 
-/** The names to report from a cookie on, "." and ".." first. */
-function* entriesAfter(inode: Inode, cookie: number): IterableIterator<Readonly<Dentry>> {
+/** The directory, where to continue, and the time of access noted. */
+function begin(session: Session, request: Request): Reading {
+  const handle = session.handles.get(request.ioHandle);
+  const { inode } = handle;
+  if (inode.directory === null) throw new FsError("ENOTDIR");
+  if (!session.options.noDirectoryAtime) noteAccess(session.volume.store, inode, session.options.atime);
+  const cookie = request.ioOffsetNumber;
+  // Opened, or rewound.
+  if (cookie === 0) handle.end = inode.directory.nextCookie;
+  return { inode, cookie, end: handle.end };
+}
+
+/** The names to report, "." and ".." first. */
+function* entriesOf({ inode, cookie, end }: Reading): IterableIterator<Readonly<Dentry>> {
   if (cookie < COOKIE_DOT) yield { name: ".", ino: inode.ino, cookie: COOKIE_DOT, type: DT_DIR };
   if (cookie < COOKIE_DOTDOT) yield { name: "..", ino: inode.parent, cookie: COOKIE_DOTDOT, type: DT_DIR };
-  if (inode.directory !== null) yield* inode.directory.after(cookie);
+  for (const entry of inode.directory?.after(cookie) ?? []) {
+    if (entry.cookie >= end) return;
+    yield entry;
+  }
 }
 
 export function readdir(session: Session, request: Request): void {
-  const { inode, cookie } = begin(session, request);
+  const reading = begin(session, request);
   const writer = new DirentWriter(session.out);
   writer.begin(request.ioSize);
-  for (const entry of entriesAfter(inode, cookie)) {
+  for (const entry of entriesOf(reading)) {
     if (!writer.add(entry.ino, entry.cookie, entry.type, entry.name)) break;
   }
   session.reply(request, writer.length);
 }
 
 export function readdirplus(session: Session, request: Request): void {
-  const { inode, cookie } = begin(session, request);
+  const reading = begin(session, request);
   const { store } = session.volume;
   const writer = new DirentplusWriter(session.out);
   writer.begin(request.ioSize);
   const seen: Inode[] = [];
-  for (const entry of entriesAfter(inode, cookie)) {
+  for (const entry of entriesOf(reading)) {
     if (!writer.fits(entry.name.length)) break;
     if (entry.cookie <= COOKIE_DOTDOT) {
       writer.addBare(entry.ino, entry.cookie, entry.type, entry.name);

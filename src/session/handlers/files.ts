@@ -21,6 +21,7 @@ import type { Handle } from "../handles.ts";
 import type { Session } from "../session.ts";
 import { entryOf } from "./entry.ts";
 import { creatorOf } from "./names.ts";
+import { killing } from "./privileges.ts";
 
 /**
  * Reads and writes go to us and not through the page cache, so that read(2), write(2) and direct mappings always see the
@@ -42,7 +43,8 @@ export function open(session: Session, request: Request): void {
   const wish = request.body(OpenIn);
   if ((wish.flags & OpenFlag.TRUNC) !== 0) {
     session.volume.leases.nonBlocking = (wish.flags & OpenFlag.NONBLOCK) !== 0;
-    truncate(store, inode, 0n, (wish.openFlags & OpenInFlag.KILL_SUIDGID) !== 0);
+    const kill = (wish.openFlags & OpenInFlag.KILL_SUIDGID) !== 0;
+    killing(session, request, inode, kill, (how) => truncate(store, inode, 0n, how));
   }
   const handle = session.handles.add(inode, wish.flags);
   const length = putOpenOut(session.outView, 0, handle.fh, openFlags(session, inode));

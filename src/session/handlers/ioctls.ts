@@ -20,6 +20,7 @@ import { answer } from "../control.ts";
 import type { Handle } from "../handles.ts";
 import type { Session } from "../session.ts";
 import { letGo } from "./files.ts";
+import { killOf } from "./privileges.ts";
 
 const knownCommands = new Set<number>(Object.values(wire.Ioctl));
 
@@ -446,7 +447,7 @@ async function clone(
       target,
       targetOffset: wish.offset + done,
       length: length - done,
-      killPrivileges: request.uid !== 0,
+      killPrivileges: killOf(request, target, request.uid !== 0),
     };
     done += BigInt(
       await session.retry(() => {
