@@ -304,6 +304,10 @@ static void owners(void) {
   TRY(chown("set", 1, 1));
   say("after chown by root: %o", mode_of("set"));
   fchmod(fd, 06777);
+  fchmod(fd, 06666);
+  TRY(chown("set", 2, 2));
+  say("after chown by root, not executable: %o", mode_of("set"));
+  fchmod(fd, 06777);
   TRY(ftruncate(fd, 0));
   say("after truncate by root: %o", mode_of("set"));
   mkdir("sticky", 01777);
