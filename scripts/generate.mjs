@@ -53,6 +53,7 @@ export function wireHeader(wire, toC) {
     STATUS: ["_IOR", wire.WireStatus.name],
     OFFER: ["_IOR", wire.WireClone.name],
     CLONE: ["_IOW", wire.WireClone.name],
+    DEFRAG: ["_IOW", wire.WireRange.name],
   };
   const lines = [
     "/*",

@@ -138,7 +138,7 @@ _Static_assert(offsetof(struct mapdirect_wire_map, inode) == 64, "mapdirect_wire
 _Static_assert(offsetof(struct mapdirect_wire_map, map_bytes) == 72, "mapdirect_wire_map.map_bytes");
 _Static_assert(offsetof(struct mapdirect_wire_map, reserved) == 80, "mapdirect_wire_map.reserved");
 
-/* PREPARE: a range of the file. END, WATCH: a lease id in `leaseId`. */
+/* PREPARE, DEFRAG: a range of the file. END, WATCH: a lease id in `leaseId`. */
 struct mapdirect_wire_range {
   uint32_t version; /* WIRE_VERSION */
   uint32_t flags; /* zero */
@@ -243,6 +243,8 @@ _Static_assert(MAPDIRECT_IOCTL_STATUS == _IOR('M', 0xd7, struct mapdirect_wire_s
 _Static_assert(MAPDIRECT_IOCTL_OFFER == _IOR('M', 0xd8, struct mapdirect_wire_clone), "OFFER");
 #define MAPDIRECT_IOCTL_CLONE 0x40404dd9u
 _Static_assert(MAPDIRECT_IOCTL_CLONE == _IOW('M', 0xd9, struct mapdirect_wire_clone), "CLONE");
+#define MAPDIRECT_IOCTL_DEFRAG 0x40204ddau
+_Static_assert(MAPDIRECT_IOCTL_DEFRAG == _IOW('M', 0xda, struct mapdirect_wire_range), "DEFRAG");
 
 /* clang-format on */
 

@@ -13,6 +13,7 @@ import { asFailure } from "../daemon/failure.ts";
 import { packageRoot } from "../region/addon.ts";
 import { checkCommand } from "./commands/check.ts";
 import { cloneCommand } from "./commands/clone.ts";
+import { defragCommand } from "./commands/defrag.ts";
 import { dumpCommand } from "./commands/dump.ts";
 import { extentsCommand } from "./commands/extents.ts";
 import { FsckExit, fsckCommand } from "./commands/fsck.ts";
@@ -58,6 +59,7 @@ Examples:
     checkCommand(),
     resizeCommand(),
     dumpCommand(),
+    defragCommand(),
   ];
   for (const command of commands) program.addCommand(command);
   for (const command of [program, ...commands]) {

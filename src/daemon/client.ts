@@ -163,6 +163,13 @@ export function prepare(descriptor: number, offset: bigint, length: bigint): voi
   addon().ioctl(descriptor, Ioctl.PREPARE, buffer);
 }
 
+/** Bring the blocks of the whole file together. */
+export function defrag(descriptor: number): void {
+  const buffer = new Uint8Array(WireRange.size);
+  WireRange.encode(viewOf(buffer), 0, { version: WIRE_VERSION, offset: 0n, length: 0n });
+  addon().ioctl(descriptor, Ioctl.DEFRAG, buffer);
+}
+
 /** Share all blocks of `source` with `target`, from the beginning on. */
 export function cloneFile(source: number, target: number): void {
   const buffer = new Uint8Array(WireClone.size);

@@ -111,7 +111,7 @@ export const WIRE_MAP_BYTES = 96 + WIRE_EXTENTS_MAX * 32;
 
 export const WireRange = struct(
   "mapdirect_wire_range",
-  "PREPARE: a range of the file. END, WATCH: a lease id in `leaseId`.",
+  "PREPARE, DEFRAG: a range of the file. END, WATCH: a lease id in `leaseId`.",
   {
     version: u32("WIRE_VERSION"),
     flags: u32("zero"),
@@ -195,4 +195,5 @@ export const Ioctl = {
   STATUS: ioc(IOC_READ, 0xd7, WireStatus.size),
   OFFER: ioc(IOC_READ, 0xd8, WireClone.size),
   CLONE: ioc(IOC_WRITE, 0xd9, WireClone.size),
+  DEFRAG: ioc(IOC_WRITE, 0xda, WireRange.size),
 } as const;

@@ -20,6 +20,9 @@ const COMMANDS = [
   "clone",
   "fsck",
   "check",
+  "resize",
+  "dump",
+  "defrag",
 ];
 const MESSAGE = /^mapdirect: [^\n]+: [^\n]+; [^\n]+\n$/;
 

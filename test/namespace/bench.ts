@@ -10,6 +10,7 @@ import * as attributes from "../../src/namespace/attributes.ts";
 import { checkVolume } from "../../src/namespace/check.ts";
 import { cloneRange, copyRange } from "../../src/namespace/clone.ts";
 import * as data from "../../src/namespace/data.ts";
+import { defragSome } from "../../src/namespace/defrag.ts";
 import { FILE_BYTES_MAX, type Inode, S_IFDIR, S_IFIFO, S_IFLNK, S_IFREG } from "../../src/namespace/inode.ts";
 import * as names from "../../src/namespace/names.ts";
 import { Store } from "../../src/namespace/store.ts";
@@ -42,7 +43,7 @@ export type Command =
   | { do: "setXattr"; inode: number; name: string; length: number; fill: number; flags: number }
   | { do: "flood"; inode: number; count: number; fill: number }
   | { do: "removeXattr"; inode: number; name: string }
-  | { do: "open" | "release"; inode: number }
+  | { do: "open" | "release" | "defrag"; inode: number }
   | { do: "sync" | "startSync" | "checkpoint" | "startCheckpoint" | "tick" | "remount" | "writeBack" }
   | { do: "die" };
 
@@ -424,6 +425,21 @@ export class Bench {
           );
           if (reached <= at) throw new Error(`prepareSome came no further than ${reached}`);
           at = reached;
+        }
+        break;
+      }
+      case "defrag": {
+        touched = this.#file(command.inode);
+        const ino = touched;
+        const end = store.inode(ino).extents?.end ?? 0;
+        for (let at = 0; at < end; ) {
+          await this.#both<number>(
+            () => {},
+            () => {
+              at = defragSome(store, store.inode(ino), at, end);
+              return at;
+            },
+          );
         }
         break;
       }

@@ -148,8 +148,11 @@ const command: fc.Arbitrary<Command> = fc.oneof(
     }),
   },
   {
-    weight: 6,
-    arbitrary: fc.record({ do: fc.constantFrom("open" as const, "release" as const), inode: index }),
+    weight: 9,
+    arbitrary: fc.record({
+      do: fc.constantFrom("open" as const, "release" as const, "defrag" as const),
+      inode: index,
+    }),
   },
   {
     weight: 8,
@@ -217,6 +220,6 @@ describe(`a volume and a model of it (seed ${seed}, ${runs} runs)`, () => {
   });
   test("the list of commands reaches every kind", () => {
     const kinds = new Set(fc.sample(command, 2000).map((one) => one.do));
-    expect(kinds.size).toBe(25);
+    expect(kinds.size).toBe(26);
   });
 });

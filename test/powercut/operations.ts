@@ -137,13 +137,15 @@ export async function baseImage(granularity: Granularity): Promise<Uint8Array> {
   const uuid = Uint8Array.from({ length: 16 }, (_, index) => index + 1);
   await makeFileSystem(region, { label: "base", blockSizeBytes: 4096, uuid, ...owner });
   const scene = await Scene.over(region);
-  for (const name of ["a", "b", "c"]) await scene.run(create(scene, 0, name, 0));
+  for (const name of ["a", "b", "c", "f"]) await scene.run(create(scene, 0, name, 0));
   await scene.run(create(scene, 0, "d", 1));
   await scene.run(create(scene, scene.directory("d"), "e", 0));
   await scene.run(create(scene, 0, "s", 2));
   await scene.run(write(scene, "a", 0, 3 * 4096 + 100, 1));
   await scene.run(write(scene, "b", 4096, 4096, 2));
   await scene.run(copy(scene, "b", "c"));
+  // The last block first: three extents.
+  for (const block of [2, 1, 0]) await scene.run(write(scene, "f", block * 4096, 4096, 4));
   await scene.run({
     do: "setXattr",
     inode: scene.anything("a"),
@@ -249,6 +251,9 @@ export const OPERATIONS: Readonly<Record<string, Operation>> = {
   })),
   reflink: async (scene) => {
     if (scene.file("a") >= 0 && scene.file("b") >= 0) await scene.run(copy(scene, "a", "b"));
+  },
+  defrag: async (scene) => {
+    if (scene.file("f") >= 0) await scene.run({ do: "defrag", inode: scene.file("f") });
   },
   fsync: (scene) => scene.run({ do: "sync" }),
   checkpoint: (scene) => scene.run({ do: "checkpoint" }),

@@ -14,6 +14,7 @@ import { SHARED } from "../../media/group.ts";
 import { SUPERBLOCK_UUID_OFFSET } from "../../media/superblock.ts";
 import { cloneRange } from "../../namespace/clone.ts";
 import { blocksFor, guardPrepare, prepareSome } from "../../namespace/data.ts";
+import { defragSome } from "../../namespace/defrag.ts";
 import { FILE_BYTES_MAX, type Inode } from "../../namespace/inode.ts";
 import { takeBack } from "../../namespace/sharing.ts";
 import { answer } from "../control.ts";
@@ -48,6 +49,9 @@ export async function ioctl(session: Session, request: Request, signal: AbortSig
       break;
     case wire.Ioctl.PREPARE:
       await prepareRange(session, handle, payload, signal);
+      break;
+    case wire.Ioctl.DEFRAG:
+      await defrag(session, handle, payload, signal);
       break;
     case wire.Ioctl.WATCH:
       watch(session, handle, payload);
@@ -399,6 +403,32 @@ async function prepareBlocks(
   for (let block = begin; block < end; ) {
     const first = block;
     block = await session.retry(() => prepareSome(store, inode, first, end - first, slice), signal);
+    if (block < end) await new Promise((resolve) => setImmediate(resolve));
+    if (signal.aborted) throw new FsError("EINTR");
+  }
+}
+
+/** A lease is in the way of a stretch, or is broken for it, as of any change of the block map. */
+async function defrag(
+  session: Session,
+  handle: Handle,
+  payload: Uint8Array,
+  signal: AbortSignal,
+): Promise<void> {
+  const inode = fileOf(handle);
+  const { store, leases } = session.volume;
+  const wish = decode(wire.WireRange, payload);
+  if (wish.flags !== 0) throw new FsError("EINVAL", "flags");
+  if ((handle.flags & OpenFlag.ACCMODE) === OpenFlag.RDONLY)
+    throw new FsError("EBADF", "not open for writing");
+  checkRange(wish.offset, wish.length);
+  const end = wish.length === 0n ? (inode.extents?.end ?? 0) : blocksFor(store, wish.offset + wish.length);
+  for (let block = Number(wish.offset >> store.blockShift); block < end; ) {
+    const first = block;
+    block = await session.retry(() => {
+      leases.nonBlocking = (handle.flags & OpenFlag.NONBLOCK) !== 0;
+      return defragSome(store, inode, first, end);
+    }, signal);
     if (block < end) await new Promise((resolve) => setImmediate(resolve));
     if (signal.aborted) throw new FsError("EINTR");
   }
