@@ -6,6 +6,7 @@
  */
 import { type MappedState, SHARED, UNWRITTEN } from "../media/group.ts";
 import type { Run } from "../space/allocator.ts";
+import { overlapping } from "../space/runs.ts";
 import type { Draft, DraftInode } from "./draft.ts";
 import type { Problems } from "./problem.ts";
 
@@ -35,7 +36,7 @@ export function judgeBlocks(draft: Draft, space: Space, problems: Problems): boo
     for (const { block, count, physical, state } of [...inode.extents]) {
       const place = `inode ${inode.ino}: extent at file block ${block}`;
       const inside = physical + count <= space.blockCount;
-      if (inside && overlaps(metadata, physical, physical + count).next().done === true) {
+      if (inside && overlapping(metadata, physical, physical + count).next().done === true) {
         claims.push({ inode, block, start: physical, count, state });
         continue;
       }
@@ -47,7 +48,7 @@ export function judgeBlocks(draft: Draft, space: Space, problems: Problems): boo
   let shares = claims.some(({ state }) => state === SHARED);
   const contested = contestedRuns(claims);
   for (const { inode, block, start, count, state } of claims) {
-    for (const run of overlaps(contested, start, start + count)) {
+    for (const run of overlapping(contested, start, start + count)) {
       const from = Math.max(start, run.start);
       const length = Math.min(start + count, run.start + run.count) - from;
       const at = block + from - start;
@@ -91,17 +92,4 @@ function contestedRuns(claims: readonly Claim[]): Run[] {
     before = edge.at;
   }
   return runs;
-}
-
-/** Of sorted runs that do not overlap each other those that have a block of [start, end). */
-function* overlaps(runs: readonly Run[], start: number, end: number): IterableIterator<Run> {
-  let low = 0;
-  let high = runs.length;
-  while (low < high) {
-    const middle = (low + high) >>> 1;
-    const run = runs[middle] as Run;
-    if (run.start + run.count <= start) low = middle + 1;
-    else high = middle;
-  }
-  for (let at = low; at < runs.length && (runs[at] as Run).start < end; at += 1) yield runs[at] as Run;
 }

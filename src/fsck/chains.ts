@@ -6,7 +6,13 @@
  */
 import { CorruptionError } from "../base/errors.ts";
 import { viewOf } from "../layout/struct.ts";
-import { type ChainGeometry, isSegmentPlace, type SegmentHead, segmentHead } from "../media/chain.ts";
+import {
+  type ChainGeometry,
+  isSegmentPlace,
+  kindsByRole,
+  type SegmentHead,
+  segmentHead,
+} from "../media/chain.ts";
 import { GROUP_MAGIC, GroupKind, RESERVED_BYTES, SegmentHeader, SegmentRole } from "../media/format.ts";
 import { type GroupInfo, groupAt, readRecords, refusingSink } from "../media/group.ts";
 import type { Region } from "../region/region.ts";
@@ -60,11 +66,6 @@ interface Damage {
 
 const magic = Buffer.alloc(4);
 magic.writeUInt32LE(GROUP_MAGIC);
-
-const KINDS: Readonly<Record<number, readonly number[]>> = {
-  [SegmentRole.LOG]: [GroupKind.RECORDS, GroupKind.BARRIER, GroupKind.LINK],
-  [SegmentRole.CHECKPOINT]: [GroupKind.RECORDS, GroupKind.LINK, GroupKind.END],
-};
 
 export class ChainReader {
   readonly segments: number[] = [];
@@ -164,7 +165,7 @@ export class ChainReader {
         this.#damaged(place + offset, `group ${this.nextLsn}`, `group ${group.lsn}`);
       this.nextLsn = group.lsn + 1;
       offset = at + group.length;
-      if (!KINDS[this.#role]?.includes(group.kind)) {
+      if (!kindsByRole[this.#role]?.includes(group.kind)) {
         this.#damaged(place + at, "a group of another kind", `kind ${group.kind}`);
         continue;
       }

@@ -10,22 +10,17 @@ import { COUNTER_MAX } from "../media/format.ts";
 import type { InodeFields, MappedState, RecordSink } from "../media/group.ts";
 import { FIRST_COOKIE } from "../namespace/directory.ts";
 import {
+  FILE_BLOCKS_MAX,
   FILE_BYTES_MAX,
-  S_IFBLK,
-  S_IFCHR,
+  FILE_TYPES,
+  isEntryName,
+  NSEC_PER_SEC,
   S_IFDIR,
-  S_IFIFO,
-  S_IFLNK,
   S_IFMT,
   S_IFREG,
-  S_IFSOCK,
 } from "../namespace/inode.ts";
 import { ExtentMap } from "../space/extent-map.ts";
 import type { Problems } from "./problem.ts";
-
-const TYPES = new Set([S_IFSOCK, S_IFLNK, S_IFREG, S_IFBLK, S_IFDIR, S_IFCHR, S_IFIFO]);
-const NSEC = 1_000_000_000;
-const FILE_BLOCKS_MAX = 2 ** 51;
 
 export interface DraftEntry {
   ino: number;
@@ -86,7 +81,7 @@ export class Draft implements RecordSink {
     const place = `inode ${fields.ino}`;
     const good = { ...fields };
     const before = inode.fields;
-    if (!TYPES.has(fields.mode & S_IFMT) || fields.mode > 0o177777) {
+    if (!FILE_TYPES.has(fields.mode & S_IFMT) || fields.mode > 0o177777) {
       this.#bad(`${place}: mode`, "a file type", fields.mode.toString(8), "a regular file, mode 600");
       good.mode = S_IFREG | 0o600;
     } else if (before !== null && (before.mode & S_IFMT) !== (fields.mode & S_IFMT)) {
@@ -97,7 +92,7 @@ export class Draft implements RecordSink {
       good.size = -1n;
     }
     for (const time of ["atime", "mtime", "ctime", "btime"] as const) {
-      if (fields[`${time}Nsec`] < NSEC) continue;
+      if (fields[`${time}Nsec`] < NSEC_PER_SEC) continue;
       this.#bad(`${place}: ${time}`, "nanoseconds below 10^9", fields[`${time}Nsec`], "0 nanoseconds");
       good[`${time}Nsec`] = 0;
     }
@@ -127,7 +122,7 @@ export class Draft implements RecordSink {
     const directory = this.#inode(parent, "DENTRY");
     if (directory === null) return;
     const place = `entry ${JSON.stringify(name)} of directory ${parent}`;
-    if (name.includes("/") || name.includes("\0") || name === "." || name === ".." || ino === 0) {
+    if (!isEntryName(name) || ino === 0) {
       this.#bad(place, "a valid name and inode", ino, "it is removed");
       return;
     }

@@ -385,7 +385,8 @@ export function walkChain(
   }
 }
 
-const kindsByRole: Record<number, readonly number[]> = {
+/** What a chain of a role may hold. */
+export const kindsByRole: Record<number, readonly number[]> = {
   [SegmentRole.LOG]: [GroupKind.RECORDS, GroupKind.BARRIER, GroupKind.LINK],
   [SegmentRole.CHECKPOINT]: [GroupKind.RECORDS, GroupKind.LINK, GroupKind.END],
 };

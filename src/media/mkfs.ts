@@ -44,6 +44,11 @@ function segmentBytesFor(regionBytes: number, blockBytes: number): number {
   return bytes;
 }
 
+/** A smaller volume would have room for its metadata and for little else, bytes. */
+export function leastVolumeBytes(segmentBytes: number): number {
+  return Math.max(REGION_BYTES_MIN, segmentBytes * 32);
+}
+
 /** @throws FsError EINVAL with the reason. Everything that the region held is lost. */
 export async function makeFileSystem(region: Region, options: MkfsOptions): Promise<void> {
   const blockBytes = options.blockSizeBytes;
@@ -61,10 +66,11 @@ export async function makeFileSystem(region: Region, options: MkfsOptions): Prom
   }
   const segmentBytes = segmentBytesFor(region.facts.sizeBytes, blockBytes);
   const regionBytes = Math.floor(region.facts.sizeBytes / blockBytes) * blockBytes;
-  if (regionBytes < REGION_BYTES_MIN || regionBytes < segmentBytes * 32) {
+  const least = leastVolumeBytes(segmentBytes);
+  if (regionBytes < least) {
     throw new FsError(
       "EINVAL",
-      `a region of ${region.facts.sizeBytes} bytes is too small: at least ${Math.max(REGION_BYTES_MIN, segmentBytes * 32)} are needed`,
+      `a region of ${region.facts.sizeBytes} bytes is too small: at least ${least} are needed`,
     );
   }
   const uuid = options.uuid ?? randomUuid();

@@ -15,11 +15,25 @@ export const S_ISUID = 0o4000;
 export const S_ISGID = 0o2000;
 export const S_IXGRP = 0o0010;
 
+/** What an inode can be. */
+export const FILE_TYPES: ReadonlySet<number> = new Set([
+  ...[S_IFSOCK, S_IFLNK, S_IFREG, S_IFBLK, S_IFDIR, S_IFCHR, S_IFIFO],
+]);
+
 export const NAME_BYTES_MAX = 255;
 export const SYMLINK_BYTES_MAX = 4095;
 export const LINK_MAX = 65000;
+/** No extent of a file reaches past this block. */
+export const FILE_BLOCKS_MAX = 2 ** 51;
+/** Nanoseconds of a time are below this. */
+export const NSEC_PER_SEC = 1_000_000_000;
 /** Largest file size: off_t's maximum. */
 export const FILE_BYTES_MAX = 0x7fff_ffff_ffff_ffffn;
+
+/** What a record may call an entry of a directory; its length the record bounds. */
+export function isEntryName(name: string): boolean {
+  return !name.includes("/") && !name.includes("\0") && name !== "." && name !== "..";
+}
 
 export class Inode implements InodeFields {
   readonly ino: number;

@@ -12,8 +12,7 @@ import { ROOT_INO } from "../media/mkfs.ts";
 import { type Recovery, recover } from "../media/recovery.ts";
 import type { SuperblockValue } from "../media/superblock.ts";
 import type { Region } from "../region/region.ts";
-import { Allocator, type Run } from "../space/allocator.ts";
-import type { Quarantine } from "../space/quarantine.ts";
+import { Allocator } from "../space/allocator.ts";
 import { type Inode, S_IFLNK } from "./inode.ts";
 import { State } from "./state.ts";
 
@@ -42,20 +41,6 @@ export function bringBack(region: Region): BroughtBack {
   const segments = [...recovery.checkpoint.segments, ...recovery.log.segments];
   claimAll(allocator, state, { superblock, segments });
   return { state, recovery, allocator, segments };
-}
-
-/** Free blocks of the run go into quarantine. */
-export function takeFree(allocator: Allocator, run: Run, quarantine: Quarantine): void {
-  const end = Math.min(run.start + run.count, allocator.blockCount);
-  for (let at = run.start; at < end; ) {
-    let length = 0;
-    while (at + length < end && allocator.isFree(at + length)) length += 1;
-    if (length > 0) {
-      allocator.claim(at, length);
-      quarantine.adopt(at, length);
-    }
-    at += Math.max(length, 1);
-  }
 }
 
 /** Names, link counts and parents of what was recovered must fit together. */

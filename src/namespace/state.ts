@@ -29,17 +29,16 @@ import type { OnCut } from "../space/extent-map.ts";
 import { References } from "../space/references.ts";
 import { FIRST_COOKIE } from "./directory.ts";
 import {
+  FILE_BLOCKS_MAX,
   FILE_BYTES_MAX,
+  FILE_TYPES,
   Inode,
+  isEntryName,
   LINK_MAX,
-  S_IFBLK,
-  S_IFCHR,
+  NSEC_PER_SEC,
   S_IFDIR,
-  S_IFIFO,
   S_IFLNK,
   S_IFMT,
-  S_IFREG,
-  S_IFSOCK,
 } from "./inode.ts";
 
 const pad8 = (bytes: number): number => (bytes + 7) & ~7;
@@ -49,9 +48,6 @@ const dentryBytes = (name: string): number => pad8(RecordHeader.size + DentryRec
 const symlinkBytes = (target: string): number => pad8(RecordHeader.size + SymlinkRecord.size + target.length);
 const xattrBytes = (name: string, value: Uint8Array): number =>
   pad8(RecordHeader.size + XattrRecord.size + name.length + value.length);
-
-const FILE_TYPES = new Set([S_IFSOCK, S_IFLNK, S_IFREG, S_IFBLK, S_IFDIR, S_IFCHR, S_IFIFO]);
-const NSEC = 1_000_000_000;
 
 export class State implements RecoverySink, Snapshot {
   readonly inodes = new Map<number, Inode>();
@@ -113,7 +109,7 @@ export class State implements RecoverySink, Snapshot {
     if (fields.nlink > LINK_MAX + 1 && type !== S_IFDIR)
       bad("link count", `at most ${LINK_MAX}`, fields.nlink);
     for (const nsec of [fields.atimeNsec, fields.mtimeNsec, fields.ctimeNsec, fields.btimeNsec]) {
-      if (nsec >= NSEC) bad("nanoseconds", "below 10^9", nsec);
+      if (nsec >= NSEC_PER_SEC) bad("nanoseconds", "below 10^9", nsec);
     }
     const inode = this.inodes.get(fields.ino);
     if (inode !== undefined) {
@@ -154,7 +150,12 @@ export class State implements RecoverySink, Snapshot {
   ): void {
     const inode = this.#inode(ino, "TOUCH");
     if (inode === null) return;
-    if (size > FILE_BYTES_MAX || (mode & S_IFMT) !== inode.type || mtimeNsec >= NSEC || ctimeNsec >= NSEC) {
+    if (
+      size > FILE_BYTES_MAX ||
+      (mode & S_IFMT) !== inode.type ||
+      mtimeNsec >= NSEC_PER_SEC ||
+      ctimeNsec >= NSEC_PER_SEC
+    ) {
       throw new CorruptionError(`TOUCH record of inode ${ino}`, "size, mode and times in range", "others");
     }
     inode.size = size;
@@ -172,7 +173,7 @@ export class State implements RecoverySink, Snapshot {
       if (this.#phase === "fuzzy") return;
       throw new CorruptionError("DENTRY record", `inode ${parent} to be a directory`, "something else");
     }
-    if (name.includes("/") || name.includes("\0") || name === "." || name === ".." || ino === 0) {
+    if (!isEntryName(name) || ino === 0) {
       throw new CorruptionError(`DENTRY record in directory ${parent}`, "a valid name and inode", name);
     }
     if (cookie < FIRST_COOKIE || cookie >= COUNTER_MAX) {
@@ -202,7 +203,7 @@ export class State implements RecoverySink, Snapshot {
       inode.extents === null ||
       count === 0 ||
       physical + count > this.#blockCount ||
-      block + count > 2 ** 51
+      block + count > FILE_BLOCKS_MAX
     ) {
       throw new CorruptionError(
         `EXTENT record of inode ${ino}`,

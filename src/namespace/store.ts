@@ -26,7 +26,7 @@ import type { Allocator, Run } from "../space/allocator.ts";
 import { Quarantine } from "../space/quarantine.ts";
 import { SegmentPool } from "../space/segment-pool.ts";
 import { fieldsOf, type Inode } from "./inode.ts";
-import { bringBack, takeFree } from "./recovered.ts";
+import { bringBack } from "./recovered.ts";
 import { rewrite } from "./rewrite.ts";
 import type { State } from "./state.ts";
 
@@ -162,7 +162,9 @@ export class Store {
     }
     for (const { owner, runs } of options.reachable?.(superblock.blockBytes) ?? []) {
       quarantine.claim(owner, runs);
-      for (const run of runs) takeFree(allocator, run, quarantine);
+      for (const { start, count } of runs) {
+        for (const run of allocator.claimFree(start, start + count)) quarantine.adopt(run.start, run.count);
+      }
     }
     const claimSegment = (at: number): void => {
       if (

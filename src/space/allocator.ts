@@ -70,6 +70,18 @@ export class Allocator {
     return true;
   }
 
+  /** Mark as allocated whatever is free of [start, end). Returns it. */
+  claimFree(start: number, end: number): Run[] {
+    const limit = Math.min(end, this.blockCount);
+    const claimed: Run[] = [];
+    for (let block = start; block < limit; ) {
+      const count = this.#freeRun(block, limit - block);
+      if (count > 0) claimed.push(this.#taken(block, count));
+      block += Math.max(count, 1);
+    }
+    return claimed;
+  }
+
   /**
    * Allocate one run of at most `want` blocks: as long a one as the policy finds, null if nothing is free.
    * @param goal block that would continue the file's previous extent; 0 for none.

@@ -13,7 +13,7 @@ import type { Granularity } from "../../src/region/region.ts";
 import { pattern } from "../namespace/bench.ts";
 import { difference, foreignBytes, Model } from "../namespace/model.ts";
 import { Recorder } from "../powercut/recorder.ts";
-import { statesOf } from "../powercut/states.ts";
+import { apply, settle, statesOf } from "../powercut/states.ts";
 import { MemoryRegion } from "../support/memory-region.ts";
 import { damage, makeSpecimen, withLies } from "../support/specimen.ts";
 import { MIB, makeVolume, onAnotherBoot, owner, patchSuperblock, randomOf } from "../support/volume.ts";
@@ -151,15 +151,12 @@ describe(`fsck (seed ${seed})`, () => {
       for (const epoch of recorder.take()) {
         for (const choice of statesOf(epoch, 24, random)) {
           const image = media.slice();
-          for (const [index, { at, versions }] of epoch.units.entries()) {
-            const chosen = choice[index] as number;
-            if (chosen > 0) image.set(versions[chosen - 1] as Uint8Array, at);
-          }
+          apply(image, epoch, choice);
           const good = (await repaired(image, granularity)) as Uint8Array;
           const store = await Store.open(MemoryRegion.fromImage(good, { granularity }), { readOnly: true });
           expect(difference(withoutAfter(Model.of(store)), wanted)).toBeNull();
         }
-        for (const { at, bytes } of epoch.settled) media.set(bytes, at);
+        settle(media, [epoch]);
       }
     }
   }, 120_000);

@@ -8,7 +8,7 @@ import { resize } from "../../src/namespace/resize.ts";
 import { Store } from "../../src/namespace/store.ts";
 import type { Granularity } from "../../src/region/region.ts";
 import { Recorder } from "../powercut/recorder.ts";
-import { statesOf } from "../powercut/states.ts";
+import { apply, settle, statesOf } from "../powercut/states.ts";
 import { MemoryRegion } from "../support/memory-region.ts";
 import { MIB, makeVolume, onAnotherBoot, owner, randomOf } from "../support/volume.ts";
 import { pattern } from "./bench.ts";
@@ -101,17 +101,14 @@ describe(`resize (seed ${seed})`, () => {
       for (const epoch of recorder.take()) {
         for (const choice of statesOf(epoch, 12, random)) {
           const state = media.slice();
-          for (const [index, { at, versions }] of epoch.units.entries()) {
-            const chosen = choice[index] as number;
-            if (chosen > 0) state.set(versions[chosen - 1] as Uint8Array, at);
-          }
+          apply(state, epoch, choice);
           if (granularity === "page") onAnotherBoot(state);
           const store = await Store.open(MemoryRegion.fromImage(state, { granularity }), { readOnly: true });
           checkVolume(store);
           expectSame(Model.of(store), expected);
           sizes.add(store.superblock.regionBytes);
         }
-        for (const { at, bytes } of epoch.settled) media.set(bytes, at);
+        settle(media, [epoch]);
       }
       expect([...sizes].sort((a, b) => a - b)).toEqual([7 * MIB, 12 * MIB]);
     });

@@ -12,7 +12,7 @@ import { MemoryRegion } from "../support/memory-region.ts";
 import { onAnotherBoot } from "../support/volume.ts";
 import { OPERATIONS, Scene, type Word } from "./operations.ts";
 import { type Epoch, Recorder } from "./recorder.ts";
-import { type Choice, statesOf } from "./states.ts";
+import { apply, type Saved, settle, statesOf } from "./states.ts";
 
 export interface Figures {
   sequences: number;
@@ -168,28 +168,6 @@ async function judge(image: Uint8Array, granularity: Granularity, allowed: reado
   }
   complaint ??= foreignBytes(seen, allowed);
   if (complaint !== null) throw new Violation(complaint);
-}
-
-interface Saved {
-  readonly at: number;
-  readonly bytes: Uint8Array;
-}
-
-/** Returns what was there before, in the order of the changes. */
-function apply(media: Uint8Array, epoch: Epoch, choice: Choice): Saved[] {
-  const undo: Saved[] = [];
-  for (const [index, { at, versions }] of epoch.units.entries()) {
-    const chosen = choice[index] as number;
-    if (chosen === 0) continue;
-    const bytes = versions[chosen - 1] as Uint8Array;
-    undo.push({ at, bytes: media.slice(at, at + bytes.length) });
-    media.set(bytes, at);
-  }
-  return undo;
-}
-
-function settle(media: Uint8Array, epochs: readonly Epoch[]): void {
-  for (const { settled } of epochs) for (const { at, bytes } of settled) media.set(bytes, at);
 }
 
 /** After a power cut the machine boots again: that is how recovery knows that not everything has been kept. */

@@ -86,3 +86,26 @@ function spread(count: number, wanted: number): number[] {
   const number = Math.min(count, wanted);
   return Array.from({ length: number }, (_, index) => Math.floor((index * count) / number));
 }
+
+export interface Saved {
+  readonly at: number;
+  readonly bytes: Uint8Array;
+}
+
+/** Make `media` what the choice says. Returns what was there before, in the order of the changes. */
+export function apply(media: Uint8Array, epoch: Epoch, choice: Choice): Saved[] {
+  const undo: Saved[] = [];
+  for (const [index, { at, versions }] of epoch.units.entries()) {
+    const chosen = choice[index] as number;
+    if (chosen === 0) continue;
+    const bytes = versions[chosen - 1] as Uint8Array;
+    undo.push({ at, bytes: media.slice(at, at + bytes.length) });
+    media.set(bytes, at);
+  }
+  return undo;
+}
+
+/** Make `media` what it is for certain when these are over. */
+export function settle(media: Uint8Array, epochs: readonly Epoch[]): void {
+  for (const { settled } of epochs) for (const { at, bytes } of settled) media.set(bytes, at);
+}

@@ -1,7 +1,7 @@
 /** resize: another size for a volume that is not mounted. */
 import { statSync, truncateSync } from "node:fs";
 import { Command } from "commander";
-import { asFailure, Failure } from "../../daemon/failure.ts";
+import { asFailure } from "../../daemon/failure.ts";
 import { lockHolder } from "../../daemon/mounts.ts";
 import { inUse, openRegionOrExplain } from "../../daemon/run.ts";
 import { formatSize } from "../../daemon/sizes.ts";
@@ -42,7 +42,7 @@ async function run(given: string, flags: { size?: number }): Promise<void> {
     done = await resize(region, flags.size ?? region.facts.sizeBytes);
   } catch (error) {
     if (grows) truncateSync(path, status.size);
-    throw explained(error, path);
+    throw asFailure(error, path, "choose another --size");
   } finally {
     region.close();
   }
@@ -54,11 +54,4 @@ async function run(given: string, flags: { size?: number }): Promise<void> {
   }
   if (afterBytes < beforeBytes && status.isFile())
     print(`the file can be cut with: truncate -s ${afterBytes} ${path}`);
-}
-
-function explained(error: unknown, path: string): Failure {
-  const failure = asFailure(error, path, "choose another --size");
-  return failure.why.includes("do not fit")
-    ? new Failure(path, failure.why, "delete something, or choose a larger --size")
-    : failure;
 }

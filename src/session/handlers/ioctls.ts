@@ -348,19 +348,27 @@ function status(session: Session, handle: Handle): Uint8Array {
   return out;
 }
 
+/** A range whose blocks are to change: that needs what a write needs. */
+function rangeToChange(
+  handle: Handle,
+  payload: Uint8Array,
+): { inode: Inode; wish: StructValue<typeof wire.WireRange> } {
+  const inode = fileOf(handle);
+  const wish = decode(wire.WireRange, payload);
+  if (wish.flags !== 0) throw new FsError("EINVAL", "flags");
+  if ((handle.flags & OpenFlag.ACCMODE) === OpenFlag.RDONLY)
+    throw new FsError("EBADF", "not open for writing");
+  checkRange(wish.offset, wish.length);
+  return { inode, wish };
+}
+
 async function prepareRange(
   session: Session,
   handle: Handle,
   payload: Uint8Array,
   signal: AbortSignal,
 ): Promise<void> {
-  const inode = fileOf(handle);
-  const wish = decode(wire.WireRange, payload);
-  if (wish.flags !== 0) throw new FsError("EINVAL", "flags");
-  // Preparing allocates: it needs what a write needs.
-  if ((handle.flags & OpenFlag.ACCMODE) === OpenFlag.RDONLY)
-    throw new FsError("EBADF", "not open for writing");
-  checkRange(wish.offset, wish.length);
+  const { inode, wish } = rangeToChange(handle, payload);
   const to = wish.length === 0n ? inode.size : wish.offset + wish.length;
   if (to < wish.offset) throw new FsError("EINVAL", "offset beyond the end of the file");
   await prepareBlocks(session, inode, wish.offset, to, signal);
@@ -415,13 +423,8 @@ async function defrag(
   payload: Uint8Array,
   signal: AbortSignal,
 ): Promise<void> {
-  const inode = fileOf(handle);
+  const { inode, wish } = rangeToChange(handle, payload);
   const { store, leases } = session.volume;
-  const wish = decode(wire.WireRange, payload);
-  if (wish.flags !== 0) throw new FsError("EINVAL", "flags");
-  if ((handle.flags & OpenFlag.ACCMODE) === OpenFlag.RDONLY)
-    throw new FsError("EBADF", "not open for writing");
-  checkRange(wish.offset, wish.length);
   const end = wish.length === 0n ? (inode.extents?.end ?? 0) : blocksFor(store, wish.offset + wish.length);
   for (let block = Number(wish.offset >> store.blockShift); block < end; ) {
     const first = block;
