@@ -30,6 +30,8 @@ export function wireHeader(wire, toC) {
     wire.WireStatus,
     wire.WireClone,
     wire.WireControl,
+    wire.WireRun,
+    wire.WireSnapshot,
   ];
   const enums = [
     "LeaseKind",
@@ -40,6 +42,8 @@ export function wireHeader(wire, toC) {
     "RegionKind",
     "RegionFlag",
     "Question",
+    "SnapshotStep",
+    "SnapshotFlag",
   ];
   /** Which struct an ioctl carries, and whether the extents follow it: the same table as Ioctl, checked by the compiler. */
   const carried = {
@@ -54,6 +58,7 @@ export function wireHeader(wire, toC) {
     OFFER: ["_IOR", wire.WireClone.name],
     CLONE: ["_IOW", wire.WireClone.name],
     DEFRAG: ["_IOW", wire.WireRange.name],
+    SNAPSHOT: ["_IOWR", "mapdirect_wire_snapshot_full"],
   };
   const lines = [
     "/*",
@@ -73,6 +78,9 @@ export function wireHeader(wire, toC) {
     `#define MAPDIRECT_WIRE_MAP_DIRECT ${hex(wire.MAP_DIRECT)}`,
     `#define MAPDIRECT_WIRE_VERSION ${wire.WIRE_VERSION}u`,
     `#define MAPDIRECT_WIRE_EXTENTS_MAX ${wire.WIRE_EXTENTS_MAX}u`,
+    `#define MAPDIRECT_WIRE_SNAPSHOT_RUNS_MAX ${wire.SNAPSHOT_RUNS_MAX}u`,
+    `#define MAPDIRECT_WIRE_SNAPSHOT_PIECES_MAX ${wire.SNAPSHOT_PIECES_MAX}u`,
+    `#define MAPDIRECT_WIRE_SNAPSHOT_PIECE_BYTES ${wire.SNAPSHOT_PIECE_BYTES}u`,
     "",
   ];
   for (const name of enums) {
@@ -89,6 +97,14 @@ export function wireHeader(wire, toC) {
     `  struct ${wire.WireExtent.name} extents[MAPDIRECT_WIRE_EXTENTS_MAX];`,
     "};",
     `_Static_assert(sizeof(struct mapdirect_wire_map_full) == ${wire.WIRE_MAP_BYTES}, "mapdirect_wire_map_full: size");`,
+    "",
+    "/* SNAPSHOT: the header, the places of runs and pieces, and the bytes of the pieces. */",
+    "struct mapdirect_wire_snapshot_full {",
+    `  struct ${wire.WireSnapshot.name} snapshot;`,
+    `  struct ${wire.WireRun.name} places[MAPDIRECT_WIRE_SNAPSHOT_RUNS_MAX + MAPDIRECT_WIRE_SNAPSHOT_PIECES_MAX];`,
+    "  uint8_t pieces[MAPDIRECT_WIRE_SNAPSHOT_PIECES_MAX][MAPDIRECT_WIRE_SNAPSHOT_PIECE_BYTES];",
+    "};",
+    `_Static_assert(sizeof(struct mapdirect_wire_snapshot_full) == ${wire.WIRE_SNAPSHOT_BYTES}, "mapdirect_wire_snapshot_full: size");`,
     "",
   );
   for (const [name, value] of Object.entries(wire.Ioctl)) {

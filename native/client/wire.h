@@ -15,6 +15,9 @@
 #define MAPDIRECT_WIRE_MAP_DIRECT 0x200000
 #define MAPDIRECT_WIRE_VERSION 1u
 #define MAPDIRECT_WIRE_EXTENTS_MAX 508u
+#define MAPDIRECT_WIRE_SNAPSHOT_RUNS_MAX 128u
+#define MAPDIRECT_WIRE_SNAPSHOT_PIECES_MAX 3u
+#define MAPDIRECT_WIRE_SNAPSHOT_PIECE_BYTES 4096u
 
 #define MAPDIRECT_WIRE_LEASE_KIND_DEFAULT 0u
 #define MAPDIRECT_WIRE_LEASE_KIND_SEAL 1u
@@ -54,6 +57,12 @@
 #define MAPDIRECT_WIRE_QUESTION_STATS 3u
 #define MAPDIRECT_WIRE_QUESTION_BREAK 4u
 #define MAPDIRECT_WIRE_QUESTION_CHECK 5u
+
+#define MAPDIRECT_WIRE_SNAPSHOT_STEP_BEGIN 1u
+#define MAPDIRECT_WIRE_SNAPSHOT_STEP_NEXT 2u
+
+#define MAPDIRECT_WIRE_SNAPSHOT_FLAG_MAPPED 1u
+#define MAPDIRECT_WIRE_SNAPSHOT_FLAG_DONE 2u
 
 /* One piece of a file's block map. */
 struct mapdirect_wire_extent {
@@ -216,12 +225,52 @@ _Static_assert(offsetof(struct mapdirect_wire_control, total) == 24, "mapdirect_
 _Static_assert(offsetof(struct mapdirect_wire_control, argument) == 32, "mapdirect_wire_control.argument");
 _Static_assert(offsetof(struct mapdirect_wire_control, text) == 40, "mapdirect_wire_control.text");
 
+/* A run of bytes of the region. */
+struct mapdirect_wire_run {
+  uint64_t physical; /* byte offset in the region */
+  uint64_t length; /* bytes */
+};
+_Static_assert(sizeof(struct mapdirect_wire_run) == 16, "mapdirect_wire_run: size");
+_Static_assert(offsetof(struct mapdirect_wire_run, physical) == 0, "mapdirect_wire_run.physical");
+_Static_assert(offsetof(struct mapdirect_wire_run, length) == 8, "mapdirect_wire_run.length");
+
+/* SNAPSHOT: a copy of the region as it was at one moment. Runs are to be copied from the region; the bytes of pieces follow. */
+struct mapdirect_wire_snapshot {
+  uint32_t version; /* in: WIRE_VERSION */
+  uint32_t step; /* in: SnapshotStep */
+  uint32_t flags; /* SnapshotFlag bits */
+  uint32_t runs; /* out: number of runs */
+  uint32_t pieces; /* out: number of pieces; their places follow those of the runs */
+  uint32_t block_size; /* out: bytes; runs are whole blocks */
+  uint64_t region_bytes; /* out: size of the volume in bytes */
+  uint64_t left_bytes; /* out: bytes that are not copied yet, these included */
+  uint8_t reserved[24]; /* zero */
+};
+_Static_assert(sizeof(struct mapdirect_wire_snapshot) == 64, "mapdirect_wire_snapshot: size");
+_Static_assert(offsetof(struct mapdirect_wire_snapshot, version) == 0, "mapdirect_wire_snapshot.version");
+_Static_assert(offsetof(struct mapdirect_wire_snapshot, step) == 4, "mapdirect_wire_snapshot.step");
+_Static_assert(offsetof(struct mapdirect_wire_snapshot, flags) == 8, "mapdirect_wire_snapshot.flags");
+_Static_assert(offsetof(struct mapdirect_wire_snapshot, runs) == 12, "mapdirect_wire_snapshot.runs");
+_Static_assert(offsetof(struct mapdirect_wire_snapshot, pieces) == 16, "mapdirect_wire_snapshot.pieces");
+_Static_assert(offsetof(struct mapdirect_wire_snapshot, block_size) == 20, "mapdirect_wire_snapshot.block_size");
+_Static_assert(offsetof(struct mapdirect_wire_snapshot, region_bytes) == 24, "mapdirect_wire_snapshot.region_bytes");
+_Static_assert(offsetof(struct mapdirect_wire_snapshot, left_bytes) == 32, "mapdirect_wire_snapshot.left_bytes");
+_Static_assert(offsetof(struct mapdirect_wire_snapshot, reserved) == 40, "mapdirect_wire_snapshot.reserved");
+
 /* GRANT and EXTENTS: the header and the extents that follow it. */
 struct mapdirect_wire_map_full {
   struct mapdirect_wire_map map;
   struct mapdirect_wire_extent extents[MAPDIRECT_WIRE_EXTENTS_MAX];
 };
 _Static_assert(sizeof(struct mapdirect_wire_map_full) == 16352, "mapdirect_wire_map_full: size");
+
+/* SNAPSHOT: the header, the places of runs and pieces, and the bytes of the pieces. */
+struct mapdirect_wire_snapshot_full {
+  struct mapdirect_wire_snapshot snapshot;
+  struct mapdirect_wire_run places[MAPDIRECT_WIRE_SNAPSHOT_RUNS_MAX + MAPDIRECT_WIRE_SNAPSHOT_PIECES_MAX];
+  uint8_t pieces[MAPDIRECT_WIRE_SNAPSHOT_PIECES_MAX][MAPDIRECT_WIRE_SNAPSHOT_PIECE_BYTES];
+};
+_Static_assert(sizeof(struct mapdirect_wire_snapshot_full) == 14448, "mapdirect_wire_snapshot_full: size");
 
 #define MAPDIRECT_IOCTL_REGION 0x90c04dd0u
 _Static_assert(MAPDIRECT_IOCTL_REGION == _IOR('M', 0xd0, struct mapdirect_wire_region), "REGION");
@@ -245,6 +294,8 @@ _Static_assert(MAPDIRECT_IOCTL_OFFER == _IOR('M', 0xd8, struct mapdirect_wire_cl
 _Static_assert(MAPDIRECT_IOCTL_CLONE == _IOW('M', 0xd9, struct mapdirect_wire_clone), "CLONE");
 #define MAPDIRECT_IOCTL_DEFRAG 0x40204ddau
 _Static_assert(MAPDIRECT_IOCTL_DEFRAG == _IOW('M', 0xda, struct mapdirect_wire_range), "DEFRAG");
+#define MAPDIRECT_IOCTL_SNAPSHOT 0xf8704ddbu
+_Static_assert(MAPDIRECT_IOCTL_SNAPSHOT == _IOWR('M', 0xdb, struct mapdirect_wire_snapshot_full), "SNAPSHOT");
 
 /* clang-format on */
 

@@ -41,6 +41,7 @@ export const Errno = {
   ENOTCONN: 107,
   ETIMEDOUT: 110,
   ESTALE: 116,
+  ECANCELED: 125,
 } as const;
 
 export type ErrnoName = keyof typeof Errno;

@@ -24,3 +24,15 @@ export async function retrying<T>(operation: () => T): Promise<T> {
     }
   }
 }
+
+/** Resolves when the wait is over or cut short. A failed wait is over, too: what failed is seen by the operation itself. */
+export function settledOrAborted(until: Promise<void>, signal: AbortSignal): Promise<void> {
+  return new Promise((resolve) => {
+    const done = (): void => {
+      signal.removeEventListener("abort", done);
+      resolve();
+    };
+    signal.addEventListener("abort", done);
+    until.then(done, done);
+  });
+}

@@ -23,6 +23,7 @@ import { mkfsCommand } from "./commands/mkfs.ts";
 import { mountCommand } from "./commands/mount.ts";
 import { prepareCommand } from "./commands/prepare.ts";
 import { resizeCommand } from "./commands/resize.ts";
+import { snapshotCommand } from "./commands/snapshot.ts";
 import { unmountCommand } from "./commands/unmount.ts";
 
 function version(): string {
@@ -60,6 +61,7 @@ Examples:
     resizeCommand(),
     dumpCommand(),
     defragCommand(),
+    snapshotCommand(),
   ];
   for (const command of commands) program.addCommand(command);
   for (const command of [program, ...commands]) {

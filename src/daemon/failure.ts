@@ -37,7 +37,7 @@ export function errnoOf(error: unknown): number {
 
 const MEANING: Record<string, string> = {
   EACCES: "permission denied",
-  EAGAIN: "a limit is reached, or a lease is being broken",
+  EAGAIN: "a limit is reached, a lease is being broken, or a snapshot is being taken",
   EBUSY: "it is in use",
   EEXIST: "it exists already",
   EFBIG: "it is too large",

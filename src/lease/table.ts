@@ -402,7 +402,7 @@ function overlaps(lease: Lease, block: number, count: number): boolean {
 }
 
 /** Blocks of the region behind a range of a file: what a mapping of it reaches. The range's map is pinned from now on. */
-function reachable(inode: Inode, block: number, count: number): Run[] {
+export function reachable(inode: Inode, block: number, count: number): Run[] {
   const runs: Run[] = [];
   const end = block + count;
   for (let piece = inode.extents?.next(block) ?? null; piece !== null && piece.block < end; ) {

@@ -137,6 +137,52 @@ export const WireClone = struct(
   64,
 );
 
+export const SNAPSHOT_RUNS_MAX = 128;
+export const SNAPSHOT_PIECES_MAX = 3;
+export const SNAPSHOT_PIECE_BYTES = 4096;
+
+export const SnapshotStep = {
+  /** The moment is now: from here on this open file description stands for the copy, and ends it when it is closed. */
+  BEGIN: 1,
+  /** All that came before is copied: more of it. */
+  NEXT: 2,
+} as const;
+
+export const SnapshotFlag = {
+  /** in (BEGIN): also of files that are mapped directly, whose bytes are then of any moment of the copying. */
+  MAPPED: 1,
+  /** out: nothing is left. */
+  DONE: 2,
+} as const;
+
+export const WireRun = struct(
+  "mapdirect_wire_run",
+  "A run of bytes of the region.",
+  { physical: u64("byte offset in the region"), length: u64("bytes") },
+  16,
+);
+
+export const WireSnapshot = struct(
+  "mapdirect_wire_snapshot",
+  "SNAPSHOT: a copy of the region as it was at one moment. Runs are to be copied from the region; the bytes of pieces follow.",
+  {
+    version: u32("in: WIRE_VERSION"),
+    step: u32("in: SnapshotStep"),
+    flags: u32("SnapshotFlag bits"),
+    runs: u32("out: number of runs"),
+    pieces: u32("out: number of pieces; their places follow those of the runs"),
+    blockSize: u32("out: bytes; runs are whole blocks"),
+    regionBytes: u64("out: size of the volume in bytes"),
+    leftBytes: u64("out: bytes that are not copied yet, these included"),
+    reserved: bytes(24, "zero"),
+  },
+  64,
+);
+
+export const SNAPSHOT_PLACES_BYTES = (SNAPSHOT_RUNS_MAX + SNAPSHOT_PIECES_MAX) * WireRun.size;
+export const WIRE_SNAPSHOT_BYTES =
+  WireSnapshot.size + SNAPSHOT_PLACES_BYTES + SNAPSHOT_PIECES_MAX * SNAPSHOT_PIECE_BYTES;
+
 export const LeaseState = { HELD: 0, BREAKING: 1, REVOKED: 2, GONE: 3 } as const;
 export const BreakReason = { NONE: 0, CONFLICT: 1, ADMINISTRATOR: 2, UNMOUNT: 3 } as const;
 
@@ -196,4 +242,5 @@ export const Ioctl = {
   OFFER: ioc(IOC_READ, 0xd8, WireClone.size),
   CLONE: ioc(IOC_WRITE, 0xd9, WireClone.size),
   DEFRAG: ioc(IOC_WRITE, 0xda, WireRange.size),
+  SNAPSHOT: ioc(IOC_READ | IOC_WRITE, 0xdb, WIRE_SNAPSHOT_BYTES),
 } as const;

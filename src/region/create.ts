@@ -52,7 +52,7 @@ export function createRegionFile(path: string, sizeBytes: number, options: Creat
 }
 
 /** Without this a power cut could forget the name of a region that was reported as created. */
-function syncDirectory(path: string): void {
+export function syncDirectory(path: string): void {
   const descriptor = openSync(path, constants.O_RDONLY | constants.O_DIRECTORY);
   try {
     fsyncSync(descriptor);

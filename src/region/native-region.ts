@@ -16,6 +16,7 @@ import type { NativeBacked, Region, RegionFacts } from "./region.ts";
 export class MappedRegion implements Region, NativeBacked {
   readonly facts: RegionFacts;
   readonly native: NativeRegion;
+  beforeStore: Region["beforeStore"] = null;
   #syncError: Error | null = null;
 
   constructor(native: NativeRegion, facts: RegionFacts) {
@@ -45,6 +46,7 @@ export class MappedRegion implements Region, NativeBacked {
   write(offset: number, source: Uint8Array, sourceStart: number, length: number): void {
     checkRange(this.facts.sizeBytes, offset, length);
     checkSlice(source, sourceStart, length);
+    if (this.beforeStore !== null) this.beforeStore(offset, length);
     try {
       this.native.write(offset, source, sourceStart, length);
     } catch (error) {
@@ -54,6 +56,7 @@ export class MappedRegion implements Region, NativeBacked {
 
   zero(offset: number, length: number): void {
     checkRange(this.facts.sizeBytes, offset, length);
+    if (this.beforeStore !== null) this.beforeStore(offset, length);
     try {
       this.native.zero(offset, length);
     } catch (error) {
@@ -65,6 +68,7 @@ export class MappedRegion implements Region, NativeBacked {
     checkRange(this.facts.sizeBytes, sourceOffset, length);
     checkRange(this.facts.sizeBytes, targetOffset, length);
     checkDisjoint(sourceOffset, targetOffset, length);
+    if (this.beforeStore !== null) this.beforeStore(targetOffset, length);
     try {
       this.native.copy(sourceOffset, targetOffset, length);
     } catch (error) {

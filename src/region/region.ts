@@ -41,6 +41,8 @@ export interface Region {
   readonly facts: RegionFacts;
   /** Set once a sync failed; every later sync rejects with it. */
   readonly syncError: Error | null;
+  /** Called before `write`, `zero` and `copy` change bytes of [offset, offset + length), for who wants the old ones. */
+  beforeStore: ((offset: number, length: number) => void) | null;
 
   read(offset: number, target: Uint8Array, targetStart: number, length: number): void;
   /** Store bytes; on cacheline granularity with non-temporal stores or store + flush, so that `drain()` completes them. */

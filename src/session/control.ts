@@ -61,7 +61,7 @@ function check(session: Session): { consistent: boolean; inodes: number; problem
   return { consistent: problem === null, inodes: store.state.inodes.size, problem };
 }
 
-function administratorOnly(session: Session, request: Request): void {
+export function administratorOnly(session: Session, request: Request): void {
   if (request.uid !== 0 && request.uid !== session.options.uid) {
     throw new FsError("EACCES", "for root and whoever mounted");
   }

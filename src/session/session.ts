@@ -11,7 +11,7 @@
  */
 import { Errno } from "../base/errno.ts";
 import { CorruptionError, FsError, invariant, MediaError } from "../base/errors.ts";
-import { Wait } from "../base/wait.ts";
+import { settledOrAborted, Wait } from "../base/wait.ts";
 import { type Negotiated, requestBufferBytes } from "../fuse/init.ts";
 import { Opcode } from "../fuse/kernel.ts";
 import { notifyInvalInode, notifyPollWakeup } from "../fuse/notify.ts";
@@ -27,6 +27,7 @@ import type { NativeBacked, Region } from "../region/region.ts";
 import { Answers } from "./answers.ts";
 import { type Handler, handlers } from "./dispatch.ts";
 import { type Handle, Handles } from "./handles.ts";
+import { Snapshots } from "./snapshots.ts";
 import type { Volume } from "./volume.ts";
 
 export interface SessionOptions {
@@ -62,6 +63,7 @@ export class Session {
   readonly options: SessionOptions;
   readonly handles = new Handles();
   readonly answers = new Answers();
+  readonly snapshots = new Snapshots();
   /** Replies are built here; a handler fills it and answers before it returns. */
   readonly out: Buffer;
   readonly outView: DataView;
@@ -151,6 +153,7 @@ export class Session {
     this.#channel?.close();
     this.#channel = null;
     for (const waiting of this.#waiting.values()) waiting.abort();
+    this.snapshots.end();
     this.#resolveEnded();
   }
 
@@ -204,6 +207,7 @@ export class Session {
         );
         return;
       }
+      if (changesData.has(request.opcode)) this.#roomForOldBytes();
       handler.run(this, request);
       if (!this.#answered && request.row?.reply !== false) {
         throw new Error(`${opcodeName(request.opcode)} was not answered`);
@@ -235,6 +239,7 @@ export class Session {
       // Other requests have been run since the last attempt.
       this.#enter(attempt);
       try {
+        this.#roomForOldBytes();
         return operation();
       } catch (error) {
         if (!(error instanceof Wait)) throw error;
@@ -248,6 +253,12 @@ export class Session {
   #enter(attempt: number): void {
     this.#attempt = attempt;
     this.volume.leases.nonBlocking = false;
+  }
+
+  /** What is stored now is set aside for a snapshot that is being taken: not without bounds. */
+  #roomForOldBytes(): void {
+    const { full } = this.snapshots;
+    if (full !== null) throw new Wait("snapshot", full);
   }
 
   #wait(request: Request): AbortSignal {
@@ -372,17 +383,14 @@ export class Session {
   }
 }
 
-/** Resolves when the wait is over or cut short. A failed wait is over, too: what failed is seen by the operation itself. */
-function settledOrAborted(until: Promise<void>, signal: AbortSignal): Promise<void> {
-  return new Promise((resolve) => {
-    const done = (): void => {
-      signal.removeEventListener("abort", done);
-      resolve();
-    };
-    signal.addEventListener("abort", done);
-    until.then(done, done);
-  });
-}
+/** Requests that store more than a few records. */
+const changesData: ReadonlySet<number> = new Set([
+  Opcode.WRITE,
+  Opcode.FALLOCATE,
+  Opcode.COPY_FILE_RANGE,
+  Opcode.COPY_FILE_RANGE_64,
+  Opcode.SETATTR,
+]);
 
 function isNativeBacked(region: Region): region is Region & NativeBacked {
   return "native" in region;

@@ -62,6 +62,14 @@ export class Allocator {
     return ((this.#bits[block >>> 5] as number) & (1 << (block & 31))) === 0;
   }
 
+  /** One bit for each block that is not free, 32 to a word from the lowest up; bits behind the last block are zero. */
+  takenBits(): Uint32Array {
+    const bits = this.#bits.slice(0, Math.ceil(this.blockCount / 32));
+    const rest = this.blockCount & 31;
+    if (rest !== 0) (bits[bits.length - 1] as number) &= (1 << rest) - 1;
+    return bits;
+  }
+
   /** Mark as allocated while the map is built up; false if a block of the run is allocated already or out of bounds. */
   claim(start: number, count: number): boolean {
     if (start + count > this.blockCount) return false;

@@ -69,6 +69,24 @@ export function regionContract(backend: RegionBackend): void {
       expect(readBack(region, 0, SIZE).every((byte) => byte === 0)).toBe(true);
     });
 
+    test("whoever asked for it is called before bytes change, with the bytes as they were", () => {
+      const seen: [number, number, Uint8Array][] = [];
+      region.write(4096, pattern(64), 0, 64);
+      region.beforeStore = (offset, length) => seen.push([offset, length, readBack(region, offset, length)]);
+      region.write(4100, pattern(8, 2), 0, 8);
+      region.zero(4096, 16);
+      region.copy(4096, 8192, 64);
+      region.beforeStore = null;
+      region.zero(0, SIZE);
+      const changed = pattern(64);
+      changed.set(pattern(8, 2), 4);
+      expect(seen).toEqual([
+        [4100, 8, pattern(64).subarray(4, 12)],
+        [4096, 16, changed.subarray(0, 16)],
+        [8192, 64, new Uint8Array(64)],
+      ]);
+    });
+
     test("what was written is read back, at any alignment and length", () => {
       const source = pattern(9000);
       for (const offset of [0, 1, 7, 63, 64, 65, 4095, 4096, 100_001, SIZE - 9000]) {

@@ -56,6 +56,7 @@ export class MemoryRegion implements Region {
   readonly #recording: Recording | null;
   /** Called after each store: a test may take an image here, in the middle of an operation. */
   onStore: () => void = () => {};
+  beforeStore: Region["beforeStore"] = null;
   observer: RegionObserver | null = null;
 
   private constructor(bytes: Uint8Array, options: MemoryRegionOptions) {
@@ -165,6 +166,7 @@ export class MemoryRegion implements Region {
     this.#check(offset, length);
     checkSlice(source, sourceStart, length);
     if (this.#badWrites.length > 0) strike(this.#badWrites, "write", offset, length);
+    this.beforeStore?.(offset, length);
     this.#bytes.set(source.subarray(sourceStart, sourceStart + length), offset);
     this.#stored(offset, length);
   }
@@ -172,6 +174,7 @@ export class MemoryRegion implements Region {
   zero(offset: number, length: number): void {
     this.#check(offset, length);
     if (this.#badWrites.length > 0) strike(this.#badWrites, "zero", offset, length);
+    this.beforeStore?.(offset, length);
     this.#bytes.fill(0, offset, offset + length);
     this.#stored(offset, length);
   }
@@ -182,6 +185,7 @@ export class MemoryRegion implements Region {
     checkDisjoint(sourceOffset, targetOffset, length);
     if (this.#badReads.length > 0) strike(this.#badReads, "copy", sourceOffset, length);
     if (this.#badWrites.length > 0) strike(this.#badWrites, "copy", targetOffset, length);
+    this.beforeStore?.(targetOffset, length);
     this.#bytes.copyWithin(targetOffset, sourceOffset, sourceOffset + length);
     this.#stored(targetOffset, length);
   }

@@ -97,6 +97,7 @@ function close(session: Session, fh: number): void {
     touchAfterLease(session, handle.inode);
   }
   session.handles.remove(fh);
+  session.snapshots.closed(handle);
   for (const earlier of handle.ended) leases.end(earlier);
   store.reapSoon(handle.inode);
 }

@@ -21,7 +21,9 @@ import { answer } from "../control.ts";
 import type { Handle } from "../handles.ts";
 import type { Session } from "../session.ts";
 import { letGo } from "./files.ts";
+import { decode } from "./payload.ts";
 import { killOf } from "./privileges.ts";
+import { snapshot } from "./snapshot.ts";
 
 const knownCommands = new Set<number>(Object.values(wire.Ioctl));
 
@@ -65,6 +67,9 @@ export async function ioctl(session: Session, request: Request, signal: AbortSig
     case wire.Ioctl.CLONE:
       await clone(session, request, handle, payload, signal);
       break;
+    case wire.Ioctl.SNAPSHOT:
+      reply = await snapshot(session, request, handle, payload);
+      break;
     case wire.Ioctl.CONTROL:
       reply = control(session, request, payload);
       break;
@@ -77,22 +82,6 @@ export async function ioctl(session: Session, request: Request, signal: AbortSig
 function fileOf(handle: Handle): Inode {
   if (handle.inode.extents === null) throw new FsError("EOPNOTSUPP", "not a regular file");
   return handle.inode;
-}
-
-function decode<S extends { decode(view: DataView, at: number): unknown }>(
-  declared: S,
-  payload: Uint8Array,
-): ReturnType<S["decode"]> {
-  try {
-    const value = declared.decode(viewOf(payload), 0) as ReturnType<S["decode"]> & { version: number };
-    if (value.version !== wire.WIRE_VERSION) {
-      throw new FsError("EINVAL", `wire version ${value.version}, this daemon speaks ${wire.WIRE_VERSION}`);
-    }
-    return value;
-  } catch (error) {
-    // A stranger's bytes are not our media: what decode calls damage is a wrong argument here.
-    throw error instanceof FsError ? error : new FsError("EINVAL", (error as Error).message);
-  }
 }
 
 function region(session: Session): Uint8Array {
@@ -247,6 +236,8 @@ async function grant(
     await store.sync();
     if (signal.aborted) throw new FsError("EINTR");
   }
+  // What is stored through the mapping can no longer be kept from a snapshot that is being taken.
+  await session.snapshots.copied(inode, block, count, signal);
   // Storing into shared blocks would change other files.
   if (anyShared(inode, block, count))
     throw new FsError("EPERM", "blocks are shared: prepare the range first");

@@ -1,0 +1,49 @@
+/** snapshot: a copy of a volume as it was at one moment. */
+import { Command } from "commander";
+import { formatSize } from "../../daemon/sizes.ts";
+import { takeSnapshot } from "../../daemon/snapshot.ts";
+import { print } from "../output.ts";
+import { locate } from "../volume.ts";
+
+export function snapshotCommand(): Command {
+  return new Command("snapshot")
+    .summary("copy a volume as it is at this moment, also while it is in use")
+    .description(
+      "Copy a volume into a new file that can be mounted by itself. Of a mounted one the copy has everything as it was\n" +
+        "when the command began, whatever is changed meanwhile: the daemon keeps the old bytes of what is stored to until\n" +
+        "they are copied. Free space takes none in the copy. For administrators: root, and whoever mounted.",
+    )
+    .argument("<volume>", "a region, or where it is mounted")
+    .argument("<file>", "file to make; it must not exist")
+    .option(
+      "--mapped",
+      "also while files are mapped directly: of these, what is stored meanwhile may be in the copy or not",
+      false,
+    )
+    .addHelpText(
+      "after",
+      `
+The copy has the uuid of the volume; mount one of the two at a time.
+
+Examples:
+  mapdirect snapshot /mnt /backup/monday.region
+  mapdirect snapshot /srv/volume.region /backup/monday.region`,
+    )
+    .action(run);
+}
+
+async function run(volume: string, target: string, flags: { mapped: boolean }): Promise<void> {
+  const { region, mountpoint } = locate(volume);
+  const interrupt = new AbortController();
+  const stop = (): void => interrupt.abort();
+  process.once("SIGINT", stop).once("SIGTERM", stop);
+  const { sizeBytes, copiedBytes } = await takeSnapshot({
+    region,
+    mountpoint,
+    target,
+    mappedToo: flags.mapped,
+    signal: interrupt.signal,
+    progress: () => {},
+  });
+  print(`${target}: ${formatSize(sizeBytes)}, of which ${formatSize(copiedBytes)} were copied`);
+}
