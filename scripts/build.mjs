@@ -5,6 +5,7 @@
  *   build/Release/     the native addon (node-gyp)
  *   dist/lib/*.so      the client libraries, dist/include/mapdirect.h their header (scripts/build-client.mjs)
  *   dist/demo/story    the program that the demonstration drives
+ *   dist/sbin/         mount.mapdirect, the helper of mount(8); dist/system/ a systemd unit and a udev rule as examples
  *
  * Invariants:
  * - a part is built again exactly when the content of its sources, or its output, changed: no step runs twice;
@@ -27,6 +28,11 @@ import { dirname, extname, join, relative } from "node:path";
 import { fail, hasCommand, isMain, localBin, root, run, SetupError, setup } from "./setup.mjs";
 
 const cache = join(root, ".cache");
+const SYSTEM_FILES = [
+  ["mount.mapdirect", "sbin", 0o755],
+  ["mapdirect@.service", "system", 0o644],
+  ["60-mapdirect.rules", "system", 0o644],
+];
 const at = (...parts) => join(root, ...parts);
 
 function walk(path) {
@@ -71,7 +77,7 @@ function part(name, inputs, outputs, make, ...salt) {
 
 /** Outputs whose source is gone would still be imported, and shipped. */
 function removeOrphans() {
-  const kept = new Set(["lib", "include", "demo"]);
+  const kept = new Set(["lib", "include", "demo", "sbin", "system"]);
   for (const file of walk(at("dist"))) {
     const path = relative(at("dist"), file);
     if (kept.has(path.split("/")[0])) continue;
@@ -118,6 +124,15 @@ function buildDemo() {
     "dist/demo/story",
     "native/demo/story.c",
   ]);
+}
+
+/** For the system's own folders; a package copies them there, or links to them. */
+function buildSystem() {
+  for (const [name, folder, mode] of SYSTEM_FILES) {
+    mkdirSync(at("dist", folder), { recursive: true });
+    copyFileSync(at("scripts/system", name), at("dist", folder, name));
+    chmodSync(at("dist", folder, name), mode);
+  }
 }
 
 function isAlive(pid) {
@@ -183,6 +198,12 @@ export function build({ nativeOnly = false } = {}) {
     if (existsSync(at("native/demo/story.c"))) {
       part("demo", ["native/demo"], ["dist/demo/story"], buildDemo);
     }
+    part(
+      "system",
+      ["scripts/system"],
+      SYSTEM_FILES.map(([name, folder]) => join("dist", folder, name)),
+      buildSystem,
+    );
   });
 }
 

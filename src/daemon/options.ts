@@ -164,9 +164,12 @@ export function defaultMountOptions(asRoot: boolean): MountOptions {
   };
 }
 
-/** Parse comma-separated lists of options, in the order given. */
-export function parseMountOptions(lists: readonly string[], asRoot: boolean): MountOptions {
-  const options = defaultMountOptions(asRoot);
+/** Parse comma-separated lists of options, in the order given; what they do not name stays as in `options`. */
+export function parseMountOptions(
+  lists: readonly string[],
+  asRoot: boolean,
+  options: MountOptions = defaultMountOptions(asRoot),
+): MountOptions {
   for (const item of lists.flatMap((list) => list.split(","))) {
     if (item === "") throw usage("mount option", "an empty one was given", HELP);
     if (IGNORED.has(item) || item.startsWith("x-")) continue;

@@ -10,7 +10,7 @@ import { inUse, runDaemon } from "../../daemon/run.ts";
 import { freeMountpoint, resolveRegion, startDaemon } from "../../daemon/start.ts";
 import { collect } from "../arguments.ts";
 
-interface MountFlags {
+export interface MountFlags {
   foreground: boolean;
   assumePmem: boolean;
   options: string[];
@@ -58,7 +58,8 @@ Examples:
     .action(mount);
 }
 
-async function mount(regionPath: string, mountpointPath: string, flags: MountFlags): Promise<void> {
+/** Also what mount(8) has done, through its helper. @throws Failure. */
+export async function mount(regionPath: string, mountpointPath: string, flags: MountFlags): Promise<void> {
   const asRoot = process.geteuid?.() === 0;
   const options = parseMountOptions(flags.options, asRoot);
   if (flags.assumePmem) options.assumePmem = true;
