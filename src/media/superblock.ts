@@ -213,8 +213,16 @@ function weakerFirst(region: Region): readonly number[] {
   return sequenceAt(first) > sequenceAt(second) ? [second, first] : [first, second];
 }
 
+let bootId: Uint8Array | null = null;
+
 /** This boot of the kernel: tells a crash of the daemon from a crash of the machine. All zero if unknown. */
 export function currentBootId(): Uint8Array {
+  // No process outlives its boot.
+  bootId ??= readBootId();
+  return bootId;
+}
+
+function readBootId(): Uint8Array {
   try {
     const hex = readFileSync("/proc/sys/kernel/random/boot_id", "utf8").trim().replaceAll("-", "");
     const id = Buffer.from(hex, "hex");

@@ -3,13 +3,14 @@
  * checked against all invariants, and compared with the states that may be there: each operation whole or not at all.
  */
 
+import { crc32c } from "../../src/media/checksum.ts";
 import { SUPERBLOCK_OFFSETS, Superblock } from "../../src/media/format.ts";
 import { checkVolume } from "../../src/namespace/check.ts";
 import { Store } from "../../src/namespace/store.ts";
 import type { Granularity } from "../../src/region/region.ts";
 import { difference, foreignBytes, Model } from "../namespace/model.ts";
 import { MemoryRegion } from "../support/memory-region.ts";
-import { onAnotherBoot } from "../support/volume.ts";
+import { onAnotherBoot, randomOf } from "../support/volume.ts";
 import { OPERATIONS, Scene, type Word } from "./operations.ts";
 import { type Epoch, Recorder } from "./recorder.ts";
 import { apply, type Saved, settle, statesOf } from "./states.ts";
@@ -27,9 +28,10 @@ export interface SearchOptions {
   readonly granularity: Granularity;
   /** States of one epoch at most. */
   readonly limit: number;
-  /** Every so many states recovery writes, and is cut short as well. */
+  /** In one of so many states recovery writes, and is cut short as well. */
   readonly recoverEvery: number;
-  readonly random: () => number;
+  /** Choices depend on this and on the sequence alone: one that failed among many fails by itself as well. */
+  readonly seed: number;
   /** A mistake made on purpose: changes the scene before the sequence. */
   readonly sabotage?: (scene: Scene) => void;
 }
@@ -40,15 +42,19 @@ export class Search {
   readonly figures: Figures = { sequences: 0, fences: 0, epochs: 0, states: 0, recoveries: 0 };
   readonly #base: Uint8Array;
   readonly #options: SearchOptions;
+  #random: () => number;
 
   constructor(base: Uint8Array, options: SearchOptions) {
     this.#base = base;
     this.#options = options;
+    this.#random = randomOf(options.seed);
   }
 
   /** @throws Violation naming the sequence, the epoch and what is wrong. */
   async run(sequence: readonly string[]): Promise<void> {
-    const { granularity, sabotage } = this.#options;
+    const { granularity, sabotage, seed } = this.#options;
+    const name = Buffer.from(sequence.join());
+    this.#random = randomOf(seed ^ crc32c(name, 0, name.length));
     const region = MemoryRegion.fromImage(this.#base, { granularity });
     const scene = await Scene.over(region);
     sabotage?.(scene);
@@ -85,14 +91,15 @@ export class Search {
   }
 
   async #look(media: Uint8Array, epoch: Epoch, allowed: readonly Model[], where: string): Promise<void> {
-    const { limit, random, recoverEvery, granularity } = this.#options;
+    const { limit, recoverEvery, granularity } = this.#options;
+    const random = this.#random;
     for (const choice of statesOf(epoch, limit, random)) {
       this.figures.states += 1;
       const undo = apply(media, epoch, choice);
       if (granularity === "page") undo.push(...reboot(media));
       try {
         await judge(media, granularity, allowed);
-        if (this.figures.states % recoverEvery === 0) await this.#recover(media, allowed);
+        if (random() * recoverEvery < 1) await this.#recover(media, allowed);
       } catch (error) {
         const units = epoch.units.filter((_, at) => choice[at] !== 0).length;
         const what = error instanceof Error ? error.message : String(error);
@@ -105,7 +112,8 @@ export class Search {
 
   /** Recovery itself, as a sequence of stores that can be cut short. */
   async #recover(media: Uint8Array, allowed: readonly Model[]): Promise<void> {
-    const { granularity, random } = this.#options;
+    const { granularity } = this.#options;
+    const random = this.#random;
     const region = MemoryRegion.fromImage(media, { granularity });
     const recorder = new Recorder(region);
     const store = await Store.open(region, { readOnly: false });
