@@ -93,7 +93,8 @@ export function setU64(view: DataView, at: number, value: number): void {
 }
 
 const utf8 = new TextEncoder();
-const utf8Decoder = new TextDecoder();
+/** Fatal: what it replaced would be longer when it is written again. */
+const utf8Decoder = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
 
 export function struct<F extends Fields>(
   name: string,
@@ -124,7 +125,11 @@ export function struct<F extends Fields>(
       const raw = new Uint8Array(view.buffer, view.byteOffset + position, count);
       if (as === "text") {
         const end = raw.indexOf(0);
-        return utf8Decoder.decode(end < 0 ? raw : raw.subarray(0, end));
+        try {
+          return utf8Decoder.decode(end < 0 ? raw : raw.subarray(0, end));
+        } catch {
+          throw new CorruptionError(`${name}.${part.name}`, "UTF-8", "other bytes");
+        }
       }
       if (part.name.startsWith("reserved") && raw.some((byte) => byte !== 0)) {
         throw new CorruptionError(`${name}.${part.name}`, "zero", "other bytes");

@@ -106,6 +106,12 @@ describe("a struct", () => {
     expect(Sample.decode(view, 0).number).toBe(2 ** 53 - 1);
   });
 
+  test("reports text that is no UTF-8 as damage: it could not be written again as it was", () => {
+    const data = new Uint8Array(Sample.size);
+    data.fill(0xb0, Sample.at.label, Sample.at.label + 8);
+    expect(() => Sample.decode(viewOf(data), 0)).toThrow(/label.*UTF-8/);
+  });
+
   test("refuses bytes and text that are too long: a bug of ours, not truncated", () => {
     const data = new Uint8Array(Sample.size);
     expect(() => Sample.encode(viewOf(data), 0, { label: "123456789" })).toThrow(InvariantError);
