@@ -174,7 +174,7 @@ export class Draft implements RecordSink {
   barrier(): void {}
   link(): void {}
   end(_endLsn: number, _records: number, nextIno: number, nextGeneration: number): void {
-    if (nextIno < COUNTER_MAX) this.nextIno = Math.max(this.nextIno, nextIno);
+    if (nextIno <= COUNTER_MAX) this.nextIno = Math.max(this.nextIno, nextIno);
     if (nextGeneration <= 0xffff_ffff) this.nextGeneration = Math.max(this.nextGeneration, nextGeneration);
   }
 }

@@ -11,7 +11,7 @@
  * - whatever the region holds, the answer is a report or an FsError.
  */
 import { CorruptionError, FsError, InvariantError } from "../base/errors.ts";
-import { COUNTER_MAX, FeatureIncompatible, RESERVED_BYTES } from "../media/format.ts";
+import { COUNTER_MAX, COUNTER_ROOM, FeatureIncompatible, RESERVED_BYTES } from "../media/format.ts";
 import { mustBeReadOnly, type SuperblockValue } from "../media/superblock.ts";
 import { type BroughtBack, bringBack, checkTree, claimAll } from "../namespace/recovered.ts";
 import { rewrite } from "../namespace/rewrite.ts";
@@ -111,9 +111,6 @@ function reportOf(
     usedBlocks: whole === null ? 0 : whole.allocator.blockCount - whole.allocator.freeBlocks,
   };
 }
-
-/** Numbers that a repaired volume has left: no honest one has ever used up the others. */
-const COUNTER_ROOM = 2 ** 32;
 
 /** What a mount would find, or why it would refuse. */
 function mountable(region: Region): BroughtBack | { readonly refusal: Error } {

@@ -28,6 +28,8 @@ export const SEGMENT_BYTES_MAX = 2 * 1024 * 1024;
  * and what is counted up from here cannot leave the numbers that a double holds exactly.
  */
 export const COUNTER_MAX = 2 ** 52;
+/** So many a volume must have left of those that metadata itself counts, to be used: no honest one has used up the others. */
+export const COUNTER_ROOM = 2 ** 32;
 
 /** Feature bits. An unknown incompatible bit refuses the mount; an unknown read-only compatible one allows it read-only. */
 export const KNOWN_COMPATIBLE = 0;

@@ -6,6 +6,7 @@
  */
 import { now } from "../base/clock.ts";
 import { FsError } from "../base/errors.ts";
+import { COUNTER_MAX } from "../media/format.ts";
 import type { GroupBuilder } from "../media/group.ts";
 import { ROOT_INO } from "../media/mkfs.ts";
 import { ACL_ACCESS, ACL_DEFAULT, inherited } from "./acl.ts";
@@ -59,6 +60,13 @@ export function lookup(store: Store, parent: Inode, name: string): Inode {
   return store.inode(entry.ino);
 }
 
+/** A position for another entry: none is used twice, so they can run out (in a volume that somebody else has written). */
+function newCookie(directory: Directory, ahead = 0): number {
+  const cookie = directory.nextCookie + ahead;
+  if (cookie >= COUNTER_MAX) throw new FsError("ENOSPC", "no position is left in the directory");
+  return cookie;
+}
+
 /** The directory's own record after a change of its entries. */
 function touchDirectory(group: GroupBuilder, directory: Inode, linkDelta: number): void {
   const time = now();
@@ -99,7 +107,7 @@ export function create(
   const isDirectory = (mode & S_IFMT) === S_IFDIR;
   const group = store.begin(true);
   const ino = newInode(store, group, parent, mode, rdev, creator, target, 1);
-  group.dentry(parent.ino, name, ino, mode >>> 12, directory.nextCookie);
+  group.dentry(parent.ino, name, ino, mode >>> 12, newCookie(directory));
   touchDirectory(group, parent, isDirectory ? 1 : 0);
   store.commit();
   return store.inode(ino);
@@ -130,6 +138,7 @@ function newInode(
   const type = mode & S_IFMT;
   const time = now();
   const ino = store.state.nextIno;
+  if (ino >= COUNTER_MAX) throw new FsError("ENOSPC", "no inode number is left");
   const defaults = parent.xattrs?.get(ACL_DEFAULT) ?? null;
   const { mode: masked, access } = inherited(mode, creator.umask ?? 0, defaults);
   // A setgid directory hands its group down, and to directories the bit as well (inode_init_owner, fs/inode.c).
@@ -168,7 +177,7 @@ export function link(store: Store, inode: Inode, parent: Inode, name: string): v
   if (directory.names.has(name)) throw new FsError("EEXIST");
   if (inode.nlink >= LINK_MAX) throw new FsError("EMLINK");
   const group = store.begin(true);
-  group.dentry(parent.ino, name, inode.ino, inode.mode >>> 12, directory.nextCookie);
+  group.dentry(parent.ino, name, inode.ino, inode.mode >>> 12, newCookie(directory));
   relink(group, inode, inode.nlink + 1);
   touchDirectory(group, parent, 0);
   store.commit();
@@ -264,7 +273,7 @@ export function rename(
     group.dentryGone(targetParent.ino, targetName);
     relink(group, target, target.isDirectory ? 0 : target.nlink - 1);
   }
-  group.dentry(targetParent.ino, targetName, source.ino, source.mode >>> 12, targetDirectory.nextCookie);
+  group.dentry(targetParent.ino, targetName, source.ino, source.mode >>> 12, newCookie(targetDirectory));
   relink(group, source, source.nlink, source.isDirectory ? targetParent.ino : source.parent);
   const gained = (moved ? 1 : 0) - (target?.isDirectory === true ? 1 : 0);
   if (sourceParent === targetParent) {
@@ -289,8 +298,8 @@ function exchange(
   const group = store.begin(true);
   const sourceDirectory = directoryOf(sourceParent);
   const targetDirectory = directoryOf(targetParent);
-  const sourceCookie = sourceDirectory.nextCookie;
-  const targetCookie = targetDirectory === sourceDirectory ? sourceCookie + 1 : targetDirectory.nextCookie;
+  const sourceCookie = newCookie(sourceDirectory);
+  const targetCookie = newCookie(targetDirectory, targetDirectory === sourceDirectory ? 1 : 0);
   group.dentry(sourceParent.ino, sourceName, target.ino, target.mode >>> 12, sourceCookie);
   group.dentry(targetParent.ino, targetName, source.ino, source.mode >>> 12, targetCookie);
   relink(group, source, source.nlink, source.isDirectory ? targetParent.ino : 0);

@@ -6,7 +6,7 @@
  * a mistake in one is not repeated in the other.
  */
 import { CorruptionError, InvariantError } from "../base/errors.ts";
-import { FeatureIncompatible, RESERVED_BYTES } from "../media/format.ts";
+import { COUNTER_MAX, COUNTER_ROOM, FeatureIncompatible, RESERVED_BYTES } from "../media/format.ts";
 import { SHARED } from "../media/group.ts";
 import { ROOT_INO } from "../media/mkfs.ts";
 import { type Recovery, recover } from "../media/recovery.ts";
@@ -33,6 +33,27 @@ export function bringBack(region: Region): BroughtBack {
   const { regionBytes, blockBytes } = superblock;
   state.phase("exact");
   state.setBlockCount(regionBytes / blockBytes);
+  const highest = Math.max(
+    superblock.sequence,
+    superblock.incarnations,
+    recovery.log.index,
+    recovery.log.incarnation,
+    recovery.nextLsn,
+  );
+  if (highest > COUNTER_MAX - COUNTER_ROOM) {
+    throw new CorruptionError(
+      "superblock or log",
+      `counters below ${COUNTER_MAX - COUNTER_ROOM}`,
+      `${highest}`,
+    );
+  }
+  if (recovery.nextIno > COUNTER_MAX) {
+    throw new CorruptionError(
+      "end of the checkpoint: next inode number",
+      `at most ${COUNTER_MAX}`,
+      `${recovery.nextIno}`,
+    );
+  }
   state.nextIno = Math.max(state.nextIno, recovery.nextIno);
   state.nextGeneration = Math.max(state.nextGeneration, recovery.nextGeneration);
   checkTree(state);

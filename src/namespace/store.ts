@@ -273,7 +273,13 @@ export class Store {
     const lsn = journal.commit(group);
     this.counters.groups += 1;
     this.state.lsn = lsn;
-    readRecords(group.data, group.view, 0, group.length, 0, this.state);
+    try {
+      readRecords(group.data, group.view, 0, group.length, 0, this.state);
+    } catch (error) {
+      // Validation has let through what replay refuses. It is in the log: nothing may make it worse.
+      journal.failure ??= error as Error;
+      throw error;
+    }
     // On cache-line granularity the record is durable already, and so are the blocks that it freed.
     this.allocator.releaseThrough(journal.durableLsn);
     return lsn;

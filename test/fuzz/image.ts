@@ -507,6 +507,8 @@ export async function judge(image: Uint8Array, granularity: Granularity): Promis
   }
   hold(!(seen instanceof Error), "writable, but not readable");
   compare(store, Model.of(seen).withoutOrphans(), "mounted for writing");
+  // A feature that we can only read.
+  if (store.journal === null) return words;
   await use(store, words);
   return words;
 }
