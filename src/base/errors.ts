@@ -12,10 +12,14 @@ import { Errno, type ErrnoName, errnoName } from "./errno.ts";
 export class FsError extends Error {
   readonly errno: number;
 
-  constructor(name: ErrnoName, detail?: string) {
+  /** @param errno its name, or its number from 1 to 4095. @throws TypeError for any other: it would mean success */
+  constructor(errno: ErrnoName | number, detail?: string) {
+    const value = typeof errno === "number" ? errno : Errno[errno];
+    const name = typeof errno === "number" ? errnoName(errno) : errno;
     super(detail === undefined ? name : `${name}: ${detail}`);
+    if (!Number.isInteger(value) || value < 1 || value > 4095) throw new TypeError(`no errno: ${errno}`);
     this.name = "FsError";
-    this.errno = Errno[name];
+    this.errno = value;
   }
 
   get code(): string {
