@@ -24,6 +24,7 @@ import { mountCommand } from "./commands/mount.ts";
 import { prepareCommand } from "./commands/prepare.ts";
 import { resizeCommand } from "./commands/resize.ts";
 import { snapshotCommand } from "./commands/snapshot.ts";
+import { statsCommand } from "./commands/stats.ts";
 import { unmountCommand } from "./commands/unmount.ts";
 
 function version(): string {
@@ -62,6 +63,7 @@ Examples:
     dumpCommand(),
     defragCommand(),
     snapshotCommand(),
+    statsCommand(),
   ];
   for (const command of commands) program.addCommand(command);
   for (const command of [program, ...commands]) {

@@ -9,6 +9,7 @@
 import type { LeasePolicy } from "../lease/table.ts";
 import type { AtimeMode } from "../namespace/attributes.ts";
 import { usage } from "./failure.ts";
+import { METRICS_WANTS, type MetricsAddress, parseMetricsAddress } from "./metrics-address.ts";
 import { parseCount, parseSize } from "./sizes.ts";
 
 export interface MountOptions {
@@ -26,6 +27,8 @@ export interface MountOptions {
   /** Name or number of the group whose members may map without access to the region; null for none. */
   directGroup: string | null;
   assumePmem: boolean;
+  /** Where metrics are shown; null for nowhere. */
+  metrics: MetricsAddress | null;
 }
 
 const HELP = "see 'mapdirect mount --help'";
@@ -136,6 +139,15 @@ const VALUED: Record<string, { wants: string; set: (options: MountOptions, value
       return true;
     },
   },
+  metrics: {
+    wants: METRICS_WANTS,
+    set: (options, value) => {
+      const address = parseMetricsAddress(value);
+      if (address === undefined) return false;
+      options.metrics = address;
+      return true;
+    },
+  },
   max_leased: {
     wants: "a size such as 4096, 256M or 1G",
     set: (options, value) => {
@@ -161,6 +173,7 @@ export function defaultMountOptions(asRoot: boolean): MountOptions {
     maxLeasedBytes: null,
     directGroup: null,
     assumePmem: false,
+    metrics: null,
   };
 }
 

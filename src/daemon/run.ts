@@ -17,10 +17,12 @@ import { type FuseMount, openFuseMount, unmountFuse } from "../region/fusemount.
 import type { MappedRegion } from "../region/native-region.ts";
 import { openRegion } from "../region/open.ts";
 import { Session } from "../session/session.ts";
+import { statistics } from "../session/statistics.ts";
 import { Volume } from "../session/volume.ts";
 import { Door } from "./door.ts";
 import { asFailure, errnoOf, Failure } from "./failure.ts";
 import type { Log } from "./log.ts";
+import type { Metrics } from "./metrics.ts";
 import { FS_TYPE, mountAt, mountOfRegion } from "./mounts.ts";
 import { leasePolicy, type MountOptions, mountWords } from "./options.ts";
 import type { Readiness } from "./readiness.ts";
@@ -87,14 +89,22 @@ async function serve(request: DaemonRequest, log: Log, readiness: Readiness): Pr
     });
     let served = false;
     let door: Door | undefined;
+    let metrics: Metrics | undefined;
+    let session: Session | undefined;
     try {
+      if (options.metrics !== null) {
+        // Loaded only where it is wanted: it takes as long as all the rest of a start.
+        const { Metrics: Opened } = await import("./metrics.ts");
+        const look = () => (session === undefined ? null : statistics(session));
+        metrics = await Opened.open(options.metrics, mountpoint, look, log);
+      }
       if (options.directGroup !== null && !options.readOnly) {
         door = await Door.open(region, options.directGroup, formatUuid(volume.store.superblock.uuid), log);
       }
       const mount = await mountVolume(request);
-      const session = new Session(volume, {
+      session = new Session(volume, {
         uid: process.getuid?.() ?? 0,
-        debug: request.debug,
+        debug: request.debug ? (text) => log.debug(text) : null,
         warn: (text) => log.warn(text),
         mountSource: request.region,
         mountpoint,
@@ -110,6 +120,7 @@ async function serve(request: DaemonRequest, log: Log, readiness: Readiness): Pr
         throw new Failure(mountpoint, "the kernel ended the connection at once", "see dmesg, and --debug");
       }
       answered.catch(() => {});
+      if (metrics !== undefined) log.info(`metrics are at ${metrics.address}`);
       log.info(`${request.region} is mounted on ${mountpoint}, pid ${process.pid}`);
       readiness.ready();
       const signals = unmountOnSignals(mountpoint, session.ended, log, () => {
@@ -123,6 +134,7 @@ async function serve(request: DaemonRequest, log: Log, readiness: Readiness): Pr
       served = true;
     } finally {
       door?.close();
+      await metrics?.close();
       await volume.close();
       if (served) log.info(`${request.region} is unmounted, its volume closed`);
     }

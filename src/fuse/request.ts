@@ -68,6 +68,9 @@ export class Request {
   /** Set by the session when SETXATTR_EXT was negotiated: SETXATTR then has a 16-byte fixed part, otherwise 8. */
   setxattrExtended = true;
 
+  /** When it came, for whoever takes the time (performance.now(), milliseconds); a clone came with its original. */
+  receivedMs = 0;
+
   /** Bytes of this request, header included; 0 after a load that failed. */
   length = 0;
   opcode = 0;
@@ -307,6 +310,7 @@ export class Request {
   clone(): Request {
     const copy = new Request(Buffer.from(this.bytes.subarray(0, this.length)));
     copy.setxattrExtended = this.setxattrExtended;
+    copy.receivedMs = this.receivedMs;
     copy.load(this.length);
     return copy;
   }

@@ -401,6 +401,13 @@ function overlaps(lease: Lease, block: number, count: number): boolean {
   return lease.block < block + count && block < lease.block + lease.count;
 }
 
+/** How blocks under this lease are to be shown; null when it stands in nobody's way any more. */
+export function leaseMark({ state, kind }: Lease): "leased" | "sealed" | "breaking" | null {
+  if (state === "breaking") return "breaking";
+  if (state !== "held") return null;
+  return kind === "seal" ? "sealed" : "leased";
+}
+
 /** Blocks of the region behind a range of a file: what a mapping of it reaches. The range's map is pinned from now on. */
 export function reachable(inode: Inode, block: number, count: number): Run[] {
   const runs: Run[] = [];

@@ -221,7 +221,12 @@ export const WireControl = struct(
   16376,
 );
 
-export const Question = { INFO: 1, LEASES: 2, STATS: 3, BREAK: 4, CHECK: 5 } as const;
+export const Question = { INFO: 1, LEASES: 2, STATS: 3, BREAK: 4, CHECK: 5, MAP: 16, WHERE: 17 } as const;
+
+/** MAP: the argument is the number of cells wanted, at most this. */
+export const MAP_CELLS_MAX = 65536;
+/** WHERE: the argument is `cells * WHERE_CELLS + cell`, with the cells of an answer to MAP. */
+export const WHERE_CELLS = 2 ** 32;
 
 const IOC_WRITE = 1;
 const IOC_READ = 2;

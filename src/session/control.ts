@@ -1,14 +1,17 @@
 /** Answers to the questions of `mapdirect info`, `leases` and others: plain JSON objects with stable keys. */
 import { FsError, InvariantError } from "../base/errors.ts";
+import { inSlices } from "../base/slices.ts";
 import { featureNames } from "../fuse/init.ts";
-import { opcodeName } from "../fuse/opcodes.ts";
 import type { Request } from "../fuse/request.ts";
 import { type Lease, remainingMs } from "../lease/table.ts";
 import { Question } from "../lease/wire.ts";
 import { ROOT_INO } from "../media/mkfs.ts";
+import { pathsOf } from "../namespace/blockmap.ts";
 import { checkVolume } from "../namespace/check.ts";
 import type { Inode } from "../namespace/inode.ts";
+import { fileName, mapReport, whereReport } from "./blockmap.ts";
 import type { Session } from "./session.ts";
+import { statistics } from "./statistics.ts";
 
 /** One lease, as `mapdirect leases --json` shows it. */
 export interface LeaseReport {
@@ -27,13 +30,23 @@ export interface LeaseReport {
   readonly age_s: number;
 }
 
-/** @throws FsError EACCES (leases of all are for root and whoever mounted), EINVAL (no such question). */
-export function answer(session: Session, request: Request, question: number, argument: number): unknown {
+/**
+ * What takes long is done in slices, others being served meanwhile.
+ * @throws FsError EACCES (some are for root and whoever mounted), EINVAL (no such question), EINTR.
+ */
+export async function answer(
+  session: Session,
+  request: Request,
+  question: number,
+  argument: number,
+  signal: AbortSignal,
+): Promise<unknown> {
+  const { volume, options } = session;
   switch (question) {
     case Question.INFO:
       return info(session);
     case Question.LEASES:
-      return listLeases(session, request, argument);
+      return await listLeases(session, request, argument, signal);
     case Question.STATS:
       return statistics(session);
     case Question.BREAK:
@@ -42,6 +55,12 @@ export function answer(session: Session, request: Request, question: number, arg
     case Question.CHECK:
       administratorOnly(session, request);
       return check(session);
+    case Question.MAP:
+      administratorOnly(session, request);
+      return await inSlices(mapReport(volume, argument, options.mountpoint), signal);
+    case Question.WHERE:
+      administratorOnly(session, request);
+      return await inSlices(whereReport(volume, argument, options.mountpoint), signal);
     default:
       throw new FsError("EINVAL", `question ${question}`);
   }
@@ -113,7 +132,12 @@ function breakOne(session: Session, id: number): unknown {
 }
 
 /** Root and whoever mounted see all; others their own. `argument`: an inode number, or 0 for every file. */
-function listLeases(session: Session, request: Request, argument: number): LeaseReport[] {
+async function listLeases(
+  session: Session,
+  request: Request,
+  argument: number,
+  signal: AbortSignal,
+): Promise<LeaseReport[]> {
   const all = request.uid === 0 || request.uid === session.options.uid;
   const { leases, store } = session.volume;
   const quarantined = (lease: Lease): number => store.quarantine.heldFor(lease.id) * store.blockBytes;
@@ -126,71 +150,21 @@ function listLeases(session: Session, request: Request, argument: number): Lease
       (all || argument !== 0 || lease.holder.uid === request.uid),
   );
   // Names are looked for in all directories: not for everybody, as often as they like.
-  const paths = all ? pathsOf(session, new Set(found.map((lease) => lease.inode))) : new Map<Inode, string>();
-  return found.map((lease) => ({
-    id: lease.id,
-    kind: lease.kind,
-    state: lease.state,
-    pid: lease.holder.pid,
-    uid: lease.holder.uid,
-    command: lease.holder.command,
-    file: paths.get(lease.inode) ?? `inode ${lease.inode.ino}${lease.inode.nlink === 0 ? " (deleted)" : ""}`,
-    inode: lease.inode.ino,
-    offset: Number(lease.offset),
-    length: Number(lease.length),
-    quarantined: quarantined(lease),
-    age_s: Math.round((Date.now() - lease.grantedAtMs) / 100) / 10,
-  }));
-}
-
-/** One path for each inode that has a name. Inodes do not know their names, so this looks through all directories. */
-function pathsOf(session: Session, wanted: ReadonlySet<Inode>): Map<Inode, string> {
-  const found = new Map<Inode, string>();
-  if (wanted.size === 0) return found;
-  const { state } = session.volume.store;
-  const parts = new Map<number, { parent: number; name: string }>();
-  for (const inode of state.inodes.values()) {
-    if (inode.directory === null) continue;
-    for (const entry of inode.directory.names.values()) {
-      const child = state.inodes.get(entry.ino);
-      if (child === undefined) continue;
-      if (child.directory !== null || wanted.has(child)) {
-        parts.set(child.ino, { parent: inode.ino, name: entry.name });
-      }
-    }
-  }
-  for (const inode of wanted) {
-    let path = "";
-    let at = inode.ino;
-    while (at !== ROOT_INO) {
-      const part = parts.get(at);
-      if (part === undefined) break;
-      path = `/${Buffer.from(part.name, "latin1").toString("utf8")}${path}`;
-      at = part.parent;
-    }
-    if (at === ROOT_INO) found.set(inode, `${session.options.mountpoint.replace(/\/$/, "")}${path}`);
-  }
-  return found;
-}
-
-function statistics(session: Session): unknown {
-  const { store, leases: table } = session.volume;
-  const operations: Record<string, number> = {};
-  for (const [opcode, count] of session.counts.entries()) {
-    if (count !== undefined) operations[opcodeName(opcode).toLowerCase()] = count;
-  }
-  return {
-    operations,
-    errors: session.errors,
-    waiting: session.waiting,
-    open_files: session.handles.size,
-    leases: table.size,
-    ...table.counts,
-    checkpoints: store.counters.checkpoints,
-    groups: store.counters.groups,
-    longest_slice_ms: store.counters.longestSliceMs,
-    log_bytes: store.journal?.chain.bytesWritten ?? 0,
-    channel: session.channelCounters,
-    memory_bytes: process.memoryUsage().rss,
-  };
+  const wanted = new Set(all ? found.map((lease) => lease.inode) : []);
+  const report = (paths: ReadonlyMap<Inode, string>): LeaseReport[] =>
+    found.map((lease) => ({
+      id: lease.id,
+      kind: lease.kind,
+      state: lease.state,
+      pid: lease.holder.pid,
+      uid: lease.holder.uid,
+      command: lease.holder.command,
+      file: fileName(session.options.mountpoint, paths, lease.inode),
+      inode: lease.inode.ino,
+      offset: Number(lease.offset),
+      length: Number(lease.length),
+      quarantined: quarantined(lease),
+      age_s: Math.round((Date.now() - lease.grantedAtMs) / 100) / 10,
+    }));
+  return report(await inSlices(pathsOf(store.state, ROOT_INO, wanted), signal));
 }

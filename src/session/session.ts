@@ -25,6 +25,7 @@ import type { Inode } from "../namespace/inode.ts";
 import { addon, type Channel, type NativeRegion } from "../region/addon.ts";
 import type { NativeBacked, Region } from "../region/region.ts";
 import { Answers } from "./answers.ts";
+import { Counting } from "./counting.ts";
 import { type Handler, handlers } from "./dispatch.ts";
 import { type Handle, Handles } from "./handles.ts";
 import { Snapshots } from "./snapshots.ts";
@@ -33,8 +34,8 @@ import type { Volume } from "./volume.ts";
 export interface SessionOptions {
   /** Who mounted; may list all leases like root. */
   readonly uid: number;
-  /** Print each request and reply on standard error. */
-  readonly debug: boolean;
+  /** Takes each request and reply in words; null: nobody wants them. */
+  readonly debug: ((text: string) => void) | null;
   /** A line for whoever runs the daemon. */
   readonly warn: (text: string) => void;
   /** The region's path, for clients. */
@@ -84,8 +85,7 @@ export class Session {
   #attempt = 0;
   #answered = false;
   #mediaErrors = { sinceMs: 0, count: 0 };
-  readonly counts: number[] = [];
-  errors = 0;
+  readonly counting = new Counting();
 
   constructor(volume: Volume, options: SessionOptions) {
     this.volume = volume;
@@ -167,6 +167,7 @@ export class Session {
 
   #receive(length: number): void {
     const request = this.#request;
+    request.receivedMs = performance.now();
     try {
       request.load(length);
     } catch (error) {
@@ -177,8 +178,8 @@ export class Session {
       }
       return;
     }
-    if (this.options.debug) process.stderr.write(`${printRequest(request)}\n`);
-    this.counts[request.opcode] = (this.counts[request.opcode] ?? 0) + 1;
+    this.options.debug?.(printRequest(request));
+    this.counting.received(request.opcode);
     if (request.opcode === Opcode.INTERRUPT) {
       this.#interrupt(request);
       return;
@@ -286,9 +287,9 @@ export class Session {
 
   #fail(request: Request, error: FsError): void {
     if (request.row?.reply === false) return;
-    this.errors += 1;
+    this.counting.failed(error.errno);
     if (error instanceof MediaError) this.#tellOfMedia(request, error.message);
-    if (this.options.debug) process.stderr.write(`  ${error.message}\n`);
+    this.options.debug?.(`  ${error.message}`);
     this.#send(request, error.errno, this.out, 0, 0);
   }
 
@@ -325,8 +326,10 @@ export class Session {
   /** Answer a READ with `count` pieces of the region (see locate() in namespace/data.ts), `total` bytes in all. */
   replyRegion(request: Request, count: number, total: number): void {
     this.#answered = true;
-    if (this.options.debug) process.stderr.write(`  ${total} bytes\n`);
+    this.options.debug?.(`  ${total} bytes`);
     const failed = this.#channel?.replyRegion(request.unique, this.#native, this.pieces, count);
+    this.counting.answered(request.opcode, performance.now() - request.receivedMs);
+    if (failed === 0) this.counting.bytesRead += total;
     if (failed === Errno.EIO)
       this.#tellOfMedia(
         request,
@@ -336,16 +339,15 @@ export class Session {
 
   #send(request: Request, error: number, payload: Uint8Array, start: number, length: number): boolean {
     this.#answered = true;
-    if (this.options.debug) process.stderr.write(`${printReply(request, error, payload, start, length)}\n`);
+    this.options.debug?.(printReply(request, error, payload, start, length));
     if (this.#channel === null) return false;
     const failed = this.#channel.reply(request.unique, error, payload, start, length);
+    this.counting.answered(request.opcode, performance.now() - request.receivedMs);
     if (failed === 0) return true;
     // ENOENT: the request was aborted. Anything else means that the reply is malformed: our bug, but the caller must
     // not hang for it.
     if (failed !== Errno.ENOENT && failed !== Errno.ENODEV) {
-      process.stderr.write(
-        `mapdirect: the kernel refused the reply to ${opcodeName(request.opcode)} (errno ${failed})\n`,
-      );
+      this.options.warn(`the kernel refused the reply to ${opcodeName(request.opcode)} (errno ${failed})`);
       if (error === 0) this.#channel.reply(request.unique, Errno.EIO, payload, 0, 0);
     }
     return false;

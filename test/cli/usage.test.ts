@@ -23,6 +23,7 @@ const COMMANDS = [
   "resize",
   "dump",
   "defrag",
+  "stats",
 ];
 const MESSAGE = /^mapdirect: [^\n]+: [^\n]+; [^\n]+\n$/;
 

@@ -2,7 +2,7 @@
 import { closeSync, openSync } from "node:fs";
 import { Command, Option } from "commander";
 import { Failure, reason } from "../../daemon/failure.ts";
-import { createLog } from "../../daemon/log.ts";
+import { LOG_FORMATS, LOG_LEVELS, type LogFormat, type LogLevel } from "../../daemon/log.ts";
 import { lockHolder } from "../../daemon/mounts.ts";
 import { type MountOptions, parseMountOptions } from "../../daemon/options.ts";
 import { Readiness } from "../../daemon/readiness.ts";
@@ -15,6 +15,9 @@ export interface MountFlags {
   assumePmem: boolean;
   options: string[];
   log?: string;
+  logFormat?: LogFormat;
+  logLevel?: LogLevel;
+  metrics?: string;
   debug: boolean;
   readyFd?: number;
   whileFd?: number;
@@ -30,6 +33,16 @@ export function mountCommand(): Command {
     .option("--assume-pmem", "declare the region to be persistent memory, for tests", false)
     .option("-o, --options <list>", "mount options, separated by commas", collect, [])
     .option("--log <file>", "append the log of the background daemon to a file")
+    .addOption(
+      new Option(
+        "--log-format <format>",
+        "text, json or journal (default: journal under systemd, else text)",
+      ).choices([...LOG_FORMATS]),
+    )
+    .addOption(
+      new Option("--log-level <level>", "lowest level to log (default: info)").choices([...LOG_LEVELS]),
+    )
+    .option("--metrics <address>", "show metrics for Prometheus: 127.0.0.1:PORT, unix:PATH or file:PATH")
     .option("--debug", "log every request", false)
     .addOption(new Option("--ready-fd <number>").argParser(Number).hideHelp())
     .addOption(new Option("--while-fd <number>").argParser(Number).hideHelp())
@@ -48,6 +61,7 @@ Options for -o:
   break_time=SECONDS     how long a lease that is being broken lasts (45)
   max_leases=N           leases that a user may hold (1024); root and whoever mounts: any
   max_leased=SIZE        bytes that a user may hold under lease (half of the region)
+  metrics=ADDRESS        as --metrics
   assume_pmem            as --assume-pmem
 
 Examples:
@@ -61,6 +75,7 @@ Examples:
 /** Also what mount(8) has done, through its helper. @throws Failure. */
 export async function mount(regionPath: string, mountpointPath: string, flags: MountFlags): Promise<void> {
   const asRoot = process.geteuid?.() === 0;
+  if (flags.metrics !== undefined) flags.options.push(`metrics=${flags.metrics}`);
   const options = parseMountOptions(flags.options, asRoot);
   if (flags.assumePmem) options.assumePmem = true;
   const region = resolveRegion(regionPath);
@@ -76,7 +91,13 @@ async function serveHere(
   options: MountOptions,
   flags: MountFlags,
 ): Promise<void> {
-  const log = createLog(flags.debug ? "debug" : "info");
+  // Loaded by daemons alone.
+  const { createLog } = await import("../../daemon/logger.ts");
+  const log = createLog({
+    lowest: flags.logLevel ?? (flags.debug ? "debug" : "info"),
+    format: flags.logFormat,
+    fields: { region, mountpoint },
+  });
   const code = await runDaemon(
     { region, mountpoint, options, debug: flags.debug, whileFd: flags.whileFd },
     log,
@@ -91,6 +112,8 @@ async function serveInBackground(region: string, mountpoint: string, flags: Moun
   const words = [
     ...(flags.assumePmem ? ["--assume-pmem"] : []),
     ...(flags.debug ? ["--debug"] : []),
+    ...(flags.logFormat === undefined ? [] : ["--log-format", flags.logFormat]),
+    ...(flags.logLevel === undefined ? [] : ["--log-level", flags.logLevel]),
     ...flags.options.flatMap((list) => ["-o", list]),
   ];
   try {

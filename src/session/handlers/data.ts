@@ -87,6 +87,7 @@ export function write(session: Session, request: Request): void {
   const written = killing(session, request, inode, (flags & WriteFlag.KILL_SUIDGID) !== 0, (kill) =>
     data.write(store, inode, ioOffset, bytes, dataAt, ioSize, kill),
   );
+  session.counting.bytesWritten += written;
   // The kernel leaves O_SYNC and O_DSYNC to us for what does not go through the page cache.
   if ((request.ioOpenFlags & OpenFlag.DSYNC) !== 0 && store.region.facts.granularity === "page") {
     const own = request.clone();

@@ -71,7 +71,7 @@ export async function ioctl(session: Session, request: Request, signal: AbortSig
       reply = await snapshot(session, request, handle, payload);
       break;
     case wire.Ioctl.CONTROL:
-      reply = control(session, request, payload);
+      reply = await control(session, request, payload, signal);
       break;
   }
   const at = putIoctlOut(session.outView, 0, 0);
@@ -484,11 +484,16 @@ async function clone(
   session.invalidateAttributes(target);
 }
 
-function control(session: Session, request: Request, payload: Uint8Array): Uint8Array {
+async function control(
+  session: Session,
+  request: Request,
+  payload: Uint8Array,
+  signal: AbortSignal,
+): Promise<Uint8Array> {
   const wish = decode(wire.WireControl, payload);
   const { token, bytes } =
     wish.token === 0
-      ? session.answers.keep(answer(session, request, wish.question, wish.argument))
+      ? session.answers.keep(await answer(session, request, wish.question, wish.argument, signal))
       : { token: wish.token, bytes: session.answers.get(wish.token) };
   if (wish.offset > bytes.length) throw new FsError("EINVAL", "offset behind the answer");
   const slice = bytes.subarray(wish.offset, wish.offset + wire.WIRE_CONTROL_TEXT);
