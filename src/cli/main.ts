@@ -19,6 +19,7 @@ import { extentsCommand } from "./commands/extents.ts";
 import { FsckExit, fsckCommand } from "./commands/fsck.ts";
 import { infoCommand } from "./commands/info.ts";
 import { leasesCommand } from "./commands/leases.ts";
+import { mapCommand } from "./commands/map.ts";
 import { mkfsCommand } from "./commands/mkfs.ts";
 import { mountCommand } from "./commands/mount.ts";
 import { prepareCommand } from "./commands/prepare.ts";
@@ -64,6 +65,7 @@ Examples:
     defragCommand(),
     snapshotCommand(),
     statsCommand(),
+    mapCommand(),
   ];
   for (const command of commands) program.addCommand(command);
   for (const command of [program, ...commands]) {

@@ -24,6 +24,7 @@ const COMMANDS = [
   "dump",
   "defrag",
   "stats",
+  "map",
 ];
 const MESSAGE = /^mapdirect: [^\n]+: [^\n]+; [^\n]+\n$/;
 

@@ -1,13 +1,10 @@
 /** info: what a volume is made of, and what its region can do. */
-import { realpathSync, statSync } from "node:fs";
 import { Command } from "commander";
 import { ask, withOpen } from "../../daemon/client.ts";
-import { asFailure, Failure } from "../../daemon/failure.ts";
-import { lockHolder, mountAt, mountOfRegion, resolveMountpoint } from "../../daemon/mounts.ts";
-import { defaultMountOptions, leasePolicy } from "../../daemon/options.ts";
-import { inUse, openRegionOrExplain } from "../../daemon/run.ts";
-import { Volume } from "../../session/volume.ts";
+import { Failure } from "../../daemon/failure.ts";
+import { mountAt } from "../../daemon/mounts.ts";
 import { print, properties, toJson } from "../output.ts";
+import { readVolume, whereIs } from "../volumes.ts";
 
 export function infoCommand(): Command {
   return new Command("info")
@@ -34,19 +31,9 @@ async function info(path: string, flags: { json: boolean }): Promise<void> {
 }
 
 async function find(path: string): Promise<Record<string, unknown>> {
-  let absolute: string;
-  try {
-    absolute = resolveMountpoint(path);
-    // What is mounted answers for itself; a directory below the mountpoint does as well.
-    if (mountAt(absolute) !== undefined || statSync(absolute).isDirectory()) return askMount(absolute);
-    absolute = realpathSync(path);
-  } catch (error) {
-    throw asFailure(error, path, "name a region or a mountpoint");
-  }
-  const mount = mountOfRegion(absolute);
-  if (mount !== undefined) return askMount(mount.mountpoint);
-  if (lockHolder(absolute) !== undefined) throw inUse(absolute);
-  return await readRegion(absolute);
+  const found = whereIs(path);
+  if (found.mounted) return askMount(found.path);
+  return await readVolume(found.path, (volume) => ({ mountpoint: null, ...volume.summary() }));
 }
 
 function askMount(path: string): Record<string, unknown> {
@@ -55,24 +42,4 @@ function askMount(path: string): Record<string, unknown> {
     throw new Failure("daemon", "its answer is no object", "update mapdirect");
   }
   return { mountpoint: mountAt(path)?.mountpoint ?? path, ...answer };
-}
-
-/** Not mounted: recover in memory, write nothing. */
-async function readRegion(path: string): Promise<Record<string, unknown>> {
-  const region = openRegionOrExplain(path, { readOnly: true });
-  try {
-    const volume = await Volume.open(region, {
-      ...leasePolicy(defaultMountOptions(false), region.facts.sizeBytes, 0),
-      readOnly: true,
-    });
-    try {
-      return { mountpoint: null, ...volume.summary() };
-    } finally {
-      await volume.close();
-    }
-  } catch (error) {
-    throw asFailure(error, path, "see 'mapdirect info --help'");
-  } finally {
-    region.close();
-  }
 }
