@@ -1,40 +1,97 @@
 /**
- * One run: every peer mounted, rounds of every workload on every peer in turn, results, everything gone again.
+ * One run: every peer mounted, rounds of every workload on every peer in turn, what is measured once, results, everything
+ * gone again.
  *
  * Order: within a round a workload runs on all peers, one after the other, before the next workload begins; each round
- * begins with another peer. So neighbours in time are compared, and no peer always comes first.
+ * begins with another peer. So neighbours in time are compared, and no peer always comes first. Workloads with slices
+ * go round the peers several times.
  */
 import { accessSync, constants, mkdirSync, readdirSync, readFileSync, rmSync, statfsSync } from "node:fs";
 import { loadavg } from "node:os";
 import { join } from "node:path";
 import { hasCommand } from "../../scripts/setup.mjs";
-import { measureGrants } from "./grants.mjs";
+import { GOALS, judge } from "./goals.mjs";
 import { describeMachine } from "./machine.mjs";
 import { folderName, sweep } from "./mounts.mjs";
-import { compile, PEERS } from "./peers.mjs";
-import { GOALS } from "./report.mjs";
-import { Interrupted, Scope } from "./scope.mjs";
-import { ratios, summary } from "./statistics.mjs";
-import { prepare, WORKLOADS } from "./workloads.mjs";
+import { Missing, PEERS } from "./peers.mjs";
+import { curvesOf, medianOf, Results } from "./results.mjs";
+import { Interrupted, run, Scope } from "./scope.mjs";
+import { STUDIES } from "./studies/index.mjs";
+import { prepareData } from "./workloads/data.mjs";
+import { takesPart, WORKLOADS } from "./workloads/index.mjs";
 
 const BACKING = "/dev/shm";
 const MIB = 1024 * 1024;
+
+/** How large everything is. `wideRounds`: rounds in which the wide workloads run. */
+export const PROFILES = {
+  full: {
+    ...{ rounds: 5, wideRounds: 3, slices: 4, sliceSec: 0.15, fioMs: 300, fileMib: 128, metaFiles: 2000 },
+    ...{
+      treeFiles: 1500,
+      transactions: 400,
+      directSlices: 30,
+      directSliceMs: 6,
+      mappedMib: 64,
+      grantSec: 0.4,
+    },
+    studies: { files: [1000, 100_000, 1_000_000], ageMib: 256, ageTurns: 4, pauseSec: 6, operations: 1000 },
+  },
+  quick: {
+    ...{ rounds: 2, wideRounds: 0, slices: 3, sliceSec: 0.06, fioMs: 150, fileMib: 64, metaFiles: 400 },
+    ...{
+      treeFiles: 300,
+      transactions: 100,
+      directSlices: 16,
+      directSliceMs: 4,
+      mappedMib: 32,
+      grantSec: 0.1,
+    },
+    studies: { files: [1000, 20_000], ageMib: 64, ageTurns: 1, pauseSec: 1, operations: 300 },
+  },
+  /** Does everything, and measures nothing: for the test of the benchmark. */
+  smoke: {
+    ...{ rounds: 1, wideRounds: 1, slices: 1, sliceSec: 0.01, fioMs: 20, fileMib: 16, metaFiles: 20 },
+    ...{ treeFiles: 20, transactions: 5, directSlices: 2, directSliceMs: 1, mappedMib: 4, grantSec: 0.01 },
+    studies: { files: [100, 300], ageMib: 16, ageTurns: 1, pauseSec: 0.2, operations: 20 },
+  },
+};
+
+export const PARTS = [...WORKLOADS, ...STUDIES];
 
 function checkBacking(needBytes) {
   accessSync(BACKING, constants.W_OK);
   const { bavail, bsize } = statfsSync(BACKING);
   if (bavail * bsize < needBytes) {
     throw new Error(
-      `${BACKING} has ${Math.floor((bavail * bsize) / MIB)} MiB free, ${needBytes / MIB} MiB are needed`,
+      `${BACKING} has ${Math.floor((bavail * bsize) / MIB)} MiB free, ${Math.ceil(needBytes / MIB)} MiB are needed`,
     );
   }
 }
 
-export async function runBench({ rounds, seconds, fileMib, metaFiles, peers, nodeArguments, say }) {
-  const fileBytes = fileMib * MIB;
-  const regionBytes = 4 * fileBytes + 256 * MIB;
-  checkBacking(2 * regionBytes + fileBytes);
+/** `only`: a part is chosen when its name or group is one of these, or its name begins with one. */
+const isChosen = (only, { name, group }) =>
+  only === undefined || only.some((word) => name === word || group === word || name.startsWith(`${word}-`));
+
+/**
+ * Everything that is measured runs before everything else on the machine (which keeps a twentieth of the time). What
+ * others do then counts little; they pay for it.
+ */
+async function beFirst(say) {
+  if (process.geteuid() !== 0 || !hasCommand("chrt")) {
+    return say("--realtime takes root, and chrt: going on without");
+  }
+  await run("chrt", ["--fifo", "--pid", "5", `${process.pid}`], { limitMs: 5000 });
+}
+
+export async function runBench({ profile, rounds, only, peers, realtime = false, nodeArguments = [], say }) {
+  const sizes = { ...PROFILES[profile], rounds: rounds ?? PROFILES[profile].rounds };
+  const fileBytes = sizes.fileMib * MIB;
+  const regionBytes = 3 * fileBytes + 512 * MIB;
+  // Regions and files are sparse: what is written counts, in some ten peers at a time.
+  checkBacking(10 * fileBytes + 1024 * MIB);
   await sweep(BACKING);
+  if (realtime) await beFirst(say);
   const machine = await describeMachine(BACKING);
 
   const scope = new Scope();
@@ -49,31 +106,33 @@ export async function runBench({ rounds, seconds, fileMib, metaFiles, peers, nod
 
   const folder = join(BACKING, folderName());
   const bench = {
-    ...{ scope, folder, fileBytes, regionBytes, seconds, metaFiles, nodeArguments },
+    ...sizes,
+    ...{ scope, folder, fileBytes, regionBytes, nodeArguments, say },
+    ...{ programs: new Map(), stages: new Map(), mapped: new Set() },
     signal: interruption.signal,
-    hasFio: hasCommand("fio"),
     versions: machine.versions,
   };
+  const from = performance.now();
   try {
     mkdirSync(folder, { mode: 0o700 });
     scope.defer(folder, async () => rmSync(folder, { recursive: true, force: true }));
-    await compile(bench, "load/meta.c", join(folder, "meta"));
-    if (!bench.hasFio) await compile(bench, "load/io.c", join(folder, "io"));
+    const workloads = WORKLOADS.filter((part) => isChosen(only, part));
+    const studies = STUDIES.filter(
+      (part) => isChosen(only, part) && (only !== undefined || profile !== "quick" || !part.isWide),
+    );
     const chosen = PEERS.filter(({ name }) => peers === undefined || peers.includes(name));
-    const described = await startPeers(bench, chosen, say);
-    const running = described.filter(({ skipped }) => skipped === undefined);
-    const { samples, failures } = await measure(bench, running, rounds, say);
-    const grants = await grantsOf(bench, running, failures, rounds, say);
+    const measured = new Measurement(bench, sizes, only !== undefined);
+    await measured.start(chosen, workloads);
+    await measured.rounds(workloads);
+    await measured.studies(studies);
     return {
       at: new Date().toISOString(),
       machine,
       loadAverageAtEnd: loadavg(),
-      settings: { rounds, seconds, fileBytes, metaFiles, load: bench.hasFio ? "fio" : "io.c" },
-      peers: described.map(({ name, note, skipped }) => ({ name, note, skipped })),
-      ...summarise(running, samples, rounds),
-      grants,
-      samples,
-      failures,
+      seconds: Math.round((performance.now() - from) / 1000),
+      profile,
+      settings: { ...sizes, fio: hasCommand("fio") },
+      ...measured.results([...workloads, ...studies]),
     };
   } finally {
     for (const failure of await scope.close()) say(`could not clear up ${failure}`);
@@ -81,64 +140,155 @@ export async function runBench({ rounds, seconds, fileMib, metaFiles, peers, nod
   }
 }
 
-async function startPeers(bench, chosen, say) {
-  const described = [];
-  for (const peer of chosen) {
-    try {
-      const { folder, pid } = await peer.start(bench);
-      const running = { name: peer.name, note: peer.note, folder, pid };
-      await prepare(bench, running);
-      described.push(running);
-    } catch (error) {
-      bench.signal.throwIfAborted();
-      say(`${peer.name}: skipped: ${error.message}`);
-      described.push({ name: peer.name, note: peer.note, skipped: error.message });
-    }
-  }
-  return described;
-}
+class Measurement {
+  #bench;
+  #sizes;
+  /** Wide workloads were asked for by name: they run whatever the profile. */
+  #asked;
+  #described = [];
+  #running = [];
+  #samples = [];
+  #failures = [];
+  #skipped = [];
+  /** A peer that fails in a workload (a request not answered, say) is not asked again: it may hang. */
+  #failed = new Set();
 
-/** A peer that fails in a workload (a request not answered, say) is not asked again: it may hang. */
-async function measure(bench, running, rounds, say) {
-  const samples = [];
-  const failures = [];
-  const failed = new Set();
-  for (let round = 0; round < rounds; round += 1) {
-    for (const workload of WORKLOADS) {
-      for (let turn = 0; turn < running.length; turn += 1) {
-        const peer = running[(round + turn) % running.length];
-        if (failed.has(peer.name)) continue;
-        say(`round ${round + 1}/${rounds}: ${workload.name}: ${peer.name}`, { passing: true });
-        try {
-          const cpuBefore = cpuNanos(peer.pid);
-          const measured = await workload.run(bench, peer, round);
-          const cpuMicrosPerOperation = (cpuNanos(peer.pid) - cpuBefore) / 1000 / measured.operations;
-          const where = { round, workload: workload.name, peer: peer.name };
-          samples.push({ ...where, ...measured, cpuMicrosPerOperation, load: loadavg()[0] });
-        } catch (error) {
-          bench.signal.throwIfAborted();
-          failed.add(peer.name);
-          failures.push(`${peer.name}, ${workload.name}: ${error.message}`);
-          say(failures.at(-1));
-        }
+  constructor(bench, sizes, asked) {
+    this.#bench = bench;
+    this.#sizes = sizes;
+    this.#asked = asked;
+  }
+
+  async start(chosen, workloads) {
+    const bench = this.#bench;
+    for (const peer of chosen) {
+      const { name, note, variantOf, env } = peer;
+      try {
+        bench.say(`starting ${name}`, { passing: true });
+        const base = this.#running.find((one) => one.name === variantOf);
+        if (variantOf !== undefined && base === undefined) throw new Missing(`${variantOf} is not measured`);
+        const started = base === undefined ? await peer.start(bench) : await variant(bench, base, name);
+        const running = { ...started, name, note, variantOf, env };
+        if (name === "mapdirect") bench.mapdirect = running;
+        if (running.folder !== undefined && workloads.length > 0) await prepareData(bench, running);
+        this.#running.push(running);
+        this.#described.push({ name, note });
+      } catch (error) {
+        bench.signal.throwIfAborted();
+        bench.say(`${name}: skipped: ${error.message}`);
+        this.#described.push({ name, note, skipped: error.message });
       }
     }
   }
-  return { samples, failures };
+
+  async rounds(workloads) {
+    const { rounds } = this.#sizes;
+    for (let round = 0; round < rounds; round += 1) {
+      for (const workload of workloads) {
+        if (workload.isWide && !this.#asked && round >= this.#sizes.wideRounds) continue;
+        this.#bench.say(`round ${round + 1}/${rounds}: ${workload.name}`, { passing: true });
+        if (workload.contestants !== undefined) await this.#compare(workload, round);
+        else await this.#takeTurns(workload, round);
+      }
+    }
+  }
+
+  async #takeTurns(workload, round) {
+    const slices = workload.slices ? this.#sizes.slices : 1;
+    const taking = this.#running.filter((peer) => takesPart(workload, peer));
+    const found = new Map();
+    for (let slice = 0; slice < slices; slice += 1) {
+      for (let turn = 0; turn < taking.length; turn += 1) {
+        const peer = taking[(round + slice + turn) % taking.length];
+        await this.#attempt(workload, peer.name, async () => {
+          const before = cpuNanos(peer.pid);
+          const measured = await workload.run(this.#bench, peer, round);
+          const cpuMicros = (cpuNanos(peer.pid) - before) / 1000 / measured.operations;
+          found.set(peer, [...(found.get(peer) ?? []), { ...measured, cpuMicros }]);
+        });
+      }
+    }
+    for (const [peer, measured] of found) {
+      const cpuMicros = measured.reduce((sum, one) => sum + one.cpuMicros, 0) / measured.length;
+      this.#add(round, workload, peer.name, {
+        ...medianOf(measured),
+        ...(peer.pid === undefined ? {} : { cpuMicros }),
+      });
+    }
+  }
+
+  async #compare(workload, round) {
+    if (!workload.contestants.every((name) => this.#running.some((peer) => peer.name === name))) return;
+    await this.#attempt(workload, workload.contestants[0], async () => {
+      const { values, ratios, details } = await workload.runAll(this.#bench, round);
+      for (const [peer, measured] of Object.entries(values)) {
+        const isFirst = peer === workload.contestants[0];
+        this.#add(round, workload, peer, { values: measured, ...(isFirst ? { ratios, details } : {}) });
+      }
+    });
+  }
+
+  /** Each once: they make volumes of their own. */
+  async studies(studies) {
+    if (this.#bench.mapdirect === undefined) return;
+    for (const study of studies) {
+      this.#bench.say(`${study.name}`, { passing: true });
+      const scope = new Scope();
+      await this.#attempt(study, "mapdirect", async () => {
+        try {
+          for (const [peer, values] of Object.entries(await study.run({ ...this.#bench, scope }))) {
+            this.#add(0, study, peer, { values });
+          }
+        } finally {
+          for (const failure of await scope.close()) this.#bench.say(`could not clear up ${failure}`);
+        }
+      });
+    }
+  }
+
+  #add(round, { name }, peer, measured) {
+    this.#samples.push({ round, workload: name, peer, ...measured, load: loadavg()[0] });
+  }
+
+  async #attempt({ name }, peer, measure) {
+    if (this.#failed.has(peer) || this.#skipped.some((one) => one.workload === name && one.peer === peer))
+      return;
+    try {
+      await measure();
+    } catch (error) {
+      this.#bench.signal.throwIfAborted();
+      if (error instanceof Missing) {
+        this.#skipped.push({ workload: name, peer, reason: error.message });
+        return;
+      }
+      this.#failures.push(`${peer}, ${name}: ${error.message}`);
+      this.#bench.say(this.#failures.at(-1));
+      // The others compare mapdirect with itself, or are short; a mount that failed once may hang.
+      if (peer !== "mapdirect" || /not done after/.test(error.message)) this.#failed.add(peer);
+    }
+  }
+
+  results(parts) {
+    const results = new Results(this.#samples, parts, "mapdirect");
+    const rows = results.rows(this.#running);
+    return {
+      peers: this.#described,
+      rows,
+      cpuRows: results.cpuRows(this.#running),
+      curves: curvesOf(rows, "mapdirect"),
+      goals: judge(results, GOALS),
+      skipped: this.#skipped,
+      failures: this.#failures,
+      samples: this.#samples,
+    };
+  }
 }
 
-/** Empty when mapdirect is not among the peers, or failed. */
-async function grantsOf(bench, running, failures, rounds, say) {
-  const peer = running.find(({ name }) => name === "mapdirect");
-  if (peer === undefined || failures.some((failure) => failure.startsWith("mapdirect,"))) return [];
-  try {
-    return await measureGrants(bench, peer, rounds, say);
-  } catch (error) {
-    bench.signal.throwIfAborted();
-    failures.push(`mapdirect, grants: ${error.message}`);
-    say(failures.at(-1));
-    return [];
-  }
+/** A folder of its own in the same mount: the workloads of the two must not meet. */
+async function variant(bench, base, name) {
+  const folder = join(base.folder, name);
+  await run("mkdir", [folder], { limitMs: 10_000, signal: bench.signal });
+  return { ...base, folder };
 }
 
 /** User and system time that the threads of a server have used. Zero if there is no server. */
@@ -153,46 +303,4 @@ function cpuNanos(pid) {
     }
   }
   return nanos;
-}
-
-function summarise(running, samples, rounds) {
-  /** Per round; undefined where there is no sample. */
-  const valuesOf = (workload, peer, pick) => {
-    const values = Array(rounds).fill(undefined);
-    for (const sample of samples) {
-      if (sample.workload === workload && sample.peer === peer) values[sample.round] = pick(sample);
-    }
-    return values;
-  };
-  const [first, ...others] = running;
-  const row = (workload, pick, isPart = () => true) => {
-    const byPeer = {};
-    const ratioTo = {};
-    for (const { name } of running.filter(isPart)) {
-      const values = valuesOf(workload, name, pick).filter((value) => value !== undefined);
-      if (values.length > 0) byPeer[name] = summary(values);
-    }
-    for (const { name } of others.filter(isPart)) {
-      const ratio = ratios(valuesOf(workload, first.name, pick), valuesOf(workload, name, pick));
-      if (ratio !== undefined) ratioTo[name] = ratio;
-    }
-    return { byPeer, ratioTo };
-  };
-  const rows = WORKLOADS.flatMap(({ name, rows: metrics }) =>
-    metrics.map((metric) => ({ ...metric, ...row(name, ({ values }) => values[metric.key]) })),
-  );
-  const cpuRows = WORKLOADS.map(({ name, title }) => ({
-    title,
-    ...row(
-      name,
-      (sample) => sample.cpuMicrosPerOperation,
-      ({ pid }) => pid !== undefined,
-    ),
-  }));
-  const goals = GOALS.map((goal) => {
-    const { title, ratioTo } = rows.find(({ key }) => key === goal.key);
-    const reached = first?.name === "mapdirect" ? (ratioTo[goal.against]?.median ?? null) : null;
-    return { ...goal, title, reached };
-  });
-  return { rows, cpuRows, goals };
 }

@@ -1,6 +1,6 @@
 /** Where the figures were measured: they mean nothing without it. */
 import { readFileSync } from "node:fs";
-import { cpus, loadavg, release, totalmem } from "node:os";
+import { cpus, getPriority, loadavg, release, totalmem } from "node:os";
 import { join } from "node:path";
 import { root } from "../../scripts/setup.mjs";
 import { run } from "./scope.mjs";
@@ -34,6 +34,8 @@ export async function describeMachine(backing) {
       hugePages: read("/sys/kernel/mm/transparent_hugepage/shmem_enabled"),
     },
     loadAverage: loadavg(),
+    niceness: getPriority(),
+    scheduling: (await firstLine("chrt", "--pid", `${process.pid}`))?.replace(/^.*: /, "") ?? null,
     asRoot: process.geteuid() === 0,
     versions: {
       mapdirect: JSON.parse(read(join(root, "package.json"))).version,

@@ -1,24 +1,18 @@
-/** What is said at the end: a table for people, the same figures as JSON for programs. */
+/** What is said at the end, for a terminal. The same figures are in the JSON, and in the page (page.mjs). */
 
-/** What mapdirect has to reach, as a ratio to a peer. */
-export const GOALS = [
-  { key: "randomRead4k", against: "fuse-native", least: 3 },
-  { key: "randomWrite4k", against: "fuse-native", least: 3 },
-  { key: "write1m", against: "fuse-native", least: 10 },
-  { key: "randomRead4k", against: "fuse-native-tuned", least: 3 },
-  { key: "randomWrite4k", against: "fuse-native-tuned", least: 3 },
-  { key: "write1m", against: "fuse-native-tuned", least: 10 },
-];
+/** Three digits are more than a shared machine can vouch for. */
+export const short = (value) => {
+  const size = Math.abs(value);
+  if (size >= 1e6) return `${(value / 1e6).toPrecision(3)}M`;
+  if (size >= 10_000) return `${(value / 1000).toFixed(1)}k`;
+  if (size >= 100) return value.toFixed(0);
+  return size >= 10 ? value.toFixed(1) : value.toFixed(size >= 1 ? 2 : 3);
+};
+export const times = (value) => `${value.toFixed(value < 10 ? 2 : value < 100 ? 1 : 0)}×`;
 
-const short = (value) =>
-  value >= 1e6
-    ? `${(value / 1e6).toFixed(2)}M`
-    : value >= 10_000
-      ? `${(value / 1000).toFixed(1)}k`
-      : value.toFixed(0);
-
-const figure = ({ median, least, most }, format) => `${format(median)} (${format(least)}–${format(most)})`;
-const times = (value) => `${value.toFixed(value < 10 ? 2 : 1)}×`;
+/** Median, and in parentheses least and most if there are several. */
+export const figure = ({ median, least, most, values }, format = short) =>
+  values.length > 1 ? `${format(median)} (${format(least)}–${format(most)})` : format(median);
 
 /** Columns as wide as their widest cell; the first is set left, the others right. */
 export function table(rows) {
@@ -29,79 +23,118 @@ export function table(rows) {
     .join("\n");
 }
 
-export function render(result) {
-  const { machine, peers, rows, settings } = result;
-  const measured = peers.filter((peer) => peer.skipped === undefined);
-  const lines = [
+export const goalFigure = ({ unit, measured }) =>
+  measured === null
+    ? "not measured"
+    : figure(measured, (value) => (unit === "×" ? times(value) : `${short(value)} ${unit}`));
+export const goalLimit = ({ unit, least, most }) => {
+  const format = (value) => (unit === "×" ? `${value}×` : `${value} ${unit}`);
+  return least === null ? `≤ ${format(most)}` : `≥ ${format(least)}`;
+};
+export const goalVerdict = ({ reached }) => (reached === null ? "–" : reached ? "reached" : "MISSED");
+
+/** Chapters in the order in which their rows come. */
+export function chapters(rows) {
+  const found = new Map();
+  for (const row of rows) {
+    if (Object.keys(row.byPeer).length === 0) continue;
+    if (!found.has(row.group)) found.set(row.group, []);
+    found.get(row.group).push(row);
+  }
+  return [...found].map(([group, members]) => ({
+    group,
+    rows: members,
+    peers: [...new Set(members.flatMap(({ byPeer }) => Object.keys(byPeer)))],
+  }));
+}
+
+/** Names of the peers in the order of the result. */
+export const inOrder = (result, names) =>
+  result.peers.map(({ name }) => name).filter((name) => names.includes(name));
+
+function heading({ machine, loadAverageAtEnd, settings, profile, seconds, peers }) {
+  const loads = (all) => all.map((load) => load.toFixed(2)).join(" ");
+  return [
     `${machine.kernel}; ${machine.cpu.count} × ${machine.cpu.model}; ${machine.backing.path} (${machine.backing.fileSystem})`,
-    `load average ${machine.loadAverage.map((load) => load.toFixed(2)).join(" ")} at the start, ` +
-      `${result.loadAverageAtEnd.map((load) => load.toFixed(2)).join(" ")} at the end`,
+    `load average ${loads(machine.loadAverage)} at the start, ${loads(loadAverageAtEnd)} at the end; niceness ${machine.niceness}, ${machine.scheduling}`,
     Object.entries(machine.versions)
       .filter(([, version]) => version !== null)
       .map(([name, version]) => `${name} ${version}`)
       .join(", "),
-    `${settings.rounds} rounds, interleaved; medians, in parentheses least–most`,
+    `${profile} run, ${settings.rounds} rounds, interleaved, ${seconds} s; medians, in parentheses least–most`,
     "",
     ...peers.map(({ name, note, skipped }) => `${name}: ${skipped ? `skipped: ${skipped}` : note}`),
-    "",
-    table([
-      ["", ...measured.map(({ name }) => name)],
-      ...rows.map(({ title, unit, byPeer }) => [
-        `${title}, ${unit}`,
-        ...measured.map(({ name }) => (byPeer[name] ? figure(byPeer[name], short) : "failed")),
-      ]),
-    ]),
   ];
-  const servers = measured.filter(({ name }) => result.cpuRows.some(({ byPeer }) => byPeer[name]));
-  if (servers.length > 0) {
-    const micros = (value) => value.toFixed(value < 100 ? 1 : 0);
+}
+
+export function render(result) {
+  const lines = heading(result);
+  for (const { group, rows, peers } of chapters(result.rows)) {
+    const names = inOrder(result, peers);
+    const isRatio = names.length > 1;
     lines.push(
       "",
       table([
-        ["CPU time of the server per operation, µs", ...servers.map(({ name }) => name)],
+        [group, ...names],
+        ...rows.map(({ title, unit, byPeer }) => [
+          unit === "" ? title : `${title}, ${unit}`,
+          ...names.map((name) => (byPeer[name] ? figure(byPeer[name]) : "–")),
+        ]),
+      ]),
+    );
+    const others = names.slice(1).filter((name) => rows.some(({ ratioTo }) => ratioTo[name]));
+    if (!isRatio || others.length === 0) continue;
+    lines.push(
+      "",
+      table([
+        [`${group}: ${names[0]} ÷`, ...others],
+        ...rows
+          .filter(({ ratioTo }) => Object.keys(ratioTo).length > 0)
+          .map(({ title, better, ratioTo }) => [
+            better === "less" ? `${title} (less is better)` : title,
+            ...others.map((name) => (ratioTo[name] ? figure(ratioTo[name], times) : "–")),
+          ]),
+      ]),
+    );
+  }
+  const servers = inOrder(result, [...new Set(result.cpuRows.flatMap(({ byPeer }) => Object.keys(byPeer)))]);
+  if (servers.length > 0) {
+    lines.push(
+      "",
+      table([
+        ["CPU time of the server per operation, µs", ...servers],
         ...result.cpuRows.map(({ title, byPeer }) => [
           title,
-          ...servers.map(({ name }) => (byPeer[name] ? figure(byPeer[name], micros) : "failed")),
+          ...servers.map((name) => (byPeer[name] ? figure(byPeer[name]) : "–")),
         ]),
       ]),
     );
-  }
-  const [first, ...others] = measured;
-  if (others.length > 0) {
+    const others = servers.slice(1);
     lines.push(
       "",
       table([
-        [`${first.name} ÷`, ...others.map(({ name }) => name)],
-        ...rows.map(({ title, ratioTo }) => [
-          title,
-          ...others.map(({ name }) => (ratioTo[name] ? figure(ratioTo[name], times) : "–")),
-        ]),
+        [`CPU time of the server: ${servers[0]} ÷ (less is better)`, ...others],
+        ...result.cpuRows
+          .filter(({ ratioTo }) => Object.keys(ratioTo).length > 0)
+          .map(({ title, ratioTo }) => [
+            title,
+            ...others.map((name) => (ratioTo[name] ? figure(ratioTo[name], times) : "–")),
+          ]),
       ]),
     );
   }
-  if (result.grants.length > 0) {
-    const micros = (value) => value.toFixed(value < 100 ? 1 : 0);
-    lines.push(
-      "",
-      table([
-        ["a mapping of so many extents, µs", "MAP_DIRECT", "plain mmap", "÷", "munmap", "plain munmap"],
-        ...result.grants.map(({ extents, map, unmap, plainMap, plainUnmap, ratio }) => [
-          `${extents}`,
-          figure(map, micros),
-          figure(plainMap, micros),
-          figure(ratio, times),
-          figure(unmap, micros),
-          figure(plainUnmap, micros),
-        ]),
-      ]),
-    );
-  }
-  lines.push("");
-  for (const { title, against, least, reached } of result.goals) {
-    const verdict =
-      reached === null ? "not measured" : `${times(reached)}, ${reached >= least ? "reached" : "MISSED"}`;
-    lines.push(`goal: ${title} ≥ ${least}× ${against}: ${verdict}`);
-  }
+  const measured = result.goals.filter((goal) => goal.measured !== null);
+  lines.push(
+    "",
+    table([
+      ["goals", "wanted", "measured", ""],
+      ...measured.map((goal) => [goal.title, goalLimit(goal), goalFigure(goal), goalVerdict(goal)]),
+    ]),
+  );
+  const others = result.goals.filter((goal) => goal.measured === null).map(({ title }) => title);
+  if (others.length > 0) lines.push("", `goals not measured in this run: ${others.join("; ")}`);
+  for (const { workload, peer, reason } of result.skipped)
+    lines.push(`skipped: ${workload} on ${peer}: ${reason}`);
   for (const failure of result.failures) lines.push(`failed: ${failure}`);
   return lines.join("\n");
 }

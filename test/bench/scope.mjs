@@ -77,13 +77,23 @@ export async function waitForEnd(child, limitMs) {
 const lastLines = (text) => text.trim().split("\n").slice(-3).join(" | ");
 
 /**
- * Run a command to its end. Throws when it fails, takes longer than the limit, or the run is interrupted.
+ * Run a command to its end. Throws when it fails (unless `anyCode`), takes longer than the limit, or the run is
+ * interrupted. `input` is its standard input; `env` is added to ours.
  * @returns its standard output
  */
-export function run(command, args, { limitMs, signal, ...options }) {
+export function run(command, args, { limitMs, signal, input, env, anyCode = false, ...options }) {
   const { promise, resolve, reject } = withResolvers();
   if (signal?.aborted) return Promise.reject(signal.reason);
-  const child = spawn(command, args, { stdio: ["ignore", "pipe", "pipe"], detached: true, ...options });
+  const child = spawn(command, args, {
+    stdio: [input === undefined ? "ignore" : "pipe", "pipe", "pipe"],
+    detached: true,
+    env: { ...process.env, ...env },
+    ...options,
+  });
+  if (input !== undefined) {
+    child.stdin.on("error", () => {}); // It has ended without reading all: its exit code says why.
+    child.stdin.end(input);
+  }
   let stdout = "";
   let stderr = "";
   let ended = false;
@@ -112,7 +122,7 @@ export function run(command, args, { limitMs, signal, ...options }) {
   child.on("error", (error) => settle(() => reject(new Error(`${command}: ${error.message}`))));
   child.on("close", (code, by) =>
     settle(() => {
-      if (code === 0) resolve(stdout);
+      if (code === 0 || (anyCode && code !== null)) resolve(stdout);
       else reject(new Error(`${what}: ${by ?? `exit code ${code}`}: ${lastLines(stderr || stdout)}`));
     }),
   );

@@ -1,5 +1,6 @@
 /*
- * What the benchmark does when fio is not installed: one file, one block size, one request at a time.
+ * One file, one block size, one request at a time (as fio's psync engine): short, so that those who are compared can take
+ * turns within a second.
  *
  *   io FILE read|write random|sequential BLOCK_BYTES FILE_BYTES SECONDS
  *
