@@ -33,6 +33,7 @@ export const PROFILES = {
       directSlices: 30,
       directSliceMs: 6,
       mappedMib: 64,
+      hugeMib: 512,
       grantSec: 0.4,
     },
     studies: { files: [1000, 100_000, 1_000_000], ageMib: 256, ageTurns: 4, pauseSec: 6, operations: 1000 },
@@ -45,6 +46,7 @@ export const PROFILES = {
       directSlices: 16,
       directSliceMs: 4,
       mappedMib: 32,
+      hugeMib: 128,
       grantSec: 0.1,
     },
     studies: { files: [1000, 20_000], ageMib: 64, ageTurns: 1, pauseSec: 1, operations: 300 },
@@ -52,7 +54,15 @@ export const PROFILES = {
   /** Does everything, and measures nothing: for the test of the benchmark. */
   smoke: {
     ...{ rounds: 1, wideRounds: 1, slices: 1, sliceSec: 0.01, fioMs: 20, fileMib: 16, metaFiles: 20 },
-    ...{ treeFiles: 20, transactions: 5, directSlices: 2, directSliceMs: 1, mappedMib: 4, grantSec: 0.01 },
+    ...{
+      treeFiles: 20,
+      transactions: 5,
+      directSlices: 2,
+      directSliceMs: 1,
+      mappedMib: 4,
+      hugeMib: 8,
+      grantSec: 0.01,
+    },
     studies: { files: [100, 300], ageMib: 16, ageTurns: 1, pauseSec: 0.2, operations: 20 },
   },
 };

@@ -97,7 +97,7 @@ export function stage(bench, name) {
       if (process.geteuid() !== 0) throw new Missing("mounting a tmpfs with huge pages takes root");
       const parent = join(bench.folder, "huge-tmpfs");
       mkdirSync(parent);
-      const size = bench.fileBytes + 192 * MIB;
+      const size = (bench.hugeMib + 192) * MIB;
       try {
         await run("mount", ["-t", "tmpfs", "-o", `huge=always,size=${size}`, "bench-huge", parent], {
           limitMs: COMMAND_MS,
@@ -108,7 +108,7 @@ export function stage(bench, name) {
         throw new Missing(`no tmpfs with huge pages: ${error.message}`);
       }
       bench.scope.defer(parent, () => unmount(parent));
-      return startMapdirect(bench, "huge", bench.fileBytes + 128 * MIB, parent);
+      return startMapdirect(bench, "huge", (bench.hugeMib + 128) * MIB, parent);
     },
   };
   bench.stages.set(name, bench.stages.get(name) ?? starts[name]());

@@ -29,7 +29,13 @@ async function measure(bench, where, words, limitMs) {
   if (!bench.mapped.has(where)) {
     await run(
       "dd",
-      ["if=/dev/zero", `of=${file}`, "bs=1M", `count=${bench.mappedMib}`, "status=none"],
+      [
+        "if=/dev/zero",
+        `of=${file}`,
+        "bs=1M",
+        `count=${where === "huge" ? bench.hugeMib : bench.mappedMib}`,
+        "status=none",
+      ],
       options,
     );
     bench.mapped.add(where);
