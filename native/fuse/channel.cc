@@ -89,10 +89,18 @@ void Channel::serve() {
   if (idleSinceNanos_ != 0) busyPoll_.wokenAfter(uv_hrtime() - idleSinceNanos_);
   idleSinceNanos_ = 0;
 
+  bool owing = false;
   for (uint32_t served = 0; served < options_.batch && watching_; served++) {
     ssize_t length = readRequest(descriptor_->number(), buffer_, capacity_);
     if (length == -EAGAIN) {
       const uint64_t since = uv_hrtime();
+      if (owing) {
+        // Promises run at the end of a burst: who waits for one of them shall not wait for the window as well.
+        owing = false;
+        listener_->onBurstEnd();
+        listener_->onBurstBegin();
+        if (!watching_) break;
+      }
       if (served > 0 && busyPoll_.windowNanos() > 0) length = pollOn(since);
       if (length == -EAGAIN) {
         idleSinceNanos_ = since;
@@ -105,7 +113,7 @@ void Channel::serve() {
       break;
     }
     counters_.requests++;
-    listener_->onRequest(static_cast<size_t>(length));
+    if (listener_->onRequest(static_cast<size_t>(length))) owing = true;
   }
   serving_ = false;
   listener_->onBurstEnd();

@@ -21,7 +21,8 @@ public:
   // Around the requests of one wake-up.
   virtual void onBurstBegin() = 0;
   virtual void onBurstEnd() = 0;
-  virtual void onRequest(size_t length) = 0;
+  // True: somebody waits for what the end of the burst will bring.
+  virtual bool onRequest(size_t length) = 0;
   // 0: the file system was unmounted. Otherwise a positive errno.
   virtual void onEnd(int error) = 0;
 

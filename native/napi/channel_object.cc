@@ -135,25 +135,30 @@ void ChannelObject::onBurstEnd() {
   handles_.reset();
 }
 
-void ChannelObject::onRequest(size_t length) {
-  call(onRequest_, static_cast<double>(length));
+bool ChannelObject::onRequest(size_t length) {
+  return call(onRequest_, static_cast<double>(length));
 }
 
 void ChannelObject::onEnd(int error) {
   call(onEnd_, error);
 }
 
-void ChannelObject::call(const Napi::FunctionReference &callback, double argument) {
+// Whether the callback returned true.
+bool ChannelObject::call(const Napi::FunctionReference &callback, double argument) {
   const Napi::Env env = Env();
   const Napi::HandleScope scope(env);
   napi_value receiver = Value();
   napi_value function = callback.Value();
   napi_value number = nullptr;
   napi_create_double(env, argument, &number);
-  const napi_status status = napi_call_function(env, receiver, function, 1, &number, nullptr);
-  if (status != napi_pending_exception) return;
+  napi_value result = nullptr;
+  const napi_status status = napi_call_function(env, receiver, function, 1, &number, &result);
+  bool isTrue = false;
+  if (status == napi_ok) return napi_get_value_bool(env, result, &isTrue) == napi_ok && isTrue;
+  if (status != napi_pending_exception) return false;
   napi_value exception = nullptr;
   if (napi_get_and_clear_last_exception(env, &exception) == napi_ok) napi_fatal_exception(env, exception);
+  return false;
 }
 
 Napi::Value ChannelObject::reply(const Napi::CallbackInfo &info) {

@@ -36,9 +36,9 @@ private:
 
   void onBurstBegin() override;
   void onBurstEnd() override;
-  void onRequest(size_t length) override;
+  bool onRequest(size_t length) override;
   void onEnd(int error) override;
-  void call(const Napi::FunctionReference &callback, double argument);
+  bool call(const Napi::FunctionReference &callback, double argument);
   void settle(uint64_t ticket, int error);
   void shut();
 

@@ -21,6 +21,32 @@ export function processOfThread(tid: number): ProcessFacts {
   }
 }
 
+/** Who asks for a lease: looked up when somebody wants to know, so that nobody has to wait for it. */
+export class Caller {
+  readonly uid: number;
+  readonly #tid: number;
+  #facts: ProcessFacts | null = null;
+
+  constructor(tid: number, uid: number) {
+    this.#tid = tid;
+    this.uid = uid;
+  }
+
+  /** As they were when first asked for; afterwards the thread may end. */
+  facts(): ProcessFacts {
+    this.#facts ??= processOfThread(this.#tid);
+    return this.#facts;
+  }
+
+  get pid(): number {
+    return this.facts().pid;
+  }
+
+  get command(): string {
+    return this.facts().command;
+  }
+}
+
 /** Supplementary groups; none if it is gone, or in a namespace that we do not see. */
 export function groupsOfThread(tid: number): number[] {
   try {

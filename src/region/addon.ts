@@ -72,13 +72,13 @@ export interface Addon {
   lockDescriptor(descriptor: number): void;
   /**
    * Watch a /dev/fuse descriptor with uv_poll. `onRequest(length)` is called on the event loop for each request, which
-   * lies in buffer[0, length) until it returns. `onEnd(errno)`: 0 when the file system was unmounted (ENODEV).
+   * lies in buffer[0, length) until it returns; true from it has promises run before the channel looks for more. `onEnd(errno)`: 0 when the file system was unmounted (ENODEV).
    */
   openChannel(
     descriptor: number,
     buffer: Uint8Array,
     options: { busyPollMicros: number; batch: number },
-    onRequest: (length: number) => void,
+    onRequest: (length: number) => unknown,
     onEnd: (errno: number) => void,
   ): Channel;
   /** ioctl(2) with a buffer that goes in and out; returns its non-negative result or throws. */

@@ -20,13 +20,19 @@ export interface ImmediateHandler {
 /** May answer later; has a request of its own. The signal is aborted when the caller was interrupted. Throws (rejects) like the other. */
 export interface WaitingHandler {
   readonly waits: true;
+  /** Answers at once, as the other kind, or returns false: then nothing has happened, and `run` does it. */
+  readonly atOnce: ((session: Session, request: Request) => boolean) | null;
   run(session: Session, request: Request, signal: AbortSignal): Promise<void>;
 }
 
 export type Handler = ImmediateHandler | WaitingHandler;
 
 const now = (run: ImmediateHandler["run"]): Handler => ({ waits: false, run });
-const later = (run: WaitingHandler["run"]): Handler => ({ waits: true, run });
+const later = (run: WaitingHandler["run"], atOnce: WaitingHandler["atOnce"] = null): Handler => ({
+  waits: true,
+  atOnce,
+  run,
+});
 
 export const handlers: (Handler | undefined)[] = [];
 
@@ -72,7 +78,7 @@ const rows: readonly (readonly [number, Handler])[] = [
   [Opcode.GETXATTR, now(xattrs.getxattr)],
   [Opcode.LISTXATTR, now(xattrs.listxattr)],
   [Opcode.REMOVEXATTR, now(xattrs.removexattr)],
-  [Opcode.IOCTL, later(ioctls.ioctl)],
+  [Opcode.IOCTL, later(ioctls.ioctl, ioctls.ioctlAtOnce)],
 ];
 
 for (const [opcode, handler] of rows) handlers[opcode] = handler;

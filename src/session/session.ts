@@ -84,6 +84,8 @@ export class Session {
   /** How often the request being run has been run before. */
   #attempt = 0;
   #answered = false;
+  /** It will be, by a promise that is under way. */
+  #later = false;
   #mediaErrors = { sinceMs: 0, count: 0 };
   readonly counting = new Counting();
 
@@ -165,7 +167,8 @@ export class Session {
     return this.#waiting.size;
   }
 
-  #receive(length: number): void {
+  /** Returns whether somebody waits for what promises are to bring. */
+  #receive(length: number): boolean {
     const request = this.#request;
     request.receivedMs = performance.now();
     try {
@@ -176,15 +179,18 @@ export class Session {
       if (request.unique !== 0n && request.row?.reply !== false) {
         this.#send(request, error.errno, this.out, 0, 0);
       }
-      return;
+      return false;
     }
     this.options.debug?.(printRequest(request));
     this.counting.received(request.opcode);
     if (request.opcode === Opcode.INTERRUPT) {
       this.#interrupt(request);
-      return;
+      return true;
     }
+    this.#answered = false;
+    this.#later = false;
     this.#run(request, 0);
+    return this.#later || !(this.#answered || request.row?.reply === false);
   }
 
   #run(request: Request, attempt: number): void {
@@ -196,7 +202,7 @@ export class Session {
     this.#enter(attempt);
     this.#answered = false;
     try {
-      if (handler.waits) {
+      if (handler.waits && handler.atOnce?.(this, request) !== true) {
         // It goes on after this turn of the event loop: it needs a request of its own.
         const own = request === this.#request ? request.clone() : request;
         handler.run(this, own, this.#wait(own)).then(
@@ -208,8 +214,10 @@ export class Session {
         );
         return;
       }
-      if (changesData.has(request.opcode)) this.#roomForOldBytes();
-      handler.run(this, request);
+      if (!handler.waits) {
+        if (changesData.has(request.opcode)) this.#roomForOldBytes();
+        handler.run(this, request);
+      }
       if (!this.#answered && request.row?.reply !== false) {
         throw new Error(`${opcodeName(request.opcode)} was not answered`);
       }
@@ -316,6 +324,7 @@ export class Session {
   /** Answer when `until` has resolved, with what `encode` then puts into `out`. The request must be its own copy. */
   replyAfter(request: Request, until: Promise<void>, encode: () => number): void {
     this.#answered = true;
+    this.#later = true;
     until.then(
       () => this.reply(request, encode()),
       (error: unknown) =>

@@ -53,6 +53,11 @@ export class Snapshots {
     return this.#copy.advance(runsMax, piecesMax);
   }
 
+  /** Null if all of these blocks are copied; else what to wait for before asking again. */
+  copying(inode: Inode, block: number, count: number): Promise<void> | null {
+    return this.#copy === null ? null : this.#copy.copying(reachable(inode, block, count));
+  }
+
   /**
    * Blocks of a file are about to be mapped directly: returns at once, or when they are copied. What the file gets from
    * then on the daemon has stored to, and so set aside.
@@ -61,7 +66,7 @@ export class Snapshots {
   async copied(inode: Inode, block: number, count: number, signal: AbortSignal): Promise<void> {
     const until = AbortSignal.any([signal, AbortSignal.timeout(GRANT_WAIT_MS)]);
     for (;;) {
-      const copying = this.#copy?.copying(reachable(inode, block, count)) ?? null;
+      const copying = this.copying(inode, block, count);
       if (copying === null) return;
       if (signal.aborted) throw new FsError("EINTR");
       if (until.aborted) throw new FsError("EAGAIN", "a snapshot of these blocks is being taken");

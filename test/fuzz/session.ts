@@ -391,7 +391,7 @@ class Served {
     this.#session = new Session(volume, {
       ...{
         uid: 0,
-        debug: false,
+        debug: null,
         warn: () => {},
         mountSource: "/region",
         mountpoint: "/mnt",

@@ -50,15 +50,16 @@ interface Frame {
 
 /** A channel on one end of a socket pair; the other end plays the kernel. */
 function pair(
-  onRequest: (text: string, channel: Channel) => void,
+  onRequest: (text: string, channel: Channel) => unknown,
   onEnd: (errno: number) => void = () => {},
+  busyPollMicros = 50,
 ) {
   const [server, kernel] = addon().socketpair();
   const buffer = new Uint8Array(4096);
   const channel: Channel = addon().openChannel(
     server,
     buffer,
-    { busyPollMicros: 50, batch: 8 },
+    { busyPollMicros, batch: 8 },
     (length) => onRequest(Buffer.from(buffer.subarray(0, length)).toString(), channel),
     onEnd,
   );
@@ -103,6 +104,30 @@ describe("a channel over a socket pair", () => {
     expect(got).toEqual(["one", "two"]);
     expect(channel.counters.requests).toBe(2);
     expect(channel.counters.wakeups).toBeGreaterThan(0);
+  });
+
+  test("promises that somebody waits for run before it looks for more", async () => {
+    const wakeups: number[] = [];
+    const { channel, send } = pair(
+      (text, channel) => {
+        wakeups.push(channel.counters.wakeups);
+        if (text !== "question") return false;
+        // Whoever asked goes on when it has its answer, which takes a turn of the promises.
+        void Promise.resolve().then(() => send("next"));
+        return true;
+      },
+      undefined,
+      200_000,
+    );
+    // Gaps that a window would have caught open one.
+    for (let sent = 1; sent <= 2; sent++) {
+      send("hello");
+      await until(() => wakeups.length === sent);
+    }
+    send("question");
+    await until(() => wakeups.length === 4);
+    expect(wakeups[3]).toBe(wakeups[2]);
+    expect(channel.counters.pollHits).toBeGreaterThan(0);
   });
 
   test("frames replies and errors as the kernel wants them", () => {

@@ -94,7 +94,7 @@ function close(session: Session, fh: number): void {
   if (lease !== null) {
     session.handles.setLease(handle, null);
     leases.end(lease);
-    touchAfterLease(session, handle.inode);
+    if (touchAfterLease(session, handle.inode)) session.invalidateAttributes(handle.inode);
   }
   session.handles.remove(fh);
   session.snapshots.closed(handle);
@@ -109,15 +109,16 @@ export function letGo(session: Session, handle: Handle): void {
   session.handles.setLease(handle, null);
   session.volume.leases.letGo(lease);
   handle.ended.push(lease);
-  touchAfterLease(session, handle.inode);
+  // At once: the file is open, since the request came through it.
+  if (touchAfterLease(session, handle.inode)) session.forgetAttributes(handle.inode);
 }
 
-/** Stores through a mapping are invisible to us: the file counts as modified when the mapping ends. */
-function touchAfterLease(session: Session, inode: Inode): void {
+/** Stores through a mapping are invisible to us: the file counts as modified when the mapping ends. Whether it does. */
+function touchAfterLease(session: Session, inode: Inode): boolean {
   const { store } = session.volume;
-  if (store.journal === null || inode.nlink === 0) return;
+  if (store.journal === null || inode.nlink === 0) return false;
   noteModification(store, inode);
-  session.invalidateAttributes(inode);
+  return true;
 }
 
 export function release(session: Session, request: Request): void {

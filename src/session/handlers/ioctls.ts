@@ -1,14 +1,15 @@
 /**
  * The ioctls of src/lease/wire.ts. Whatever comes in is a stranger's: sizes are checked against the declarations, and
- * every field before it is used. All of them may wait, so each has a request of its own.
+ * every field before it is used. Those that may have to wait have a request of their own then; a grant for which there is
+ * nothing to be done first is answered at once, because programs measure it.
  */
 import { FsError } from "../../base/errors.ts";
 import { putIoctlOut } from "../../fuse/encode.ts";
 import { IoctlIn, OpenFlag } from "../../fuse/kernel.ts";
 import type { Request } from "../../fuse/request.ts";
 import { type StructValue, viewOf } from "../../layout/struct.ts";
-import { processOfThread } from "../../lease/process.ts";
-import { remainingMs } from "../../lease/table.ts";
+import { Caller } from "../../lease/process.ts";
+import { type Lease, remainingMs } from "../../lease/table.ts";
 import * as wire from "../../lease/wire.ts";
 import { SHARED } from "../../media/group.ts";
 import { SUPERBLOCK_UUID_OFFSET } from "../../media/superblock.ts";
@@ -27,33 +28,47 @@ import { snapshot } from "./snapshot.ts";
 
 const knownCommands = new Set<number>(Object.values(wire.Ioctl));
 
-export async function ioctl(session: Session, request: Request, signal: AbortSignal): Promise<void> {
+interface Command {
+  readonly cmd: number;
+  readonly handle: Handle;
+  readonly payload: Uint8Array;
+}
+
+function commandOf(session: Session, request: Request): Command {
   const { cmd, fh, inSize, outSize } = request.body(IoctlIn);
   const handle = session.handles.get(fh);
   const expectedIn = (cmd >>> 30) & 1 ? (cmd >>> 16) & 0x3fff : 0;
   const expectedOut = (cmd >>> 31) & 1 ? (cmd >>> 16) & 0x3fff : 0;
   if (!knownCommands.has(cmd)) throw new FsError("ENOTTY");
   if (inSize !== expectedIn || outSize < expectedOut) throw new FsError("EINVAL", "ioctl sizes");
-  const payload = request.data();
+  return { cmd, handle, payload: request.data() };
+}
+
+function replyIoctl(session: Session, request: Request, reply: Uint8Array | null): void {
+  const at = putIoctlOut(session.outView, 0, 0);
+  if (reply !== null) session.out.set(reply, at);
+  session.reply(request, at + (reply?.length ?? 0));
+}
+
+/** Answer what needs not wait for anything. False: nothing has been done, and ioctl() has to do it. */
+export function ioctlAtOnce(session: Session, request: Request): boolean {
+  const { cmd, handle, payload } = commandOf(session, request);
   let reply: Uint8Array | null = null;
   switch (cmd) {
+    case wire.Ioctl.GRANT: {
+      const wish = grantWish(session, handle, payload);
+      if (!isReady(session, handle.inode, wish)) return false;
+      replyGranted(session, request, makeLease(session, request, handle, wish));
+      return true;
+    }
+    case wire.Ioctl.EXTENTS:
+      replyExtents(session, request, fileOf(handle), payload);
+      return true;
     case wire.Ioctl.REGION:
       reply = region(session);
       break;
-    case wire.Ioctl.EXTENTS:
-      reply = extents(session, fileOf(handle), payload);
-      break;
-    case wire.Ioctl.GRANT:
-      reply = await grant(session, request, handle, payload, signal);
-      break;
     case wire.Ioctl.END:
       end(session, handle, payload);
-      break;
-    case wire.Ioctl.PREPARE:
-      await prepareRange(session, handle, payload, signal);
-      break;
-    case wire.Ioctl.DEFRAG:
-      await defrag(session, handle, payload, signal);
       break;
     case wire.Ioctl.WATCH:
       watch(session, handle, payload);
@@ -63,6 +78,26 @@ export async function ioctl(session: Session, request: Request, signal: AbortSig
       break;
     case wire.Ioctl.OFFER:
       reply = offer(session, handle);
+      break;
+    default:
+      return false;
+  }
+  replyIoctl(session, request, reply);
+  return true;
+}
+
+export async function ioctl(session: Session, request: Request, signal: AbortSignal): Promise<void> {
+  const { cmd, handle, payload } = commandOf(session, request);
+  let reply: Uint8Array | null = null;
+  switch (cmd) {
+    case wire.Ioctl.GRANT:
+      await grant(session, request, handle, payload, signal);
+      return;
+    case wire.Ioctl.PREPARE:
+      await prepareRange(session, handle, payload, signal);
+      break;
+    case wire.Ioctl.DEFRAG:
+      await defrag(session, handle, payload, signal);
       break;
     case wire.Ioctl.CLONE:
       await clone(session, request, handle, payload, signal);
@@ -74,9 +109,7 @@ export async function ioctl(session: Session, request: Request, signal: AbortSig
       reply = await control(session, request, payload, signal);
       break;
   }
-  const at = putIoctlOut(session.outView, 0, 0);
-  if (reply !== null) session.out.set(reply, at);
-  session.reply(request, at + (reply?.length ?? 0));
+  replyIoctl(session, request, reply);
 }
 
 function fileOf(handle: Handle): Inode {
@@ -132,19 +165,21 @@ function mapEnd(session: Session, inode: Inode): bigint {
   return BigInt(blocks) << store.blockShift;
 }
 
-/** The pieces of the file's map in [offset, to), as many as fit, behind a header that says what they are. */
-function describe(
+/** Answer with the pieces of the file's map in [offset, to), as many as fit, behind a header that says what they are. */
+function replyMap(
   session: Session,
+  request: Request,
   inode: Inode,
   offset: bigint,
   to: bigint,
   rest: Partial<MapRequest>,
-): Uint8Array {
+): void {
   const { store } = session.volume;
   const limit = mapEnd(session, inode);
   const end = to < limit ? to : limit;
-  const out = Buffer.alloc(wire.WIRE_MAP_BYTES);
-  const view = viewOf(out);
+  const view = session.outView;
+  const at = putIoctlOut(view, 0, 0);
+  const extentsAt = at + wire.WireMap.size;
   const map = inode.extents;
   let count = 0;
   let block = Number(offset >> store.blockShift);
@@ -158,7 +193,7 @@ function describe(
       piece.count = same;
       if (references < 2) state = wire.ExtentState.WRITTEN;
     }
-    wire.WireExtent.encode(view, wire.WireMap.size + count * wire.WireExtent.size, {
+    wire.WireExtent.encode(view, extentsAt + count * wire.WireExtent.size, {
       offset: BigInt(block) << store.blockShift,
       physical: piece.state === 0 ? 0 : piece.physical * store.blockBytes,
       length: BigInt(piece.count) << store.blockShift,
@@ -167,7 +202,7 @@ function describe(
     count += 1;
     block += piece.count;
   }
-  wire.WireMap.encode(view, 0, {
+  wire.WireMap.encode(view, at, {
     version: wire.WIRE_VERSION,
     ...rest,
     count,
@@ -179,7 +214,8 @@ function describe(
     inode: inode.ino,
     mapBytes: limit,
   });
-  return out;
+  // What lies behind the last extent need not be sent.
+  session.reply(request, extentsAt + count * wire.WireExtent.size);
 }
 
 /** Offset and length of a range in the file, checked against overflow. Length 0 means up to the end of the file's map. */
@@ -189,23 +225,18 @@ function checkRange(offset: bigint, length: bigint): void {
   }
 }
 
-function extents(session: Session, inode: Inode, payload: Uint8Array): Uint8Array {
+function replyExtents(session: Session, request: Request, inode: Inode, payload: Uint8Array): void {
   const { store } = session.volume;
   const wish = decode(wire.WireMap, payload);
   checkRange(wish.offset, wish.length);
   const from = (wish.offset >> store.blockShift) << store.blockShift;
-  return describe(session, inode, from, wish.offset + wish.length, {});
+  replyMap(session, request, inode, from, wish.offset + wish.length, {});
 }
 
-async function grant(
-  session: Session,
-  request: Request,
-  handle: Handle,
-  payload: Uint8Array,
-  signal: AbortSignal,
-): Promise<Uint8Array> {
-  const { store, leases } = session.volume;
-  const inode = fileOf(handle);
+/** What is asked for, and may be. */
+function grantWish(session: Session, handle: Handle, payload: Uint8Array): MapRequest {
+  const { store } = session.volume;
+  fileOf(handle);
   const wish = decode(wire.WireMap, payload);
   checkRange(wish.offset, wish.length);
   if (store.journal === null) throw new FsError("EOPNOTSUPP", "mounted read-only");
@@ -218,6 +249,31 @@ async function grant(
   if ((wish.flags & wire.LeaseFlag.SYNC) !== 0 && store.region.facts.granularity !== "cacheline") {
     throw new FsError("EOPNOTSUPP", "MAP_SYNC: a CPU flush does not make stores to this region durable");
   }
+  return wish;
+}
+
+/** Nothing has to be prepared, written back, dropped or made durable before the range may be leased. */
+function isReady(session: Session, inode: Inode, wish: MapRequest): boolean {
+  const { store } = session.volume;
+  const block = Number(wish.offset >> store.blockShift);
+  const count = blocksFor(store, wish.length);
+  const prepares = (wish.flags & wire.LeaseFlag.PREPARE) !== 0;
+  if (prepares ? inode.extents?.isWritten(block, count) !== true : anyShared(inode, block, count))
+    return false;
+  if (session.snapshots.copying(inode, block, count) !== null) return false;
+  return !session.mayBeCached(inode) && inode.mapLsn <= (store.journal?.durableLsn ?? -1);
+}
+
+async function grant(
+  session: Session,
+  request: Request,
+  handle: Handle,
+  payload: Uint8Array,
+  signal: AbortSignal,
+): Promise<void> {
+  const { store } = session.volume;
+  const inode = handle.inode;
+  const wish = grantWish(session, handle, payload);
   if ((wish.flags & wire.LeaseFlag.PREPARE) !== 0) {
     await prepareBlocks(session, inode, wish.offset, wish.offset + wish.length, signal);
   }
@@ -232,7 +288,7 @@ async function grant(
   if (session.mayBeCached(inode)) await session.invalidate(inode, wish.offset, wish.length);
   // From the grant on, a CPU flush alone must make data durable: what locates the blocks has to be durable first.
   // Only this file's own map counts, or a busy neighbour could hold the grant up for ever.
-  while (inode.mapLsn > store.journal.durableLsn) {
+  while (inode.mapLsn > store.writable().durableLsn) {
     await store.sync();
     if (signal.aborted) throw new FsError("EINTR");
   }
@@ -241,9 +297,22 @@ async function grant(
   // Storing into shared blocks would change other files.
   if (anyShared(inode, block, count))
     throw new FsError("EPERM", "blocks are shared: prepare the range first");
-  // Looked at last, with nothing awaited before the lease is noted: of two requests at a time one gets it.
+  const lease = makeLease(session, request, handle, wish);
+  // No page of the range may stay in the page cache, whatever came meanwhile; new ones are refused from now on, because
+  // the lease is in the table.
+  if (session.mayBeCached(inode)) await session.invalidate(inode, wish.offset, wish.length);
+  replyGranted(session, request, lease);
+}
+
+/** With nothing awaited between the last look at the range and this. */
+function makeLease(session: Session, request: Request, handle: Handle, wish: MapRequest): Lease {
+  const { store, leases } = session.volume;
+  const { inode } = handle;
+  const block = Number(wish.offset >> store.blockShift);
+  const count = blocksFor(store, wish.length);
+  // Of two requests at a time one gets it.
   if (handle.lease !== null) throw new FsError("EBUSY", "this open file has a lease already");
-  const facts = processOfThread(request.pid);
+  const holder = new Caller(request.pid, request.uid);
   const lease = leases.grant({
     inode,
     kind: wish.kind,
@@ -253,17 +322,20 @@ async function grant(
     block,
     count,
     blockBytes: store.blockBytes,
-    holder: { pid: facts.pid, uid: request.uid, command: facts.command },
+    holder,
   });
+  // When the holder has its answer: it waits for no more than it has to.
+  setImmediate(() => holder.facts());
   session.handles.setLease(handle, lease);
   session.volume.directStores.note(inode, block, count);
-  // No page of the range may stay in the page cache, whatever came meanwhile; new ones are refused from now on, because
-  // the lease is in the table.
-  if (session.mayBeCached(inode)) await session.invalidate(inode, wish.offset, wish.length);
+  return lease;
+}
+
+function replyGranted(session: Session, request: Request, lease: Lease): void {
   lease.settled = true;
-  return describe(session, inode, wish.offset, wish.offset + wish.length, {
+  replyMap(session, request, lease.inode, lease.offset, lease.offset + lease.length, {
     kind: lease.kind === "seal" ? wire.LeaseKind.SEAL : wire.LeaseKind.BREAKABLE,
-    flags: wish.flags,
+    flags: lease.flags,
     leaseId: lease.id,
   });
 }
