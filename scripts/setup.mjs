@@ -91,8 +91,10 @@ function ensureSystemPackages() {
     );
   }
   const env = { ...process.env, DEBIAN_FRONTEND: "noninteractive" };
-  run("apt-get", ["update", "-q"], { env });
-  run("apt-get", install, { env });
+  // A machine that has just been started may be updating itself.
+  const patient = ["-o", "DPkg::Lock::Timeout=600"];
+  run("apt-get", [...patient, "update", "-q"], { env });
+  run("apt-get", [...patient, ...install], { env });
 }
 
 /** Mounting as an ordinary user needs what udev sets up everywhere but on a bare machine. */
