@@ -14,6 +14,7 @@ import {
   FILE_BYTES_MAX,
   FILE_TYPES,
   isEntryName,
+  MODE_MAX,
   NSEC_PER_SEC,
   S_IFDIR,
   S_IFMT,
@@ -81,7 +82,7 @@ export class Draft implements RecordSink {
     const place = `inode ${fields.ino}`;
     const good = { ...fields };
     const before = inode.fields;
-    if (!FILE_TYPES.has(fields.mode & S_IFMT) || fields.mode > 0o177777) {
+    if (!FILE_TYPES.has(fields.mode & S_IFMT) || fields.mode > MODE_MAX) {
       this.#bad(`${place}: mode`, "a file type", fields.mode.toString(8), "a regular file, mode 600");
       good.mode = S_IFREG | 0o600;
     } else if (before !== null && (before.mode & S_IFMT) !== (fields.mode & S_IFMT)) {

@@ -2,7 +2,7 @@
 import { now, type Timestamp } from "../base/clock.ts";
 import { FsError } from "../base/errors.ts";
 import { ACL_ACCESS, ACL_DEFAULT, afterChmod, checkList, withAccess } from "./acl.ts";
-import { fieldsOf, type Inode, S_IFMT, S_ISGID, S_ISUID, S_IXGRP } from "./inode.ts";
+import { fieldsOf, type Inode, NSEC_PER_SEC, S_IFMT, S_ISGID, S_ISUID, S_IXGRP } from "./inode.ts";
 import type { Store } from "./store.ts";
 
 export const XATTR_NAME_MAX = 255;
@@ -35,7 +35,12 @@ export function withoutPrivileges(mode: number, kill: Kill): number {
   return (mode & S_IXGRP) !== 0 || kill === "stranger" ? left & ~S_ISGID : left;
 }
 
+/** @throws FsError EINVAL (nanoseconds out of range: a second has 10^9 of them); as Store.begin() */
 export function changeAttributes(store: Store, inode: Inode, change: AttributeChange): void {
+  for (const wish of [change.atime, change.mtime, change.ctime]) {
+    if (wish !== undefined && wish.nsec >= NSEC_PER_SEC)
+      throw new FsError("EINVAL", `${wish.nsec} nanoseconds`);
+  }
   const time = change.ctime ?? now();
   const fields = fieldsOf(inode);
   fields.ctimeSec = time.sec;

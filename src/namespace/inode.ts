@@ -20,6 +20,8 @@ export const FILE_TYPES: ReadonlySet<number> = new Set([
   ...[S_IFSOCK, S_IFLNK, S_IFREG, S_IFBLK, S_IFDIR, S_IFCHR, S_IFIFO],
 ]);
 
+/** Type and permissions, all bits. */
+export const MODE_MAX = 0o177777;
 export const NAME_BYTES_MAX = 255;
 export const SYMLINK_BYTES_MAX = 4095;
 export const LINK_MAX = 65000;

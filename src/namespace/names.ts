@@ -12,9 +12,11 @@ import { ROOT_INO } from "../media/mkfs.ts";
 import { ACL_ACCESS, ACL_DEFAULT, inherited } from "./acl.ts";
 import type { Dentry, Directory } from "./directory.ts";
 import {
+  FILE_TYPES,
   fieldsOf,
   type Inode,
   LINK_MAX,
+  MODE_MAX,
   NAME_BYTES_MAX,
   S_IFDIR,
   S_IFLNK,
@@ -136,6 +138,10 @@ function newInode(
     throw new FsError(target.length === 0 ? "ENOENT" : "ENAMETOOLONG");
   }
   const type = mode & S_IFMT;
+  // A caller of mknod(2) could ask for anything, were the kernel not there.
+  if (!FILE_TYPES.has(type) || mode > MODE_MAX || (type === S_IFLNK) !== (target !== null)) {
+    throw new FsError("EINVAL", `mode ${mode.toString(8)}`);
+  }
   const time = now();
   const ino = store.state.nextIno;
   if (ino >= COUNTER_MAX) throw new FsError("ENOSPC", "no inode number is left");

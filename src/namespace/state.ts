@@ -35,6 +35,7 @@ import {
   Inode,
   isEntryName,
   LINK_MAX,
+  MODE_MAX,
   NSEC_PER_SEC,
   S_IFDIR,
   S_IFLNK,
@@ -104,7 +105,7 @@ export class State implements RecoverySink, Snapshot {
     };
     const type = fields.mode & S_IFMT;
     if (fields.ino === 0 || fields.ino >= COUNTER_MAX) bad("number", `1 to ${COUNTER_MAX - 1}`, fields.ino);
-    if (!FILE_TYPES.has(type) || fields.mode > 0o177777) bad("mode", "a file type", fields.mode.toString(8));
+    if (!FILE_TYPES.has(type) || fields.mode > MODE_MAX) bad("mode", "a file type", fields.mode.toString(8));
     if (fields.size > FILE_BYTES_MAX) bad("size", `at most ${FILE_BYTES_MAX}`, fields.size);
     if (fields.nlink > LINK_MAX + 1 && type !== S_IFDIR)
       bad("link count", `at most ${LINK_MAX}`, fields.nlink);
