@@ -7,7 +7,9 @@
  */
 #include "internal.h"
 
+#include <stdlib.h>
 #include <string.h>
+#include <sys/utsname.h>
 
 #include "syscall.h"
 
@@ -208,37 +210,44 @@ static int reserve(uintptr_t start, size_t length, int how) {
   return raw_failed(result) ? (int)result : 0;
 }
 
+/* Whether a refused mremap leaves the target as it was: since Linux 6.17 it looks before it unmaps. */
+static bool refusal_keeps_target(void) {
+  struct utsname kernel;
+  if (uname(&kernel) != 0) return false;
+  char *end = NULL;
+  unsigned long major = strtoul(kernel.release, &end, 10);
+  unsigned long minor = *end == '.' ? strtoul(end + 1, NULL, 10) : 0;
+  return major > 6 || (major == 6 && minor >= 17);
+}
+
 /*
  * Move memory onto a reservation. The program's mprotect may have split it into several VMAs, which mremap
- * refuses with EFAULT (before 6.17): halve until each part lies in one. A refused mremap may have unmapped
- * the target already, so the reservation is renewed; whoever took the place in between keeps it, and the move
- * fails. *moved counts bytes.
+ * refuses with EFAULT (before 6.17, and for device-dax since then): halve until each part lies in one; they are
+ * multiples of `unit`. An older kernel has unmapped the target by then, so the reservation is renewed; whoever
+ * took the place in between keeps it, and the move fails. *moved counts bytes.
  */
-static int move_memory(uintptr_t from, size_t length, uintptr_t to, size_t *moved) {
+static int move_memory(uintptr_t from, size_t length, uintptr_t to, size_t unit, size_t *moved) {
   long result = raw_mremap(from, length, length, MREMAP_MAYMOVE | MREMAP_FIXED, to);
   if (!raw_failed(result)) {
     *moved += length;
     return 0;
   }
-  if (result != -EFAULT || length <= page_bytes()) return (int)result;
-  int error = reserve(to, length, MAP_FIXED_NOREPLACE);
-  if (error != 0 && error != -EEXIST) return error;
-  if (error == -EEXIST) {
-    /* Either the kernel left the target alone, or somebody is in it: ours is the one that is PROT_NONE and
-     * private, and asking which would be a race again. Refuse rather than overwrite. */
-    return -ENOMEM;
-  }
-  size_t half = round_up(length / 2, page_bytes());
-  error = move_memory(from, half, to, moved);
-  if (error == 0) error = move_memory(from + half, length - half, to + half, moved);
+  if (result != -EFAULT || length <= unit) return (int)result;
+  int error = refusal_keeps_target() ? 0 : reserve(to, length, MAP_FIXED_NOREPLACE);
+  /* Somebody is in it: refuse rather than overwrite. */
+  if (error != 0) return error == -EEXIST ? -ENOMEM : error;
+  size_t half = round_up(length / 2, unit);
+  error = move_memory(from, half, to, unit, moved);
+  if (error == 0) error = move_memory(from + half, length - half, to + half, unit, moved);
   return error;
 }
 
 /* A hole cannot be moved (mremap drops the userfaultfd registration): make it there, drop it here. */
-static int move_piece(enum piece_state state, uintptr_t from, size_t length, uintptr_t to, int prot,
-                      size_t *moved) {
-  if (state != PIECE_HOLE) return move_memory(from, length, to, moved);
-  int error = hole_place(to, length, prot, MAP_FIXED);
+static int move_piece(enum piece_state state, uintptr_t from, size_t length, uintptr_t to,
+                      const struct mapping *mapping, size_t *moved) {
+  size_t unit = state == PIECE_DIRECT ? mapping->map_alignment : page_bytes();
+  if (state != PIECE_HOLE) return move_memory(from, length, to, unit, moved);
+  int error = hole_place(to, length, mapping->prot, MAP_FIXED);
   if (error != 0) return error;
   raw_munmap(from, length);
   *moved += length;
@@ -282,7 +291,7 @@ static int move_range(const struct remap_request *remap, size_t length, struct m
     }
     for (size_t at = 0; at < count && error == 0; at++) {
       error = move_piece((enum piece_state)run[at].state, run[at].start - new + old,
-                         run[at].end - run[at].start, run[at].start, mapping->prot, &moved);
+                         run[at].end - run[at].start, run[at].start, mapping, &moved);
     }
   }
   if (error == 0) {
@@ -292,8 +301,8 @@ static int move_range(const struct remap_request *remap, size_t length, struct m
     for (size_t at = 0; at < count && moved > 0; at++) { /* put back what moved */
       size_t part = run[at].end - run[at].start < moved ? run[at].end - run[at].start : moved;
       size_t returned = 0;
-      move_piece((enum piece_state)run[at].state, run[at].start, part, run[at].start - new + old,
-                 mapping->prot, &returned);
+      move_piece((enum piece_state)run[at].state, run[at].start, part, run[at].start - new + old, mapping,
+                 &returned);
       moved -= part;
     }
     raw_munmap(new, length);
