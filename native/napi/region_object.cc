@@ -99,6 +99,7 @@ RegionObject::RegionObject(const Napi::CallbackInfo &info)
   description.Set("kind", kindName(facts.kind));
   description.Set("sizeBytes", static_cast<double>(facts.sizeBytes));
   description.Set("mapSync", facts.mapSync);
+  description.Set("dax", facts.dax);
   description.Set("mapAlignmentBytes", static_cast<double>(facts.mapAlignmentBytes));
   description.Set("mapSyncRefusal", facts.mapSyncRefusal);
   description.Set("device", Napi::BigInt::New(env, facts.device));

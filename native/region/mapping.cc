@@ -10,11 +10,15 @@
 #include <cstring>
 #include <fcntl.h>
 #include <linux/fs.h>
+#include <linux/magic.h>
+#include <linux/stat.h>
 #include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #ifndef MAP_SHARED_VALIDATE
@@ -27,7 +31,22 @@
 namespace mapdirect {
 namespace {
 
-const char *whyNoMapSync(RegionKind kind, int failure) {
+// Whether a mapping of this file bypasses the page cache, whatever made it so: a mount option or a flag of the inode.
+bool isDaxFile(int descriptor) {
+#if defined(STATX_ATTR_DAX) && defined(SYS_statx)
+  struct statx status {};
+  if (syscall(SYS_statx, descriptor, "", AT_EMPTY_PATH, 0u, &status) != 0) return false;
+  return (status.stx_attributes & STATX_ATTR_DAX) != 0;
+#else
+  (void)descriptor;
+  return false;
+#endif
+}
+
+const char *whyNoMapSync(RegionKind kind, bool dax, int failure) {
+  if (failure == EOPNOTSUPP && kind == RegionKind::file && dax)
+    return "EOPNOTSUPP: the file is mapped directly, but its device is flushed by the host alone, as "
+           "virtio-pmem is";
   if (failure == EOPNOTSUPP && kind == RegionKind::file)
     return "EOPNOTSUPP: the file does not lie on a file system mounted with DAX, or its device cannot do it";
   if (failure == EOPNOTSUPP && kind == RegionKind::block)
@@ -101,6 +120,13 @@ int Mapping::inspect(const char *&step) {
     info_.sizeBytes = static_cast<uint64_t>(status.st_size);
     info_.device = status.st_dev;
     info_.inode = status.st_ino;
+    info_.dax = isDaxFile(descriptor_);
+    step = "fstatfs";
+    struct statfs filesystem;
+    if (fstatfs(descriptor_, &filesystem) != 0) return -errno;
+    // Its files are mapped by whole huge pages, and the statfs block is one.
+    if (filesystem.f_type == HUGETLBFS_MAGIC)
+      info_.mapAlignmentBytes = static_cast<uint64_t>(filesystem.f_bsize);
     return 0;
   }
   info_.device = status.st_rdev;
@@ -117,6 +143,7 @@ int Mapping::inspect(const char *&step) {
   if (const int failure = readDevdaxFacts(status.st_rdev, facts); failure != 0) return failure;
   info_.sizeBytes = facts.sizeBytes;
   info_.mapAlignmentBytes = facts.alignmentBytes;
+  info_.dax = true;
   return 0;
 }
 
@@ -130,7 +157,7 @@ int Mapping::map(const RegionOptions &options, const char *&step) {
     if (base != MAP_FAILED)
       info_.mapSync = true;
     else
-      info_.mapSyncRefusal = whyNoMapSync(info_.kind, errno);
+      info_.mapSyncRefusal = whyNoMapSync(info_.kind, info_.dax, errno);
   } else {
     info_.mapSyncRefusal = "not asked for";
   }

@@ -30,6 +30,7 @@ struct RegionInfo {
   RegionKind kind;
   uint64_t sizeBytes;
   uint64_t mapAlignmentBytes;
+  bool dax; // a mapping bypasses the page cache
   bool mapSync;
   std::string mapSyncRefusal; // empty when granted
   uint64_t device;            // st_dev of a file, st_rdev of a device

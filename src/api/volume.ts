@@ -1,5 +1,5 @@
 /** Making and mounting volumes from a program. The daemon is a process of its own, as with `mapdirect mount`. */
-import { DEFAULT_BLOCK_SIZE_BYTES, type Formatted, formatRegion } from "../daemon/format.ts";
+import { type Formatted, formatRegion } from "../daemon/format.ts";
 import { lockHolder } from "../daemon/mounts.ts";
 import { parseMountOptions } from "../daemon/options.ts";
 import { inUse } from "../daemon/run.ts";
@@ -9,7 +9,7 @@ import { unmountAndWait } from "../daemon/stop.ts";
 export interface MkfsOptions {
   /** Size of a file that does not exist yet; 1 GiB. With `force` an existing file grows to it. */
   readonly sizeBytes?: number;
-  /** Allocation unit: a power of two from 4096, which is the default. */
+  /** Allocation unit: a power of two from 4096; by default that, or what the region's mappings need. */
   readonly blockSizeBytes?: number;
   /** At most 64 bytes. */
   readonly label?: string;
@@ -22,7 +22,7 @@ export interface MkfsOptions {
  * @throws Error whose message says what, why, and what to do.
  */
 export function mkfs(region: string, options: MkfsOptions = {}): Promise<Formatted> {
-  const { sizeBytes, blockSizeBytes = DEFAULT_BLOCK_SIZE_BYTES, label = "", force = false } = options;
+  const { sizeBytes, blockSizeBytes, label = "", force = false } = options;
   return formatRegion(region, { sizeBytes, blockSizeBytes, label, force });
 }
 

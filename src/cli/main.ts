@@ -14,6 +14,7 @@ import { packageRoot } from "../region/addon.ts";
 import { checkCommand } from "./commands/check.ts";
 import { cloneCommand } from "./commands/clone.ts";
 import { defragCommand } from "./commands/defrag.ts";
+import { doctorCommand } from "./commands/doctor.ts";
 import { dumpCommand } from "./commands/dump.ts";
 import { extentsCommand } from "./commands/extents.ts";
 import { FsckExit, fsckCommand } from "./commands/fsck.ts";
@@ -54,6 +55,7 @@ Examples:
     mountCommand(),
     unmountCommand(),
     infoCommand(),
+    doctorCommand(),
     extentsCommand(),
     leasesCommand(),
     prepareCommand(),

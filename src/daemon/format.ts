@@ -10,12 +10,12 @@ import { lockHolder, readMounts } from "./mounts.ts";
 import { inUse, openRegionOrExplain } from "./run.ts";
 
 export const DEFAULT_SIZE_BYTES = 1024 ** 3;
-export const DEFAULT_BLOCK_SIZE_BYTES = 4096;
 
 export interface FormatRequest {
   /** Of a new file; an existing one grows to it, with `force`. */
   readonly sizeBytes?: number | undefined;
-  readonly blockSizeBytes: number;
+  /** What the region's mappings need, or 4096, if left out. */
+  readonly blockSizeBytes?: number | undefined;
   readonly label: string;
   /** Overwrite what the region holds. */
   readonly force: boolean;
@@ -25,6 +25,7 @@ export interface Formatted {
   /** Absolute. */
   readonly region: string;
   readonly sizeBytes: number;
+  readonly blockSizeBytes: number;
 }
 
 /** @throws Failure, which says what to do. */
@@ -103,13 +104,13 @@ async function format(file: string, request: FormatRequest): Promise<Formatted> 
         );
       }
     }
-    await makeFileSystem(region, {
+    const blockSizeBytes = await makeFileSystem(region, {
       label: request.label,
       blockSizeBytes: request.blockSizeBytes,
       uid: process.getuid?.() ?? 0,
       gid: process.getgid?.() ?? 0,
     });
-    return { region: file, sizeBytes: region.facts.sizeBytes };
+    return { region: file, sizeBytes: region.facts.sizeBytes, blockSizeBytes };
   } finally {
     region.close();
   }

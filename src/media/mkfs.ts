@@ -23,13 +23,14 @@ import {
 import { judgeCopy, type SuperblockValue } from "./superblock.ts";
 
 export const ROOT_INO = 1;
+const DEFAULT_BLOCK_SIZE_BYTES = 4096;
 const S_IFDIR = 0o040000;
 
 export interface MkfsOptions {
   /** At most 64 bytes of UTF-8. */
   readonly label: string;
-  /** Allocation unit: a power of two, 4096 to 2 MiB, at least the region's mapping alignment. */
-  readonly blockSizeBytes: number;
+  /** Allocation unit: a power of two, 4096 to 2 MiB, at least the region's mapping alignment; that or 4096 if left out. */
+  readonly blockSizeBytes?: number | undefined;
   /** 16 bytes; random if left out. */
   readonly uuid?: Uint8Array;
   /** Owner of the root directory. */
@@ -49,16 +50,23 @@ export function leastVolumeBytes(segmentBytes: number): number {
   return Math.max(REGION_BYTES_MIN, segmentBytes * 32);
 }
 
-/** @throws FsError EINVAL with the reason. Everything that the region held is lost. */
-export async function makeFileSystem(region: Region, options: MkfsOptions): Promise<void> {
-  const blockBytes = options.blockSizeBytes;
+/** Returns the block size, bytes. @throws FsError EINVAL with the reason. Everything that the region held is lost. */
+export async function makeFileSystem(region: Region, options: MkfsOptions): Promise<number> {
+  const { mapAlignmentBytes } = region.facts;
+  if (mapAlignmentBytes > BLOCK_BYTES_MAX) {
+    throw new FsError(
+      "EINVAL",
+      `this region can be mapped in units of ${mapAlignmentBytes} bytes only, and blocks have at most ${BLOCK_BYTES_MAX}: give the device an alignment of 2 MiB or 4 KiB`,
+    );
+  }
+  const blockBytes = options.blockSizeBytes ?? Math.max(DEFAULT_BLOCK_SIZE_BYTES, mapAlignmentBytes);
   if ((blockBytes & (blockBytes - 1)) !== 0 || blockBytes < BLOCK_BYTES_MIN || blockBytes > BLOCK_BYTES_MAX) {
     throw new FsError("EINVAL", `block size ${blockBytes}: a power of two from 4096 to 2097152 is needed`);
   }
-  if (blockBytes < region.facts.mapAlignmentBytes) {
+  if (blockBytes < mapAlignmentBytes) {
     throw new FsError(
       "EINVAL",
-      `block size ${blockBytes}: this region can be mapped in units of ${region.facts.mapAlignmentBytes} bytes only; use --block-size ${region.facts.mapAlignmentBytes}`,
+      `block size ${blockBytes}: this region can be mapped in units of ${mapAlignmentBytes} bytes only; use --block-size ${mapAlignmentBytes}`,
     );
   }
   if (new TextEncoder().encode(options.label).length > 64) {
@@ -152,6 +160,7 @@ export async function makeFileSystem(region: Region, options: MkfsOptions): Prom
     reserved: new Uint8Array(280),
   };
   await checkpoint.finish(superblock, true);
+  return blockBytes;
 }
 
 function randomUuid(): Uint8Array {

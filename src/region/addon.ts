@@ -10,6 +10,8 @@ import { fileURLToPath } from "node:url";
 export interface NativeRegionInfo {
   kind: "file" | "block" | "devdax";
   sizeBytes: number;
+  /** A mapping bypasses the page cache: a DAX device, or a file on a DAX file system. */
+  dax: boolean;
   mapSync: boolean;
   mapAlignmentBytes: number;
   /** Why MAP_SYNC was not granted, "" when it was. */

@@ -7,6 +7,7 @@ import { resolve } from "node:path";
 import { Errno } from "../base/errno.ts";
 import { FsError } from "../base/errors.ts";
 import { addon, type NativeRegion, type NativeRegionInfo } from "./addon.ts";
+import { describeBacking, fileSystemOf } from "./backing.ts";
 import { MappedRegion } from "./native-region.ts";
 import type { RegionFacts } from "./region.ts";
 
@@ -44,11 +45,14 @@ function describe(path: string, info: NativeRegionInfo, assumePmem: boolean): Re
   const found = info.kind === "devdax" || info.mapSync;
   const assumed = !found && assumePmem;
   const fallbacks: string[] = [];
+  const backing = describeBacking(path, info);
   if (!info.mapSync) {
     const effect =
       info.kind === "devdax"
         ? "a CPU flush makes stores durable all the same: a device-dax mapping has no file system behind it"
-        : "stores become durable by msync";
+        : backing.volatile
+          ? "nothing here is durable"
+          : "stores become durable by msync";
     fallbacks.push(`no MAP_SYNC (${info.mapSyncRefusal}): ${assumed ? "see below" : effect}`);
   }
   if (assumed) {
@@ -58,6 +62,9 @@ function describe(path: string, info: NativeRegionInfo, assumePmem: boolean): Re
     path,
     kind: info.kind,
     sizeBytes: info.sizeBytes,
+    found: backing.found,
+    means: backing.means,
+    dax: info.dax,
     granularity: found || assumed ? "cacheline" : "page",
     mapSync: info.mapSync,
     assumed,
@@ -138,7 +145,9 @@ function explain(error: unknown, path: string, readOnly: boolean): Error {
     case Errno.ENOMEM:
       return new FsError(
         "ENOMEM",
-        `region ${path} does not fit into this process's address space (ulimit -v)`,
+        fileSystemOf(path) === "hugetlbfs"
+          ? `region ${path}: there are not enough free huge pages: give the kernel more (sysctl vm.nr_hugepages)`
+          : `region ${path} does not fit into this process's address space (ulimit -v)`,
       );
     default:
       return error;

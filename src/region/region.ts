@@ -20,6 +20,11 @@ export interface RegionFacts {
   readonly path: string;
   readonly kind: RegionKindName;
   readonly sizeBytes: number;
+  /** What was found, in words, and what that means for who maps files: see backing.ts. */
+  readonly found: string;
+  readonly means: string;
+  /** A mapping bypasses the page cache. */
+  readonly dax: boolean;
   readonly granularity: Granularity;
   /** The mapping was made with MAP_SYNC (DAX): flushing CPU caches makes even a new page table entry durable. */
   readonly mapSync: boolean;

@@ -4,7 +4,7 @@ import { type LeasePolicy, LeaseTable } from "../lease/table.ts";
 import { FORMAT_VERSION } from "../media/format.ts";
 import { formatUuid } from "../media/mkfs.ts";
 import { Store } from "../namespace/store.ts";
-import type { Region } from "../region/region.ts";
+import type { Granularity, Region, RegionKindName } from "../region/region.ts";
 import { DirectStores } from "./direct-stores.ts";
 
 export interface VolumeOptions extends LeasePolicy {
@@ -29,9 +29,13 @@ export interface VolumeInfo {
   readonly read_only: string | null;
   readonly region: {
     readonly path: string;
-    readonly kind: string;
+    readonly kind: RegionKindName;
+    /** What it lies on, and what that means for mappings, in words. */
+    readonly found: string;
+    readonly means: string;
     readonly size: number;
-    readonly granularity: string;
+    readonly granularity: Granularity;
+    readonly dax: boolean;
     readonly map_sync: boolean;
     readonly assumed: boolean;
     readonly map_alignment: number;
@@ -141,8 +145,11 @@ export class Volume {
       region: {
         path: facts.path,
         kind: facts.kind,
+        found: facts.found,
+        means: facts.means,
         size: facts.sizeBytes,
         granularity: facts.granularity,
+        dax: facts.dax,
         map_sync: facts.mapSync,
         assumed: facts.assumed,
         map_alignment: facts.mapAlignmentBytes,

@@ -14,6 +14,7 @@ const COMMANDS = [
   "mount",
   "unmount",
   "info",
+  "doctor",
   "extents",
   "leases",
   "prepare",

@@ -199,6 +199,17 @@ describe("mkfs", () => {
     );
     const region = MemoryRegion.blank(64 * MIB, { mapAlignmentBytes: 2 * MIB });
     await expect(makeFileSystem(region, { ...options, label: "" })).rejects.toThrow(/--block-size 2097152/);
+    const wider = MemoryRegion.blank(64 * MIB, { mapAlignmentBytes: 1024 * MIB });
+    await expect(makeFileSystem(wider, { ...owner, label: "" })).rejects.toThrow(
+      /alignment of 2 MiB or 4 KiB/,
+    );
+  });
+
+  test("takes blocks that the region can map one by one, if it is not told which", async () => {
+    const owned = { ...owner, label: "" };
+    expect(await makeFileSystem(MemoryRegion.blank(4 * MIB), owned)).toBe(4096);
+    const region = MemoryRegion.blank(64 * MIB, { mapAlignmentBytes: 2 * MIB });
+    expect(await makeFileSystem(region, owned)).toBe(2 * MIB);
   });
 
   test("that is interrupted leaves no volume rather than half of one", async () => {

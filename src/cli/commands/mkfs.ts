@@ -1,13 +1,13 @@
 /** mkfs: make a file system on a region. */
 import { Command } from "commander";
-import { DEFAULT_BLOCK_SIZE_BYTES, formatRegion } from "../../daemon/format.ts";
+import { formatRegion } from "../../daemon/format.ts";
 import { formatSize } from "../../daemon/sizes.ts";
 import { sizeArgument } from "../arguments.ts";
 import { print } from "../output.ts";
 
 interface MkfsFlags {
   size?: number;
-  blockSize: number;
+  blockSize?: number;
   label: string;
   force: boolean;
 }
@@ -27,9 +27,8 @@ export function mkfsCommand(): Command {
     )
     .option(
       "--block-size <size>",
-      "allocation unit, a power of two from 4096",
+      "allocation unit, a power of two from 4096 (default: that, or what the region's mappings need)",
       sizeArgument,
-      DEFAULT_BLOCK_SIZE_BYTES,
     )
     .option("--label <text>", "label of the volume, at most 64 bytes", "")
     .option("--force", "overwrite what the region holds", false)
@@ -39,7 +38,7 @@ export function mkfsCommand(): Command {
 Examples:
   mapdirect mkfs --size 1G --label scratch /srv/volume.region
   mapdirect mkfs /dev/pmem0
-  mapdirect mkfs --block-size 2M --force /dev/dax0.0`,
+  mapdirect mkfs --force /dev/dax0.0`,
     )
     .action(mkfs);
 }
@@ -48,7 +47,7 @@ async function mkfs(path: string, flags: MkfsFlags): Promise<void> {
   const { size: sizeBytes, blockSize: blockSizeBytes, label, force } = flags;
   const made = await formatRegion(path, { sizeBytes, blockSizeBytes, label, force });
   print(
-    `${made.region}: ${formatSize(made.sizeBytes)}, blocks of ${formatSize(blockSizeBytes)}${label === "" ? "" : `, label ${label}`}\n` +
+    `${made.region}: ${formatSize(made.sizeBytes)}, blocks of ${formatSize(made.blockSizeBytes)}${label === "" ? "" : `, label ${label}`}\n` +
       `mount it with: mapdirect mount ${made.region} MOUNTPOINT`,
   );
 }

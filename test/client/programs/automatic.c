@@ -47,8 +47,8 @@ static void which(void) {
   memcpy(map + PAGE, "hole", 4);
   struct mapdirect_lease_info info;
   char seen[4] = "";
-  int region = open(region_path, O_RDONLY);
-  check(mapdirect_query(map + PAGE, &info) == 0 && pread(region, seen, 4, (off_t)info.physical) == 4 &&
+  int region = open(region_path, O_RDWR);
+  check(mapdirect_query(map + PAGE, &info) == 0 && region_read(region, seen, 4, info.physical) &&
             memcmp(seen, "hole", 4) == 0,
         "a store is in the region at once, in what was a hole, too");
   close(region);

@@ -18,10 +18,10 @@ int main(int argc, char **argv) {
         "R25: an address tells its lease, file offset and physical offset");
   char seen[16] = {0};
   strcpy(map + PAGE + 100, "straight through");
-  check(pread(region, seen, sizeof seen, (off_t)info.physical) == (ssize_t)sizeof seen &&
+  check(region_read(region, seen, sizeof seen, info.physical) &&
             memcmp(seen, "straight through", sizeof seen) == 0,
         "R9: stored bytes are at the physical offset of the region at once, without msync");
-  check(pwrite(region, "from the region!", 16, (off_t)info.physical) == 16 &&
+  check(region_write(region, "from the region!", 16, info.physical) &&
             memcmp(map + PAGE + 100, "from the region!", 16) == 0,
         "R9: and bytes written there are in the mapping");
   bool same = true;
@@ -31,7 +31,7 @@ int main(int argc, char **argv) {
     char byte = 0;
     map[page * PAGE + 7] = (char)('a' + page);
     same &= mapdirect_query(map + page * PAGE + 7, &here) == 0 &&
-            pread(region, &byte, 1, (off_t)here.physical) == 1 && byte == (char)('a' + page);
+            region_read(region, &byte, 1, here.physical) && byte == (char)('a' + page);
   }
   check(same, "R9: for every written page");
 

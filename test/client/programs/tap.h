@@ -127,6 +127,31 @@ static inline int persist(void *addr, size_t length) {
   return msync((void *)start, (uintptr_t)addr + length - start, MS_SYNC);
 }
 
+/*
+ * The region's bytes behind the mount's back. A DAX device has no read(2) and no write(2): there through a mapping of it,
+ * which begins and ends where the device can.
+ */
+static inline bool region_copy(int region, char *bytes, size_t length, uint64_t at, bool store) {
+  ssize_t done = store ? pwrite(region, bytes, length, (off_t)at) : pread(region, bytes, length, (off_t)at);
+  if (done >= 0) return done == (ssize_t)length;
+  const uint64_t unit = 2 << 20;
+  uint64_t first = at / unit * unit;
+  size_t mapped = (at + length - first + unit - 1) / unit * unit;
+  char *window = mmap(NULL, mapped, PROT_READ | PROT_WRITE, MAP_SHARED, region, (off_t)first);
+  if (window == MAP_FAILED) return false;
+  char *place = window + (at - first);
+  memcpy(store ? place : bytes, store ? bytes : place, length);
+  return munmap(window, mapped) == 0;
+}
+
+static inline bool region_read(int region, void *bytes, size_t length, uint64_t at) {
+  return region_copy(region, bytes, length, at, false);
+}
+
+static inline bool region_write(int region, const char *bytes, size_t length, uint64_t at) {
+  return region_copy(region, (char *)(uintptr_t)bytes, length, at, true);
+}
+
 static inline char *map_direct(int fd, off_t offset, size_t length) {
   char *map = map_any(NULL, length, READ_WRITE, DIRECT, fd, offset);
   if (map == MAP_FAILED) give_up("a direct mapping is made");

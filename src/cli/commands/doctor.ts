@@ -1,0 +1,80 @@
+/** doctor: what a region could do better for direct mappings, and how to get there. */
+import { realpathSync } from "node:fs";
+import { Command } from "commander";
+import { ask, withOpen } from "../../daemon/client.ts";
+import { examine, type Finding, type RegionNow } from "../../daemon/doctor.ts";
+import { asFailure } from "../../daemon/failure.ts";
+import { lockHolder, mountAt, mountOfRegion, resolveMountpoint } from "../../daemon/mounts.ts";
+import { inUse, openRegionOrExplain } from "../../daemon/run.ts";
+import type { VolumeInfo } from "../../session/volume.ts";
+import { print, toJson } from "../output.ts";
+
+export function doctorCommand(): Command {
+  return new Command("doctor")
+    .summary("say what to do to get better direct mappings")
+    .description(
+      "Look at a region and at this machine, and say what to do to get better direct mappings.\n" +
+        "Changes nothing; the region need not hold a file system yet.",
+    )
+    .argument("<region>", "file, block device or DAX device, or where it is mounted")
+    .option("--json", "print JSON", false)
+    .addHelpText(
+      "after",
+      `
+Examples:
+  mapdirect doctor /dev/pmem0
+  mapdirect doctor --json /mnt`,
+    )
+    .action(doctor);
+}
+
+function doctor(path: string, flags: { json: boolean }): void {
+  const region = lookAt(path);
+  const findings = examine(region);
+  if (flags.json) print(toJson({ region: region.path, found: region.found, means: region.means, findings }));
+  else print([`${region.path}: ${region.found}`, `  ${region.means}`, ...findings.map(inWords)].join("\n"));
+}
+
+function inWords({ what, verdict, why, todo }: Finding): string {
+  return `${verdict.padEnd(4)}  ${what}: ${why}${todo === null ? "" : `\n      -> ${todo}`}`;
+}
+
+type Looked = RegionNow & { readonly found: string; readonly means: string };
+
+function lookAt(path: string): Looked {
+  let mountpoint: string | undefined;
+  let absolute: string;
+  try {
+    const resolved = resolveMountpoint(path);
+    if (mountAt(resolved) !== undefined) mountpoint = resolved;
+    absolute = mountpoint ?? realpathSync(path);
+  } catch (error) {
+    throw asFailure(error, path, "name a region or a mountpoint");
+  }
+  mountpoint ??= mountOfRegion(absolute)?.mountpoint;
+  if (mountpoint !== undefined) return asMounted(mountpoint);
+  if (lockHolder(absolute) !== undefined) throw inUse(absolute);
+  const region = openRegionOrExplain(absolute, { readOnly: true });
+  try {
+    return region.facts;
+  } finally {
+    region.close();
+  }
+}
+
+function asMounted(mountpoint: string): Looked {
+  const { region } = withOpen(mountpoint, (descriptor) => ask(descriptor, "INFO")) as unknown as VolumeInfo;
+  return {
+    path: region.path,
+    kind: region.kind,
+    found: region.found,
+    means: region.means,
+    sizeBytes: region.size,
+    granularity: region.granularity,
+    dax: region.dax,
+    mapSync: region.map_sync,
+    assumed: region.assumed,
+    mapAlignmentBytes: region.map_alignment,
+    flushMethod: region.flush_method,
+  };
+}
