@@ -35,7 +35,6 @@ export async function describeMachine(backing) {
     },
     loadAverage: loadavg(),
     niceness: getPriority(),
-    scheduling: (await firstLine("chrt", "--pid", `${process.pid}`))?.replace(/^.*: /, "") ?? null,
     asRoot: process.geteuid() === 0,
     versions: {
       mapdirect: JSON.parse(read(join(root, "package.json"))).version,

@@ -20,7 +20,7 @@ const USAGE = `usage: npm run bench -- [options]
   --only LIST          only these, separated by commas: a group (${GROUPS.join(", ")}), a
                        workload, or the beginning of its name up to a dash; see --list
   --peers LIST         only these: ${PEERS.map(({ name }) => name).join(", ")}
-  --realtime           as root: before everything else on the machine, for a machine that others use as well
+  --first              as root: before everything else on the machine, for a machine that others use as well
   --output FOLDER      where the results go (bench-results)
   --list               print the workloads, and end
   --node-options LIST  for the daemon of mapdirect, separated by commas, e.g. --cpu-prof,--cpu-prof-dir=/tmp`;
@@ -39,7 +39,7 @@ function parse() {
         rounds: { type: "string" },
         only: { type: "string" },
         peers: { type: "string" },
-        realtime: { type: "boolean", default: false },
+        first: { type: "boolean", default: false },
         output: { type: "string" },
         list: { type: "boolean", default: false },
         "node-options": { type: "string" },
@@ -50,6 +50,7 @@ function parse() {
     if (rounds !== undefined && (!Number.isInteger(rounds) || rounds < 1)) {
       throw new Error("--rounds wants a whole number from 1");
     }
+    if (values.first && process.geteuid() !== 0) throw new Error("--first takes root");
     const [only, peers] = [values.only?.split(","), values.peers?.split(",")];
     checkNames(peers, (word) => PEERS.some(({ name }) => name === word), "peer");
     const isPart = (word) =>
@@ -57,7 +58,7 @@ function parse() {
     checkNames(only, isPart, "workload");
     return {
       profile: values.smoke ? "smoke" : values.quick ? "quick" : "full",
-      ...{ rounds, only, peers, realtime: values.realtime, list: values.list, help: values.help },
+      ...{ rounds, only, peers, first: values.first, list: values.list, help: values.help },
       output: resolve(values.output ?? join(root, "bench-results")),
       nodeArguments: values["node-options"]?.split(",") ?? [],
     };

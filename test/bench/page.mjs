@@ -181,7 +181,7 @@ export function page(result) {
     ],
     [
       "load average",
-      `${machine.loadAverage.join(" ")} at the start, ${result.loadAverageAtEnd.join(" ")} at the end; niceness ${machine.niceness}, ${machine.scheduling}`,
+      `${machine.loadAverage.join(" ")} at the start, ${result.loadAverageAtEnd.join(" ")} at the end; niceness ${machine.niceness}`,
     ],
     ["run", `${result.profile}, ${settings.rounds} rounds, ${result.seconds} s, ${result.at}`],
     ...Object.entries(machine.versions).filter(([, version]) => version !== null),

@@ -56,7 +56,7 @@ function heading({ machine, loadAverageAtEnd, settings, profile, seconds, peers 
   const loads = (all) => all.map((load) => load.toFixed(2)).join(" ");
   return [
     `${machine.kernel}; ${machine.cpu.count} × ${machine.cpu.model}; ${machine.backing.path} (${machine.backing.fileSystem})`,
-    `load average ${loads(machine.loadAverage)} at the start, ${loads(loadAverageAtEnd)} at the end; niceness ${machine.niceness}, ${machine.scheduling}`,
+    `load average ${loads(machine.loadAverage)} at the start, ${loads(loadAverageAtEnd)} at the end; niceness ${machine.niceness}`,
     Object.entries(machine.versions)
       .filter(([, version]) => version !== null)
       .map(([name, version]) => `${name} ${version}`)

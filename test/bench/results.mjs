@@ -1,5 +1,5 @@
 /** Samples become rows: per peer, per ratio, and what the goals ask for. */
-import { median, summary } from "./statistics.mjs";
+import { summary } from "./statistics.mjs";
 
 /**
  * A sample: { round, workload, peer, values: { key: number }, ratios?: { peer: { key: number } }, cpuMicros? }. There is
@@ -97,11 +97,14 @@ export class Results {
   }
 }
 
-/** Several slices of one round become one sample. */
-export function medianOf(measured) {
-  const keys = Object.keys(measured[0].values);
-  const values = Object.fromEntries(keys.map((key) => [key, median(measured.map((one) => one.values[key]))]));
-  return { values };
+/** Several slices of one round become one sample: the best of each figure, and the least CPU time. */
+export function bestOf({ rows }, measured) {
+  const values = {};
+  for (const { key, better } of rows) {
+    const found = measured.map((one) => one.values[key]).filter((value) => value !== undefined);
+    if (found.length > 0) values[key] = better === "less" ? Math.min(...found) : Math.max(...found);
+  }
+  return { values, cpuMicros: Math.min(...measured.map((one) => one.cpuMicros)) };
 }
 
 /** Rows with `curve` as curves: { name, x, series: [{ title, unit, values (summary or null) }] }. */

@@ -60,23 +60,18 @@ async function probe(bench, folder) {
   return Object.fromEntries(Object.keys(PROBES).map((key) => [key, 1e6 / rates[key]]));
 }
 
-/** Where we may, daemon and load run before everybody else: others on the machine are not what is measured. */
-async function pauses(bench, { folder, pid }) {
+async function pauses(bench, { folder }) {
   const pause = await compiled(bench, "load/pause.c");
   const churn = await compiled(bench, "load/churn.c");
-  const asRoot = process.geteuid() === 0;
-  const [first, ...more] = asRoot ? ["nice", "-n", "-19", pause] : [pause];
   const seconds = bench.studies.pauseSec;
   const options = { limitMs: seconds * 1000 + GRACE_MS, signal: bench.signal };
   const file = join(folder, "asked");
   await run("dd", ["if=/dev/zero", `of=${file}`, "bs=4096", "count=1", "status=none"], options);
-  if (asRoot) await run("renice", ["-n", "-19", "-p", `${pid}`], options);
   const before = await statistics(bench, folder);
   const [text] = await Promise.all([
-    run(first, [...more, file, `${seconds}`], options),
+    run(pause, [file, `${seconds}`], options),
     run(churn, [join(folder, "churned"), `${seconds}`], options),
   ]);
-  if (asRoot) await run("renice", ["-n", "0", "-p", `${pid}`], options);
   const after = await statistics(bench, folder);
   if (after.checkpoints === before.checkpoints) return {};
   const found = JSON.parse(text);

@@ -28,7 +28,7 @@ export const prepareData = (bench, peer) => io(bench, peer, dataFile(peer), "wri
 const transfer = (key, title, unit, direction, order, blockBytes) => ({
   name: key,
   group: "data",
-  slices: true,
+  slices: "slices",
   rows: [{ key, title, unit }],
   async run(bench, peer) {
     const done = await io(bench, peer, dataFile(peer), direction, order, blockBytes, bench.sliceSec);
@@ -41,7 +41,7 @@ const transfer = (key, title, unit, direction, order, blockBytes) => ({
 const tight = (key, title, direction) => ({
   name: key,
   group: "preload",
-  slices: true,
+  slices: "slices",
   peers: ["mapdirect", "mapdirect-preload", "tmpfs"],
   rows: [{ key, title, unit: "operations/s" }],
   async run(bench, peer) {
@@ -67,6 +67,7 @@ export const DATA = [
   {
     name: "writeNew1m",
     group: "data",
+    slices: "fewSlices",
     rows: [{ key: "writeNew1m", title: "1 MiB sequential write, new file", unit: "MB/s" }],
     async run(bench, peer, index) {
       const file = join(peer.folder, `new-${index}`);

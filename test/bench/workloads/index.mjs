@@ -5,7 +5,7 @@
  *   rows         { key, title, unit, better?, curve? }; more is better unless `better` is "less". `curve` makes the row a
  *                point: { name, series, x }
  *   isWide       only in full runs, in the first few rounds
- *   slices       short enough to be run several times in a round, all peers by turns; the median counts
+ *   slices       which setting says how often it runs in a round, all peers by turns; the best run counts
  *   peers        names of those that take part; or isPeer(peer). Otherwise all mounts
  *   run(bench, peer, index)     → { values: { key: number }, operations } (for the server's CPU time per operation)
  *   contestants, runAll(bench, round)  instead of these: one program compares them all by itself

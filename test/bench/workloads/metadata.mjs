@@ -19,6 +19,7 @@ export async function inFolder(bench, peer, name, use) {
 const meta = (name, title, how, phases) => ({
   name,
   group: "metadata",
+  slices: "fewSlices",
   title,
   rows: phases.map(([phase, words, unit = "operations/s"]) => ({
     key: `${name}-${phase}`,

@@ -47,6 +47,7 @@ export const TREE = [
   {
     name: "tree",
     group: "source tree",
+    slices: "fewSlices",
     rows: [
       { key: "treeAll", title: "untar + grep + rm", unit: "files/s" },
       { key: "untar", title: "untar", unit: "files/s" },
