@@ -104,7 +104,7 @@ export function bestOf({ rows }, measured) {
     const found = measured.map((one) => one.values[key]).filter((value) => value !== undefined);
     if (found.length > 0) values[key] = better === "less" ? Math.min(...found) : Math.max(...found);
   }
-  return { values, cpuMicros: Math.min(...measured.map((one) => one.cpuMicros)) };
+  return { values, cpuMicros: Math.min(...measured.map((one) => one.cpuMicros).filter(Number.isFinite)) };
 }
 
 /** Rows with `curve` as curves: { name, x, series: [{ title, unit, values (summary or null) }] }. */
