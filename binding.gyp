@@ -43,6 +43,7 @@
       "sources": [
         "native/client/table.c",
         "native/client/keeper.c",
+        "native/client/mount.c",
         "native/client/hole.c",
         "native/client/map.c",
         "native/client/change.c",

@@ -29,6 +29,7 @@ const sourceFolder = join(root, "native", "client");
 export const CORE_SOURCES = [
   "table.c",
   "keeper.c",
+  "mount.c",
   "hole.c",
   "map.c",
   "change.c",

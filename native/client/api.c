@@ -39,10 +39,10 @@ int mapdirect_persist(const void *addr, size_t length) {
 }
 
 static int prepare(int fd, off_t offset, off_t length) {
-  struct stat status;
+  struct file_facts file;
   struct mapdirect_wire_region region;
   if (offset < 0 || length < 0) return -EINVAL;
-  int error = region_of(fd, &status, &region);
+  int error = region_of(fd, &file, &region);
   if (error != 0) return error;
   struct mapdirect_wire_range range = {
       .version = MAPDIRECT_WIRE_VERSION, .offset = (uint64_t)offset, .length = (uint64_t)length};
@@ -82,10 +82,10 @@ static ssize_t fetch_extents(int fd, off_t offset, off_t length, struct mapdirec
 
 static ssize_t extents_of(int fd, off_t offset, off_t length, struct mapdirect_extent *extents,
                           size_t capacity, struct mapdirect_map_info *info) {
-  struct stat status;
+  struct file_facts file;
   struct mapdirect_wire_region region;
   if (offset < 0 || length < 0 || (capacity > 0 && extents == NULL)) return -EINVAL;
-  int error = region_of(fd, &status, &region);
+  int error = region_of(fd, &file, &region);
   if (error != 0) return error;
   /* 16 KiB: more than some threads' stacks have to spare. */
   struct mapdirect_wire_map_full *wire = page_alloc(round_up(sizeof *wire, page_bytes()));

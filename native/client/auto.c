@@ -4,7 +4,7 @@
  *
  * Invariants:
  * - whatever can go wrong ends in the ordinary mapping that was asked for; why is counted (MAPDIRECT_STATS);
- * - calls about other files, and calls that could not be direct, cost a look at their arguments or one fstatfs();
+ * - calls about other files, and calls that could not be direct, cost a look at their arguments, or a statx() and an fstatfs();
  * - the lease is a breakable one that also yields to ordinary mappings of the range, whoever makes them. When it is
  *   broken, the mapping becomes the ordinary one in place: that one (the shadow) exists from the beginning, without any
  *   access, so that nothing can fail then;
@@ -16,11 +16,8 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/vfs.h>
 
 #include "syscall.h"
-
-#define FUSE_MAGIC 0x65735546
 
 /* Set before main(), and never after. */
 static bool automatic;
@@ -51,13 +48,10 @@ bool auto_applies(int prot, int flags, int fd) {
 }
 
 /* A regular file of a mapdirect mount? */
-static bool is_ours(int fd, struct stat *status) {
-  struct statfs filesystem;
-  /* Other files are told apart without an ioctl, whose number might mean something to them. */
-  if (fstatfs(fd, &filesystem) != 0 || (unsigned long)filesystem.f_type != FUSE_MAGIC) return false;
+static bool is_ours(int fd, struct file_facts *file) {
   struct mapdirect_wire_region *region = page_alloc(round_up(sizeof *region, page_bytes()));
   if (region == NULL) return false;
-  int error = region_of(fd, status, region);
+  int error = region_of(fd, file, region);
   page_free(region, round_up(sizeof *region, page_bytes()));
   return error == 0;
 }
@@ -95,7 +89,7 @@ static int map_with_shadow(void *addr, size_t length, int prot, int flags, int f
 
 bool auto_map(void *addr, size_t length, int prot, int flags, int fd, off_t offset, void **result) {
   int errno_before = errno;
-  struct stat status;
+  struct file_facts file;
   bool made = false;
   /* What the kernel would refuse, too, it shall refuse. */
   int access_mode = fcntl(fd, F_GETFL);
@@ -103,8 +97,8 @@ bool auto_map(void *addr, size_t length, int prot, int flags, int fd, off_t offs
     errno = errno_before;
     return false;
   }
-  if (is_ours(fd, &status) && offset >= 0 && length > 0 && length <= SIZE_MAX / 4) {
-    uint64_t end = round_up((uint64_t)status.st_size, page_bytes());
+  if (is_ours(fd, &file) && offset >= 0 && length > 0 && length <= SIZE_MAX / 4) {
+    uint64_t end = round_up(file.bytes, page_bytes());
     int error = 0;
     if ((uint64_t)offset > end || round_up(length, page_bytes()) > end - (uint64_t)offset) {
       count_up(COUNT_PAST_END, 1);

@@ -48,6 +48,8 @@ _Static_assert(MAPDIRECT_REASON_ADMINISTRATOR == MAPDIRECT_WIRE_BREAK_REASON_ADM
 _Static_assert(MAPDIRECT_REASON_UNMOUNT == MAPDIRECT_WIRE_BREAK_REASON_UNMOUNT, "reasons are the wire's");
 
 #define CONFIRM_MS 2000
+/* A mapping is watched when it is this old. */
+#define WATCH_AFTER_MS 2
 /* Of the time between two confirmations, no more than this part is spent confirming. */
 #define CONFIRM_SHARE 100
 
@@ -84,6 +86,12 @@ void break_wish_remap(void) {
   core_lock(&mask);
   wish.flags |= MAPDIRECT_REMAP;
   core_unlock(&mask);
+}
+
+static uint64_t now_ms(void) {
+  struct timespec time;
+  clock_gettime(CLOCK_MONOTONIC, &time);
+  return (uint64_t)time.tv_sec * 1000 + (uint64_t)time.tv_nsec / 1000000;
 }
 
 /* ---- what is still there (with the lock held, on the keeper) */
@@ -574,12 +582,6 @@ static bool attend(const struct watcher *self, int fd) {
   return ask(self, &news, run_revoke);
 }
 
-static uint64_t now_ms(void) {
-  struct timespec time;
-  clock_gettime(CLOCK_MONOTONIC, &time);
-  return (uint64_t)time.tv_sec * 1000 + (uint64_t)time.tv_nsec / 1000000;
-}
-
 static void *watcher_main(void *argument) {
   const struct watcher *self = argument;
   prctl(PR_SET_NAME, "mapdirect-watch", 0, 0, 0);
@@ -669,9 +671,68 @@ static int begin_watch(int fd, uint64_t lease_id) {
   return -1;
 }
 
-int watch_open(int lease_fd, uint64_t lease_id) {
+/* Mappings that wait for their watch, the oldest first; and the one whose watch is being made. Guarded by the lock. */
+static struct {
+  struct mapping *head;
+  struct mapping *tail;
+} unwatched;
+
+void watch_later(struct mapping *mapping) {
+  mapping->watch_next = NULL;
+  mapping->watch_at_ms = now_ms() + WATCH_AFTER_MS;
+  if (unwatched.head == NULL)
+    unwatched.head = mapping;
+  else
+    unwatched.tail->watch_next = mapping;
+  unwatched.tail = mapping;
+}
+
+void watch_never(const struct mapping *mapping) {
+  struct mapping *before = NULL;
+  for (struct mapping *at = unwatched.head; at != NULL; before = at, at = at->watch_next) {
+    if (at != mapping) continue;
+    if (before == NULL)
+      unwatched.head = at->watch_next;
+    else
+      before->watch_next = at->watch_next;
+    if (unwatched.tail == at) unwatched.tail = before;
+    return;
+  }
+}
+
+uint64_t watch_due_ms(void) {
+  if (unwatched.head == NULL) return WATCH_NOTHING;
+  uint64_t now = now_ms();
+  return unwatched.head->watch_at_ms <= now ? 0 : unwatched.head->watch_at_ms - now;
+}
+
+void watch_begin(void) {
+  sigset_t mask;
+  core_lock(&mask);
+  struct mapping *mapping = unwatched.head;
+  if (mapping == NULL) {
+    core_unlock(&mask);
+    return;
+  }
+  watch_never(mapping);
+  /* It may die from here on, but is not freed before its `retire` has been run: by this thread, later. */
+  int lease_fd = mapping->lease_fd;
+  uint64_t lease_id = mapping->lease_id;
+  struct identity identity = mapping->identity;
+  core_unlock(&mask);
+  struct identity before = identity_assume(identity);
   int fd = reopen(lease_fd);
-  return fd < 0 ? -1 : begin_watch(fd, lease_id);
+  identity_assume(before);
+  /* A program that has given up its rights since may not open the file again. Then the lease's own description has to
+   * do: if somebody unmaps behind the library's back, the lease ends within two seconds and not at once. */
+  bool apart = fd >= 0 || (errno != EACCES && errno != EPERM);
+  int watch_fd = fd >= 0 ? begin_watch(fd, lease_id) : apart ? -1 : begin_watch(lease_fd, lease_id);
+  core_lock(&mask);
+  mapping->watch_fd = watch_fd;
+  mapping->lease_fd = -1;
+  core_unlock(&mask);
+  /* From here on the anchor alone keeps the lease description: it lives exactly as long as the mapping. */
+  if (apart) raw_close(lease_fd);
 }
 
 /* ---- in a forked child */
@@ -714,7 +775,7 @@ static int open_by_anchor(const struct mapping *mapping, char *path) {
 }
 
 /* With the lock held: a mapping that nobody has tried to watch. */
-static struct mapping *unwatched(void) {
+static struct mapping *never_watched(void) {
   for (size_t index = 0; index < table_count(); index++) {
     const struct piece *piece = table_at(index);
     if (piece->state == PIECE_ANCHOR && !piece->mapping->watch_tried) return piece->mapping;
@@ -730,7 +791,7 @@ static void run_watch_again(struct request *request) {
   for (;;) {
     sigset_t mask;
     core_lock(&mask);
-    struct mapping *mapping = unwatched();
+    struct mapping *mapping = never_watched();
     struct mapping copy = {0};
     if (mapping != NULL) {
       mapping->watch_tried = true;
@@ -757,6 +818,8 @@ static void run_watch_again(struct request *request) {
 
 void watch_forget(void) {
   watcher = NULL;
+  unwatched.head = NULL;
+  unwatched.tail = NULL;
 }
 
 /* With the lock held. Nobody waits for it: what happened meanwhile is seen when the watch begins. */

@@ -21,9 +21,11 @@ static void run_retire(struct request *request) {
     /* The kernel tells the daemon, too (RELEASE, when the last reference to the description is gone, which is
      * now), but queues that behind other background requests; a truncate of ours that follows must find the
      * lease gone. */
-    watch_end_lease(mapping->watch_fd, mapping->lease_id);
+    int fd = mapping->watch_fd >= 0 ? mapping->watch_fd : mapping->lease_fd;
+    watch_end_lease(fd, mapping->lease_id);
   }
-  watch_close(mapping->watch_fd);
+  if (mapping->watch_fd >= 0) watch_close(mapping->watch_fd);
+  if (mapping->lease_fd >= 0) raw_close(mapping->lease_fd);
   request->error = 0;
 }
 
@@ -35,8 +37,11 @@ void change_bury(struct mapping *dead) {
     }
     if (dead->shadow != 0) raw_munmap(dead->shadow, dead->shadow_bytes);
     dead->shadow = 0;
-    if (dead->watch_fd >= 0 && dead->keeper_generation != keeper_generation()) dead->watch_fd = -1;
-    if (dead->watch_fd < 0) continue;
+    watch_never(dead);
+    /* Descriptors of a keeper that has ended were closed with it. */
+    if (dead->keeper_generation != keeper_generation()) dead->watch_fd = dead->lease_fd = -1;
+    if (dead->watch_fd < 0 && dead->lease_fd < 0) continue;
+    dead->retiring = true;
     dead->retire.run = run_retire;
     keeper_push(&dead->retire);
   }
@@ -57,7 +62,7 @@ void change_mourn(struct mapping *dead) {
   if (dead == NULL) return;
   keeper_kick(); /* also to let it see that it may end */
   for (struct mapping *mapping = dead; mapping != NULL; mapping = mapping->next) {
-    if (mapping->watch_fd >= 0) keeper_wait(&mapping->retire);
+    if (mapping->retiring) keeper_wait(&mapping->retire);
   }
   free_all(dead);
 }

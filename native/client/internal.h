@@ -4,6 +4,7 @@
  *     syscall.h   system calls without libc in between
  *     table.c     which addresses are direct mappings; the one lock
  *     keeper.c    the thread that owns every descriptor
+ *     mount.c     which files are ours, and where their region is
  *     hole.c      pages that read zeros and refuse stores (userfaultfd), pages past the end
  *     map.c       asking for a lease and building the mapping
  *     change.c    munmap, mremap, MAP_FIXED on top, madvise, mlock
@@ -97,6 +98,12 @@ struct request {
   int error; /* result of run: 0 or a negative errno */
 };
 
+/* A thread's file-system identity: it may have one of its own (setfsuid), and the keeper acts in its place. */
+struct identity {
+  uid_t fsuid;
+  gid_t fsgid;
+};
+
 /* One successful mapdirect_map(). Fields above the line never change after publication. */
 struct mapping {
   uint64_t lease_id;
@@ -108,6 +115,7 @@ struct mapping {
   uint32_t kind;
   bool cacheline;
   int prot;
+  struct identity identity; /* of whoever mapped it */
   /* An automatic mapping (auto.c): an ordinary one of the same range of the file, PROT_NONE, to be moved into place when
    * the lease is broken. 0: none. */
   uintptr_t shadow;
@@ -116,6 +124,10 @@ struct mapping {
   /* ---- guarded by the lock */
   uint32_t keeper_generation; /* the keeper whose table watch_fd is in */
   int watch_fd;               /* another description of the file, which tells of the lease; -1: none */
+  int lease_fd;         /* in the same table: the lease's own description, until there is a watch; -1: none */
+  uint64_t watch_at_ms; /* when that is to be */
+  struct mapping *watch_next; /* to be watched after this one */
+  bool retiring;              /* `retire` is in the keeper's hands */
   bool watch_tried;
   bool forked; /* some child may hold a copy of the anchor: the kernel alone knows when the lease ends */
   size_t piece_count; /* without the anchor; 0: the mapping is gone */
@@ -203,15 +215,22 @@ void keeper_notice_copy(void);
 /* Register the fork handlers; 0 or a negative errno. */
 int keeper_prepare_forks(void);
 
-/* The caller's file-system identity: a thread may have its own (setfsuid), and the keeper acts in its place.
- */
-struct identity {
-  uid_t fsuid;
-  gid_t fsgid;
-};
 struct identity identity_of_caller(void);
 /* On the keeper: take on an identity; returns the one before. */
 struct identity identity_assume(struct identity identity);
+
+/* ------------------------------------------------------------------------------------------------ mount.c */
+
+struct file_facts {
+  dev_t device;
+  uint64_t inode;
+  uint64_t bytes;    /* size */
+  uint64_t mount_id; /* given to no other mount while the machine runs; 0: the kernel has no such numbers */
+};
+/* Of a regular file; -EOPNOTSUPP for any other. */
+int file_facts_of(int fd, struct file_facts *facts);
+/* The region behind the mount of fd; -EOPNOTSUPP when it is not a regular file of a mapdirect mount. */
+int region_of(int fd, struct file_facts *facts, struct mapdirect_wire_region *region);
 
 /* ------------------------------------------------------------------------------------------------ hole.c */
 
@@ -239,9 +258,6 @@ int core_map_automatic(void *addr, size_t length, int prot, int flags, int fd, o
                        void **result);
 /* Flag checks that come before anything about the descriptor: R3. */
 int core_check_type(int flags);
-
-/* The region behind the mount of fd; -EOPNOTSUPP when it is not a regular file of a mapdirect mount. */
-int region_of(int fd, struct stat *status, struct mapdirect_wire_region *region);
 
 int core_unmap(uintptr_t start, size_t length);
 /* mmap(MAP_FIXED) of something else on top of [start, start + length). */
@@ -282,8 +298,15 @@ void watcher_start(void);
 /* On the keeper when it ends: with the lock held, then without. */
 struct watcher *watcher_detach(void);
 void watcher_stop(struct watcher *self);
-/* On the keeper: a watch on the lease of a description; -1 when there can be none. */
-int watch_open(int lease_fd, uint64_t lease_id);
+/* With the lock held: watch the lease of a new mapping in a moment. A mapping that is gone by then costs no watch. */
+void watch_later(struct mapping *mapping);
+/* With the lock held: it is dead, and needs none any more. */
+void watch_never(const struct mapping *mapping);
+/* With the lock held: milliseconds until watch_begin() has something to do, 0 for now; WATCH_NOTHING. */
+#define WATCH_NOTHING UINT64_MAX
+uint64_t watch_due_ms(void);
+/* On the keeper: the watch that is due. */
+void watch_begin(void);
 void watch_close(int fd);
 int watch_end_lease(int fd, uint64_t lease_id);
 /* In a forked child, with the lock held. */

@@ -110,14 +110,19 @@ static void *keeper_main(void *unused) {
   keeper.state = KEEPER_RUNNING;
   bool lingered = false;
   for (;;) {
-    struct request *request = keeper.head;
-    if (request != NULL) {
-      keeper.head = request->next;
+    uint64_t due_ms = watch_due_ms();
+    struct request *request = due_ms == 0 ? NULL : keeper.head;
+    if (request != NULL || due_ms == 0) {
+      if (request != NULL) keeper.head = request->next;
       if (keeper.head == NULL) keeper.tail = NULL;
       keeper.busy = true;
       core_unlock(&mask);
-      request->run(request);
-      finish(request);
+      if (request != NULL) {
+        request->run(request);
+        finish(request);
+      } else {
+        watch_begin();
+      }
       core_lock(&mask);
       keeper.busy = false;
       lingered = false;
@@ -132,7 +137,10 @@ static void *keeper_main(void *unused) {
     bool linger = table_empty();
     core_unlock(&mask);
     struct timespec timeout = {.tv_sec = LINGER_SECONDS};
-    futex_wait(&keeper.work, work, linger ? &timeout : NULL);
+    if (due_ms != WATCH_NOTHING)
+      timeout =
+          (struct timespec){.tv_sec = (time_t)(due_ms / 1000), .tv_nsec = (long)(due_ms % 1000) * 1000000};
+    futex_wait(&keeper.work, work, linger || due_ms != WATCH_NOTHING ? &timeout : NULL);
     core_lock(&mask);
     lingered = linger && work == atomic_load_explicit(&keeper.work, memory_order_relaxed);
   }
@@ -222,6 +230,7 @@ static void mark_forked(bool in_child) {
     mapping->forked = true;
     if (!in_child) continue;
     mapping->watch_fd = -1;
+    mapping->lease_fd = -1;
     mapping->watch_tried = false;
   }
 }

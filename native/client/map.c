@@ -5,8 +5,8 @@
  *   keeper   open the file once more (the lease description), GRANT, EXTENTS
  *            open the region with the caller's identity, or get it at the door of direct_group=; check that it is the one that the mount names
  *            reserve addresses; map the pieces; map the anchor (one PROT_NONE page of the lease description)
- *            open the file a third time and watch the lease there; close the lease description
  *            enter it in the table
+ *            a moment later: open the file a third time and watch the lease there; close the lease description (break.c)
  *
  * Whatever fails on the way undoes what came before: the lease ends with its description, the addresses are
  * unmapped.
@@ -22,11 +22,8 @@
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/un.h>
-#include <sys/vfs.h>
 
 #include "syscall.h"
-
-#define FUSE_MAGIC 0x65735546
 
 /* Companions of MAP_DIRECT. Whatever else is in flags is refused: nothing is ever ignored. */
 #define FLAGS_KNOWN                                                                                          \
@@ -52,11 +49,10 @@ struct map_request {
   uint32_t lease_flags;
   pid_t caller; /* thread id: its descriptor table is the one that fd is in */
   struct identity identity;
-  struct stat status; /* of fd */
+  struct file_facts file; /* of fd */
   struct mapdirect_wire_region region;
   /* the keeper's work */
   int lease_fd;
-  int watch_fd;
   int region_fd;
   struct stat region_status;
   uint64_t region_inode;
@@ -85,32 +81,6 @@ int core_check_type(int flags) {
   return 0;
 }
 
-int region_of(int fd, struct stat *status, struct mapdirect_wire_region *region) {
-  struct statfs filesystem;
-  if (fstat(fd, status) != 0) return -errno;
-  /* ioctl numbers mean something else to other files: ask only what can be ours. */
-  if (!S_ISREG(status->st_mode)) return -EOPNOTSUPP;
-  if (fstatfs(fd, &filesystem) != 0) return -errno;
-  if ((unsigned long)filesystem.f_type != FUSE_MAGIC) return -EOPNOTSUPP;
-  memset(region, 0, sizeof *region);
-  if (ioctl(fd, (unsigned long)MAPDIRECT_IOCTL_REGION, region) != 0) {
-    switch (errno) {
-    case EIO:
-    case EINTR:
-    case ENOMEM:
-    case ENOTCONN:
-    case ECONNABORTED:
-      return -errno;
-    default:
-      return -EOPNOTSUPP; /* a FUSE file system, but not this one */
-    }
-  }
-  if (region->version != MAPDIRECT_WIRE_VERSION) return -EOPNOTSUPP;
-  if (region->path_bytes == 0 || region->path_bytes >= sizeof region->path) return -EOPNOTSUPP;
-  if (region->path[0] != '/' || region->path[region->path_bytes] != 0) return -EOPNOTSUPP;
-  return 0;
-}
-
 static int check(void *addr, size_t length, int prot, int flags, int fd, off_t offset, unsigned lease,
                  struct map_request *map) {
   const unsigned options = MAPDIRECT_WHOLE_FILE | MAPDIRECT_PREPARE;
@@ -129,7 +99,7 @@ static int check(void *addr, size_t length, int prot, int flags, int fd, off_t o
   if (placed && (!is_aligned((uintptr_t)addr, page) || (uintptr_t)addr > UINTPTR_MAX - length))
     return -EINVAL;
   if ((flags & ~FLAGS_KNOWN) != 0) return -EOPNOTSUPP;
-  int error = region_of(fd, &map->status, &map->region);
+  int error = region_of(fd, &map->file, &map->region);
   if (error != 0) return error;
   if ((access_mode & O_ACCMODE) != O_RDWR || (prot & PROT_WRITE) == 0) return -EACCES;
   if ((map->region.flags & MAPDIRECT_WIRE_REGION_FLAG_READ_ONLY) != 0) return -EOPNOTSUPP;
@@ -177,10 +147,11 @@ static int open_lease(struct map_request *map) {
     }
   }
   map->lease_fd = fd;
-  struct stat status;
-  if (fstat(fd, &status) != 0) return -errno;
+  struct file_facts file;
+  int error = file_facts_of(fd, &file);
+  if (error != 0 && error != -EOPNOTSUPP) return error;
   /* Another thread of the program may have closed fd and opened something else in its place. */
-  if (status.st_dev != map->status.st_dev || status.st_ino != map->status.st_ino) return -EBADF;
+  if (error != 0 || file.device != map->file.device || file.inode != map->file.inode) return -EBADF;
   return 0;
 }
 
@@ -541,8 +512,8 @@ static int publish(struct map_request *map) {
   if (error == 0) {
     mapping->lease_id = map->lease_id;
     mapping->generation = map->generation;
-    mapping->device = map->status.st_dev;
-    mapping->inode = map->status.st_ino;
+    mapping->device = map->file.device;
+    mapping->inode = map->file.inode;
     mapping->map_alignment = map->region.map_alignment;
     mapping->kind = map->granted_kind;
     mapping->cacheline =
@@ -553,15 +524,17 @@ static int publish(struct map_request *map) {
     mapping->shadow_bytes = map->length;
     mapping->region_inode = map->region_inode;
     mapping->keeper_generation = keeper_generation();
-    mapping->watch_fd = map->watch_fd;
     mapping->watch_tried = true;
-    map->watch_fd = -1;
+    mapping->identity = map->identity;
+    mapping->lease_fd = map->lease_fd;
+    map->lease_fd = -1;
     for (size_t index = 0; index < map->run_count; index++)
       map->run[index].mapping = mapping;
     table_insert(map->run, map->run_count);
     struct piece anchor = {
         .start = map->anchor, .end = map->anchor + page_bytes(), .mapping = mapping, .state = PIECE_ANCHOR};
     table_insert(&anchor, 1);
+    watch_later(mapping);
   } else if (mapping != NULL) {
     mapping_free(mapping);
   }
@@ -577,7 +550,6 @@ static int build(struct map_request *map) {
   if (error == 0)
     error = (map->flags & (MAP_FIXED | MAP_FIXED_NOREPLACE)) != 0 ? reserve_placed(map) : reserve_free(map);
   if (error == 0) error = place_pieces(map);
-  if (error == 0) map->watch_fd = watch_open(map->lease_fd, map->lease_id);
   if (error == 0) error = publish(map);
   return error;
 }
@@ -586,7 +558,6 @@ static void run_map(struct request *base) {
   struct map_request *map = (struct map_request *)(void *)base;
   map->lease_fd = -1;
   map->region_fd = -1;
-  map->watch_fd = -1;
   watcher_start(); /* as itself, not as the caller */
   struct identity before = identity_assume(map->identity);
   base->error = build(map);
@@ -598,9 +569,7 @@ static void run_map(struct request *base) {
       ioctl(map->lease_fd, (unsigned long)MAPDIRECT_IOCTL_END, &range);
     }
   }
-  if (map->watch_fd >= 0) watch_close(map->watch_fd);
   if (map->region_fd >= 0) raw_close(map->region_fd);
-  /* From here on the anchor alone keeps the lease description: it lives exactly as long as the mapping. */
   if (map->lease_fd >= 0) raw_close(map->lease_fd);
   identity_assume(before);
   page_free(map->run, round_up(map->run_capacity * sizeof(struct piece), page_bytes()));

@@ -337,6 +337,7 @@ struct mapping *mapping_alloc(void) {
   table.free_mappings = mapping->next;
   memset(mapping, 0, sizeof *mapping);
   mapping->watch_fd = -1;
+  mapping->lease_fd = -1;
   return mapping;
 }
 

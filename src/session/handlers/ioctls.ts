@@ -366,19 +366,19 @@ function end(session: Session, handle: Handle, payload: Uint8Array): void {
   if (granted !== undefined) letGo(session, granted);
 }
 
-/** From now on poll(2) on this handle tells of the lease; not on the lease's own, which has to end with its mapping. */
+/**
+ * From now on poll(2) on this handle tells of the lease. Better not the lease's own, which has to end with its mapping: that
+ * is for who may not open the file again.
+ */
 function watch(session: Session, handle: Handle, payload: Uint8Array): void {
   const wish = decode(wire.WireRange, payload);
   const lease = session.volume.leases.byId(wish.leaseId);
   if (
     lease.inode !== handle.inode ||
     (handle.flags & OpenFlag.ACCMODE) !== OpenFlag.RDWR ||
-    handle.lease !== null
+    (handle.lease !== null && handle.lease !== lease)
   ) {
-    throw new FsError(
-      "EACCES",
-      "a watch needs another descriptor of the same file, open for reading and writing",
-    );
+    throw new FsError("EACCES", "a watch needs a descriptor of the same file, open for reading and writing");
   }
   session.handles.setWatched(handle, lease);
 }
