@@ -48,7 +48,7 @@ export function wireHeader(wire, toC) {
   /** Which struct an ioctl carries, and whether the extents follow it: the same table as Ioctl, checked by the compiler. */
   const carried = {
     REGION: ["_IOR", wire.WireRegion.name],
-    GRANT: ["_IOWR", "mapdirect_wire_map_full"],
+    GRANT: ["_IOWR", "mapdirect_wire_grant_full"],
     EXTENTS: ["_IOWR", "mapdirect_wire_map_full"],
     END: ["_IOW", wire.WireRange.name],
     PREPARE: ["_IOW", wire.WireRange.name],
@@ -81,6 +81,7 @@ export function wireHeader(wire, toC) {
     `#define MAPDIRECT_WIRE_SNAPSHOT_RUNS_MAX ${wire.SNAPSHOT_RUNS_MAX}u`,
     `#define MAPDIRECT_WIRE_SNAPSHOT_PIECES_MAX ${wire.SNAPSHOT_PIECES_MAX}u`,
     `#define MAPDIRECT_WIRE_SNAPSHOT_PIECE_BYTES ${wire.SNAPSHOT_PIECE_BYTES}u`,
+    `#define MAPDIRECT_WIRE_GRANT_EXTENTS_MAX ${wire.WIRE_GRANT_EXTENTS_MAX}u`,
     "",
   ];
   for (const name of enums) {
@@ -91,7 +92,14 @@ export function wireHeader(wire, toC) {
   }
   for (const declared of structs) lines.push(toC(declared), "");
   lines.push(
-    "/* GRANT and EXTENTS: the header and the extents that follow it. */",
+    "/* GRANT: the header and the extents that follow it. */",
+    "struct mapdirect_wire_grant_full {",
+    `  struct ${wire.WireMap.name} map;`,
+    `  struct ${wire.WireExtent.name} extents[MAPDIRECT_WIRE_GRANT_EXTENTS_MAX];`,
+    "};",
+    `_Static_assert(sizeof(struct mapdirect_wire_grant_full) == ${wire.WIRE_GRANT_BYTES}, "mapdirect_wire_grant_full: size");`,
+    "",
+    "/* EXTENTS: the same, with more of them. */",
     "struct mapdirect_wire_map_full {",
     `  struct ${wire.WireMap.name} map;`,
     `  struct ${wire.WireExtent.name} extents[MAPDIRECT_WIRE_EXTENTS_MAX];`,

@@ -71,7 +71,7 @@ struct map_request {
   uint64_t lease_id;
   uint64_t generation;
   uint32_t granted_kind;
-  struct mapdirect_wire_map_full wire;
+  struct mapdirect_wire_grant_full wire;
 };
 
 /* ---- on the caller's thread */
@@ -205,11 +205,10 @@ static int add_piece(struct map_request *map, uint64_t from, uint64_t to, enum p
 }
 
 /* The extents of one answer, from *cursor on. */
-static int add_extents(struct map_request *map, uint64_t end, uint64_t *cursor) {
-  const struct mapdirect_wire_map_full *wire = &map->wire;
-  if (wire->map.count > MAPDIRECT_WIRE_EXTENTS_MAX) return -EIO;
-  for (uint32_t index = 0; index < wire->map.count; index++) {
-    const struct mapdirect_wire_extent *extent = &wire->extents[index];
+static int add_extents(struct map_request *map, const struct mapdirect_wire_extent *extents, uint32_t count,
+                       uint64_t end, uint64_t *cursor) {
+  for (uint32_t index = 0; index < count; index++) {
+    const struct mapdirect_wire_extent *extent = &extents[index];
     if (extent->length == 0 || extent->length > (uint64_t)INT64_MAX - extent->offset) return -EIO;
     uint64_t from = extent->offset;
     uint64_t to = extent->offset + extent->length;
@@ -243,6 +242,28 @@ static int add_extents(struct map_request *map, uint64_t end, uint64_t *cursor) 
   return 0;
 }
 
+/* The extents that did not fit into the answer to GRANT, from `next` on. */
+static int fetch_extents(struct map_request *map, uint64_t next, uint64_t end, uint64_t *cursor) {
+  size_t bytes = round_up(sizeof(struct mapdirect_wire_map_full), page_bytes());
+  struct mapdirect_wire_map_full *wire = page_alloc(bytes);
+  if (wire == NULL) return -ENOMEM;
+  int error = 0;
+  while (error == 0 && next != 0 && next < end) {
+    wire->map =
+        (struct mapdirect_wire_map){.version = MAPDIRECT_WIRE_VERSION, .offset = next, .length = end - next};
+    uint64_t asked = next;
+    if (ioctl(map->lease_fd, (unsigned long)MAPDIRECT_IOCTL_EXTENTS, wire) != 0) {
+      error = -errno;
+      break;
+    }
+    next = wire->map.next_offset;
+    bool sound = wire->map.count <= MAPDIRECT_WIRE_EXTENTS_MAX && (next == 0 || next > asked);
+    error = sound ? add_extents(map, wire->extents, wire->map.count, end, cursor) : -EIO;
+  }
+  page_free(wire, bytes);
+  return error;
+}
+
 static int grant(struct map_request *map) {
   struct mapdirect_wire_map *header = &map->wire.map;
   uint64_t end = map->offset + map->length;
@@ -257,20 +278,12 @@ static int grant(struct map_request *map) {
   map->lease_id = header->lease_id;
   map->generation = header->generation;
   map->granted_kind = header->kind;
+  if (header->count > MAPDIRECT_WIRE_GRANT_EXTENTS_MAX) return -EIO;
 
   uint64_t cursor = map->offset;
   uint64_t map_bytes = header->map_bytes;
-  int error = add_extents(map, end, &cursor);
-  while (error == 0 && header->next_offset != 0 && header->next_offset < end) {
-    uint64_t next = header->next_offset;
-    memset(header, 0, sizeof *header);
-    header->version = MAPDIRECT_WIRE_VERSION;
-    header->offset = next;
-    header->length = end - next;
-    if (ioctl(map->lease_fd, (unsigned long)MAPDIRECT_IOCTL_EXTENTS, &map->wire) != 0) return -errno;
-    if (header->next_offset != 0 && header->next_offset <= next) return -EIO; /* it would never end */
-    error = add_extents(map, end, &cursor);
-  }
+  int error = add_extents(map, map->wire.extents, header->count, end, &cursor);
+  if (error == 0) error = fetch_extents(map, header->next_offset, end, &cursor);
   if (error != 0) return error;
   uint64_t last = map_bytes < end ? round_up(map_bytes, page_bytes()) : end;
   error = add_piece(map, cursor, last, PIECE_HOLE, 0);

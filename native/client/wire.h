@@ -18,6 +18,7 @@
 #define MAPDIRECT_WIRE_SNAPSHOT_RUNS_MAX 128u
 #define MAPDIRECT_WIRE_SNAPSHOT_PIECES_MAX 3u
 #define MAPDIRECT_WIRE_SNAPSHOT_PIECE_BYTES 4096u
+#define MAPDIRECT_WIRE_GRANT_EXTENTS_MAX 29u
 
 #define MAPDIRECT_WIRE_LEASE_KIND_DEFAULT 0u
 #define MAPDIRECT_WIRE_LEASE_KIND_SEAL 1u
@@ -259,7 +260,14 @@ _Static_assert(offsetof(struct mapdirect_wire_snapshot, region_bytes) == 24, "ma
 _Static_assert(offsetof(struct mapdirect_wire_snapshot, left_bytes) == 32, "mapdirect_wire_snapshot.left_bytes");
 _Static_assert(offsetof(struct mapdirect_wire_snapshot, reserved) == 40, "mapdirect_wire_snapshot.reserved");
 
-/* GRANT and EXTENTS: the header and the extents that follow it. */
+/* GRANT: the header and the extents that follow it. */
+struct mapdirect_wire_grant_full {
+  struct mapdirect_wire_map map;
+  struct mapdirect_wire_extent extents[MAPDIRECT_WIRE_GRANT_EXTENTS_MAX];
+};
+_Static_assert(sizeof(struct mapdirect_wire_grant_full) == 1024, "mapdirect_wire_grant_full: size");
+
+/* EXTENTS: the same, with more of them. */
 struct mapdirect_wire_map_full {
   struct mapdirect_wire_map map;
   struct mapdirect_wire_extent extents[MAPDIRECT_WIRE_EXTENTS_MAX];
@@ -276,8 +284,8 @@ _Static_assert(sizeof(struct mapdirect_wire_snapshot_full) == 14448, "mapdirect_
 
 #define MAPDIRECT_IOCTL_REGION 0x90c04dd0u
 _Static_assert(MAPDIRECT_IOCTL_REGION == _IOR('M', 0xd0, struct mapdirect_wire_region), "REGION");
-#define MAPDIRECT_IOCTL_GRANT 0xffe04dd1u
-_Static_assert(MAPDIRECT_IOCTL_GRANT == _IOWR('M', 0xd1, struct mapdirect_wire_map_full), "GRANT");
+#define MAPDIRECT_IOCTL_GRANT 0xc4004dd1u
+_Static_assert(MAPDIRECT_IOCTL_GRANT == _IOWR('M', 0xd1, struct mapdirect_wire_grant_full), "GRANT");
 #define MAPDIRECT_IOCTL_EXTENTS 0xffe04dd2u
 _Static_assert(MAPDIRECT_IOCTL_EXTENTS == _IOWR('M', 0xd2, struct mapdirect_wire_map_full), "EXTENTS");
 #define MAPDIRECT_IOCTL_END 0x40204dd3u

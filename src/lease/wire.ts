@@ -85,7 +85,10 @@ export const WireRegion = struct(
 
 export const WIRE_EXTENTS_MAX = 508;
 
-/** Header of GRANT and EXTENTS; `WIRE_EXTENTS_MAX` WireExtents follow it. */
+/** Of most files these are all, and each byte of an ioctl is copied twice. */
+export const WIRE_GRANT_EXTENTS_MAX = 29;
+
+/** Header of GRANT and EXTENTS; WireExtents follow it, `WIRE_GRANT_EXTENTS_MAX` or `WIRE_EXTENTS_MAX`. */
 export const WireMap = struct(
   "mapdirect_wire_map",
   "Request and reply of GRANT and EXTENTS. Extents that do not fit are fetched with EXTENTS from nextOffset.",
@@ -107,6 +110,7 @@ export const WireMap = struct(
   96,
 );
 
+export const WIRE_GRANT_BYTES = 96 + WIRE_GRANT_EXTENTS_MAX * 32;
 export const WIRE_MAP_BYTES = 96 + WIRE_EXTENTS_MAX * 32;
 
 export const WireRange = struct(
@@ -236,7 +240,7 @@ const ioc = (direction: number, number: number, size: number): number =>
 
 export const Ioctl = {
   REGION: ioc(IOC_READ, 0xd0, WireRegion.size),
-  GRANT: ioc(IOC_READ | IOC_WRITE, 0xd1, WIRE_MAP_BYTES),
+  GRANT: ioc(IOC_READ | IOC_WRITE, 0xd1, WIRE_GRANT_BYTES),
   EXTENTS: ioc(IOC_READ | IOC_WRITE, 0xd2, WIRE_MAP_BYTES),
   END: ioc(IOC_WRITE, 0xd3, WireRange.size),
   PREPARE: ioc(IOC_WRITE, 0xd4, WireRange.size),

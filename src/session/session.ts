@@ -55,6 +55,8 @@ const BATCH = 32;
 /** A conflict with a lease whose holder is dead waits for the kernel's release: so often, and so long in between. */
 const RELEASE_TRIES = 40;
 const RELEASE_WAIT_MS = 5;
+/** How long the times of a file that was stored to through a mapping may be shown as they were, milliseconds. */
+const STALE_MS = 2;
 /** Media errors in the log: at most so many in so long, milliseconds. */
 const MEDIA_LOG_MAX = 10;
 const MEDIA_LOG_MS = 10_000;
@@ -81,6 +83,8 @@ export class Session {
   /** Requests that wait, by id; FUSE_INTERRUPT aborts them, and so does the end of the session. */
   readonly #waiting = new Map<bigint, AbortController>();
   readonly #cached = new WeakSet<Inode>();
+  /** Whose attributes the kernel has to forget soon. */
+  readonly #stale = new Set<Inode>();
   /** How often the request being run has been run before. */
   #attempt = 0;
   #answered = false;
@@ -369,6 +373,25 @@ export class Session {
   forgetAttributes(inode: Inode): void {
     const { code, payload } = notifyInvalInode(inode.ino, -1n, 0n);
     void this.#channel?.notify(code, payload, true);
+  }
+
+  /**
+   * The same, a moment later. Whoever maps a file again and again does not pay for it each time; a program that unmaps and
+   * looks at once may still see the times from before.
+   */
+  forgetAttributesSoon(inode: Inode): void {
+    if (this.#stale.size === 0) setTimeout(() => this.#forgetStale(), STALE_MS);
+    this.#stale.add(inode);
+  }
+
+  #forgetStale(): void {
+    for (const inode of this.#stale) this.invalidateAttributes(inode);
+    this.#stale.clear();
+  }
+
+  /** The file is closed or synced: what forgetAttributesSoon() has put off is due now. */
+  settleAttributes(inode: Inode): void {
+    if (this.#stale.size > 0 && this.#stale.delete(inode)) this.invalidateAttributes(inode);
   }
 
   /** Tell the kernel that attributes changed behind its back. */

@@ -3,7 +3,7 @@ import { viewOf } from "../../src/layout/struct.ts";
 import * as wire from "../../src/lease/wire.ts";
 
 export function grantRequest(kind: number, offset: number, length: number): Uint8Array {
-  const argument = new Uint8Array(wire.WIRE_MAP_BYTES);
+  const argument = new Uint8Array(wire.WIRE_GRANT_BYTES);
   wire.WireMap.encode(viewOf(argument), 0, {
     version: wire.WIRE_VERSION,
     kind,

@@ -96,6 +96,8 @@ function close(session: Session, fh: number): void {
     leases.end(lease);
     if (touchAfterLease(session, handle.inode)) session.invalidateAttributes(handle.inode);
   }
+  // The program's own: those of the client library come and go with each mapping.
+  if (handle.ended.length === 0 && handle.watched === null) session.settleAttributes(handle.inode);
   session.handles.remove(fh);
   session.snapshots.closed(handle);
   for (const earlier of handle.ended) leases.end(earlier);
@@ -109,8 +111,7 @@ export function letGo(session: Session, handle: Handle): void {
   session.handles.setLease(handle, null);
   session.volume.leases.letGo(lease);
   handle.ended.push(lease);
-  // At once: the file is open, since the request came through it.
-  if (touchAfterLease(session, handle.inode)) session.forgetAttributes(handle.inode);
+  if (touchAfterLease(session, handle.inode)) session.forgetAttributesSoon(handle.inode);
 }
 
 /** Stores through a mapping are invisible to us: the file counts as modified when the mapping ends. Whether it does. */
@@ -134,6 +135,7 @@ export function flush(session: Session, request: Request): void {
 export async function fsync(session: Session, request: Request): Promise<void> {
   if (request.opcode !== Opcode.SYNCFS) {
     const inode = session.volume.store.inode(request.nodeid);
+    session.settleAttributes(inode);
     await session.volume.directStores.flush(inode);
   }
   await session.volume.store.sync();

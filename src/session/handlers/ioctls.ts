@@ -172,6 +172,7 @@ function replyMap(
   inode: Inode,
   offset: bigint,
   to: bigint,
+  extentsMax: number,
   rest: Partial<MapRequest>,
 ): void {
   const { store } = session.volume;
@@ -184,7 +185,7 @@ function replyMap(
   let count = 0;
   let block = Number(offset >> store.blockShift);
   const endBlock = blocksFor(store, end);
-  while (map !== null && block < endBlock && count < wire.WIRE_EXTENTS_MAX) {
+  while (map !== null && block < endBlock && count < extentsMax) {
     const piece = map.at(block, endBlock - block);
     let state: number = piece.state;
     if (piece.state === SHARED) {
@@ -230,7 +231,7 @@ function replyExtents(session: Session, request: Request, inode: Inode, payload:
   const wish = decode(wire.WireMap, payload);
   checkRange(wish.offset, wish.length);
   const from = (wish.offset >> store.blockShift) << store.blockShift;
-  replyMap(session, request, inode, from, wish.offset + wish.length, {});
+  replyMap(session, request, inode, from, wish.offset + wish.length, wire.WIRE_EXTENTS_MAX, {});
 }
 
 /** What is asked for, and may be. */
@@ -333,7 +334,8 @@ function makeLease(session: Session, request: Request, handle: Handle, wish: Map
 
 function replyGranted(session: Session, request: Request, lease: Lease): void {
   lease.settled = true;
-  replyMap(session, request, lease.inode, lease.offset, lease.offset + lease.length, {
+  const end = lease.offset + lease.length;
+  replyMap(session, request, lease.inode, lease.offset, end, wire.WIRE_GRANT_EXTENTS_MAX, {
     kind: lease.kind === "seal" ? wire.LeaseKind.SEAL : wire.LeaseKind.BREAKABLE,
     flags: lease.flags,
     leaseId: lease.id,
