@@ -31,6 +31,9 @@ const TEST_TOOLS = {
   "clang-format": "clang-format",
   pmempool: "pmdk-tools",
   mdb_stat: "lmdb-utils",
+  chromium: "chromium",
+  tmux: "tmux",
+  mandoc: "mandoc",
 };
 /** The same for what is no command. */
 const TEST_FILES = {

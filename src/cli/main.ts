@@ -13,6 +13,8 @@ import { asFailure } from "../daemon/failure.ts";
 import { packageRoot } from "../region/addon.ts";
 import { checkCommand } from "./commands/check.ts";
 import { cloneCommand } from "./commands/clone.ts";
+import { completionCommand } from "./commands/completion.ts";
+import { dashboardCommand } from "./commands/dashboard.ts";
 import { defragCommand } from "./commands/defrag.ts";
 import { doctorCommand } from "./commands/doctor.ts";
 import { dumpCommand } from "./commands/dump.ts";
@@ -27,6 +29,7 @@ import { prepareCommand } from "./commands/prepare.ts";
 import { resizeCommand } from "./commands/resize.ts";
 import { snapshotCommand } from "./commands/snapshot.ts";
 import { statsCommand } from "./commands/stats.ts";
+import { topCommand } from "./commands/top.ts";
 import { unmountCommand } from "./commands/unmount.ts";
 
 function version(): string {
@@ -68,6 +71,9 @@ Examples:
     snapshotCommand(),
     statsCommand(),
     mapCommand(),
+    dashboardCommand(),
+    topCommand(),
+    completionCommand(),
   ];
   for (const command of commands) program.addCommand(command);
   for (const command of [program, ...commands]) {

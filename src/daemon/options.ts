@@ -159,6 +159,11 @@ const VALUED: Record<string, { wants: string; set: (options: MountOptions, value
   },
 };
 
+/** What may follow -o; names that want a value end in "=". */
+export function mountOptionNames(): string[] {
+  return [...Object.keys(PLAIN), ...Object.keys(VALUED).map((name) => `${name}=`)];
+}
+
 /** Before any -o: root shares the mount with everybody, an ordinary user's mount is private. */
 export function defaultMountOptions(asRoot: boolean): MountOptions {
   return {

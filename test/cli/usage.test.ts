@@ -26,6 +26,9 @@ const COMMANDS = [
   "defrag",
   "stats",
   "map",
+  "dashboard",
+  "top",
+  "completion",
 ];
 const MESSAGE = /^mapdirect: [^\n]+: [^\n]+; [^\n]+\n$/;
 
