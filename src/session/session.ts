@@ -15,7 +15,7 @@ import { settledOrAborted, Wait } from "../base/wait.ts";
 import { type Negotiated, requestBufferBytes } from "../fuse/init.ts";
 import { Opcode } from "../fuse/kernel.ts";
 import { notifyInvalInode, notifyPollWakeup } from "../fuse/notify.ts";
-import { OPCODE_LIMIT, opcodeName } from "../fuse/opcodes.ts";
+import { opcodeName } from "../fuse/opcodes.ts";
 import { printReply, printRequest } from "../fuse/print.ts";
 import { Request } from "../fuse/request.ts";
 import { holderIsGone } from "../lease/process.ts";
