@@ -35,6 +35,22 @@ const TEST_TOOLS = {
   tmux: "tmux",
   mandoc: "mandoc",
 };
+/** For guests in QEMU (`npm run test:vm`): without the first ones there are none, without the others fewer tests. */
+const VM_TOOLS = {
+  "qemu-system-x86_64": "qemu-system-x86",
+  busybox: "busybox-static",
+  dpkg: "dpkg",
+  xz: "xz-utils",
+  zstd: "zstd",
+};
+const GUEST_TOOLS = {
+  ndctl: "ndctl",
+  "mkfs.xfs": "xfsprogs",
+  "mkfs.ext4": "e2fsprogs",
+  "nbd-server": "nbd-server",
+  "nbd-client": "nbd-client",
+  fio: "fio",
+};
 /** The same for what is no command. */
 const TEST_FILES = {
   "/usr/include/libpmemobj.h": "libpmemobj-dev",
@@ -79,9 +95,10 @@ const missingPackages = (tools) =>
     .filter(([command]) => !hasCommand(command))
     .map(([, name]) => name);
 
-function ensureSystemPackages() {
+function ensureSystemPackages({ vm }) {
   const inCi = process.env.CI === "true";
-  const missing = missingPackages(inCi ? { ...BUILD_TOOLS, ...TEST_TOOLS } : BUILD_TOOLS);
+  const forVm = vm ? { ...VM_TOOLS, ...GUEST_TOOLS } : {};
+  const missing = missingPackages(inCi ? { ...BUILD_TOOLS, ...TEST_TOOLS, ...forVm } : BUILD_TOOLS);
   for (const [file, name] of Object.entries(TEST_FILES)) if (inCi && !existsSync(file)) missing.push(name);
   if (missing.length === 0) return;
   const install = ["install", "-y", "--no-install-recommends", ...missing];
@@ -133,9 +150,22 @@ function ensureHook() {
   git("config", "core.hooksPath", ".githooks");
 }
 
-export function setup() {
+/** Guests need QEMU, and what they do their work with. */
+function ensureGuests() {
+  if (process.arch !== "x64")
+    throw new SetupError("vm: guests need an x86-64 machine: they are like their host");
+  const missing = missingPackages({ ...VM_TOOLS, ...GUEST_TOOLS });
+  if (missing.length === 0) return;
+  throw new SetupError(
+    `vm: missing for guests: ${missing.join(", ")}; run 'apt-get install -y --no-install-recommends ${missing.join(" ")}' as root`,
+  );
+}
+
+/** @param options vm: also what guests in QEMU need. */
+export function setup({ vm = false } = {}) {
   if (process.platform !== "linux") throw new SetupError("setup: mapdirect runs on Linux only");
-  ensureSystemPackages();
+  ensureSystemPackages({ vm });
+  if (vm) ensureGuests();
   ensureFuseDevice();
   ensureModules();
   ensureHook();

@@ -1,0 +1,3 @@
+import { kindsOn } from "./kinds.ts";
+
+kindsOn("6.1", { clientPrograms: true });

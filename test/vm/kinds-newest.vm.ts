@@ -1,0 +1,3 @@
+import { kindsOn } from "./kinds.ts";
+
+kindsOn("newest", { clientPrograms: true });

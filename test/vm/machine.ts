@@ -1,0 +1,103 @@
+/**
+ * What all guests of a run share: kernels, initramfs, programs, made once before the first test (setup.ts), and a guest
+ * from its request to its results.
+ */
+import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { inject, onTestFinished } from "vitest";
+import { packageRoot } from "../../src/region/addon.ts";
+import { folderPrefix } from "../support/leftovers.ts";
+import { buildInitramfs } from "./initramfs.ts";
+import type { Kernel } from "./kernels.ts";
+import { Guest, type GuestRequest } from "./qemu.ts";
+
+export const cache = join(packageRoot, ".cache", "vm");
+
+/** By the name in the matrix: the kernel, or why it is not there. */
+export type Kernels = Record<string, Kernel | string>;
+
+declare module "vitest" {
+  interface ProvidedContext {
+    kernels: Kernels;
+    programs: string;
+  }
+}
+
+/** One line of results.jsonl, as guest/support.mjs writes it. */
+export interface Result {
+  readonly kernel: string;
+  readonly kind: string;
+  readonly what: string;
+  readonly verdict: "ok" | "not ok" | "skip";
+  readonly measured?: string;
+  readonly why?: string;
+  readonly ms: number;
+}
+
+export function kernelNamed(name: string): Kernel | string {
+  return inject("kernels")[name] ?? `no kernel is called ${name}`;
+}
+
+/** Where guests write to and what lies behind their devices: memory, for the life of one test file. */
+export function workFolder(): string {
+  return mkdtempSync(folderPrefix("/dev/shm"));
+}
+
+export interface Boot extends Omit<GuestRequest, "initramfs" | "script" | "out"> {
+  /** In test/vm/guest/. */
+  readonly script: string;
+  /** Modules beside the usual ones. */
+  readonly modules?: readonly string[];
+  /** Goes to the script. */
+  readonly request: Record<string, unknown>;
+  /** A folder of its own is made in there. */
+  readonly folder: string;
+  readonly name: string;
+}
+
+export interface Booted {
+  readonly guest: Guest;
+  readonly out: string;
+}
+
+export function boot(from: Boot): Booted {
+  const { script, modules = [], request, folder, name, ...rest } = from;
+  const out = join(folder, name);
+  mkdirSync(out);
+  writeFileSync(
+    join(out, "request.json"),
+    JSON.stringify({ root: packageRoot, programs: inject("programs"), ...request }),
+  );
+  const guest = new Guest({
+    ...rest,
+    out,
+    script: join(packageRoot, "test", "vm", "guest", script),
+    initramfs: buildInitramfs(from.kernel, cache, modules),
+  });
+  return { guest, out };
+}
+
+/** The lines of a file of JSON lines; none if it is not there. */
+export function readLines<T>(file: string): T[] {
+  let text: string;
+  try {
+    text = readFileSync(file, "utf8");
+  } catch {
+    return [];
+  }
+  return text
+    .split("\n")
+    .filter((line) => line !== "")
+    .map((line) => JSON.parse(line) as T);
+}
+
+/** What was measured, kept for `npm run test:vm` to print; one file for each part of a run. */
+export function keep(part: string, value: unknown): void {
+  const folder = join(cache, "measured");
+  mkdirSync(folder, { recursive: true });
+  writeFileSync(join(folder, `${part}.json`), `${JSON.stringify(value, null, 1)}\n`);
+}
+
+export const removeAtEnd = (folder: string): void => {
+  onTestFinished(() => rmSync(folder, { recursive: true, force: true }));
+};

@@ -1,0 +1,26 @@
+/** What guests run besides mapdirect itself, compiled on the host: the client's C programs, and a few of the guest's own. */
+import { execFileSync } from "node:child_process";
+import { existsSync, mkdirSync } from "node:fs";
+import { join } from "node:path";
+import { COMPILE_FLAGS } from "../../scripts/build-client.mjs";
+import { packageRoot as root } from "../../src/region/addon.ts";
+
+/** Of test/client/programs: those that the guests run. */
+const CLIENT = ["arguments", "coherence", "faults", "lifetime", "rights", "sharing"];
+
+export function buildPrograms(cache: string): string {
+  const folder = join(cache, "programs");
+  mkdirSync(folder, { recursive: true });
+  const cc = process.env.CC ?? "cc";
+  const flags = ["-g", "-O1", ...COMPILE_FLAGS, "-Wno-unused-function", "-Wno-conversion", "-pthread"];
+  const library = [`-I${join(root, "native/client")}`, `-L${join(root, "dist/lib")}`, "-lmapdirect"];
+  const compile = (name: string, source: string, libraries: readonly string[]): Buffer =>
+    execFileSync(cc, [...flags, "-o", join(folder, name), join(root, source), ...libraries], {
+      stdio: "inherit",
+    });
+  compile("direct", "test/vm/guest/direct.c", library);
+  for (const name of CLIENT) compile(name, `test/client/programs/${name}.c`, library);
+  if (existsSync("/usr/include/libpmemobj.h"))
+    compile("bank", "test/programs/bank.c", ["-lpmemobj", "-lpmem"]);
+  return folder;
+}
