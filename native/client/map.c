@@ -257,8 +257,10 @@ static int fetch_extents(struct map_request *map, uint64_t next, uint64_t end, u
       break;
     }
     next = wire->map.next_offset;
+    uint64_t before = *cursor;
     bool sound = wire->map.count <= MAPDIRECT_WIRE_EXTENTS_MAX && (next == 0 || next > asked);
     error = sound ? add_extents(map, wire->extents, wire->map.count, end, cursor) : -EIO;
+    if (error == 0 && next != 0 && *cursor == before) error = -EIO; /* it would hardly ever end */
   }
   page_free(wire, bytes);
   return error;

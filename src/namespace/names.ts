@@ -139,7 +139,7 @@ function newInode(
   }
   const type = mode & S_IFMT;
   // A caller of mknod(2) could ask for anything, were the kernel not there.
-  if (!FILE_TYPES.has(type) || mode > MODE_MAX || (type === S_IFLNK) !== (target !== null)) {
+  if (!FILE_TYPES.has(type) || (mode & ~MODE_MAX) !== 0 || (type === S_IFLNK) !== (target !== null)) {
     throw new FsError("EINVAL", `mode ${mode.toString(8)}`);
   }
   const time = now();

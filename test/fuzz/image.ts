@@ -583,6 +583,7 @@ const ORDINARY = new Set([
   "ENOTDIR",
   "EINVAL",
   "EROFS",
+  "EOPNOTSUPP",
 ]);
 
 /** Whatever was mounted is used, unmounted, mounted, emptied. */

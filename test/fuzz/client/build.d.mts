@@ -1,0 +1,1 @@
+export function buildClient(compiler: string, output: string, guided: boolean): void;
