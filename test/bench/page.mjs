@@ -19,6 +19,16 @@ const COLOURS = [
   "#a3a3a3",
 ];
 const FONT = "system-ui, sans-serif";
+/** Room to spare: the widths of texts are guesses where there is no browser to ask. */
+const LEGEND = { top: 36, left: 0, itemGap: 30, itemWidth: 14, itemHeight: 10, icon: "roundRect" };
+const heading = (text) => ({ text, left: 0, top: 4, textStyle: { fontSize: 14 } });
+/** Numbers of things: 1, 16, 10k. */
+const counted = (at) =>
+  at < 1000
+    ? `${at}`
+    : short(at)
+        .replace(/\.0+(?=k|M|$)/, "")
+        .replace(/\.00(?=M)/, "");
 
 const escaped = (text) =>
   String(text).replace(
@@ -45,11 +55,11 @@ function ratioChart(title, rows, others) {
     if (ratio === undefined || ratio <= 0) return null;
     return better === "less" ? 1 / ratio : ratio;
   };
-  const height = 110 + named.length * (14 + others.length * 9);
+  const height = 120 + named.length * (14 + others.length * 9);
   return svg(height, {
-    title: { text: title, textStyle: { fontSize: 14 } },
-    legend: { top: 26 },
-    grid: { left: 300, right: 60, top: 66, bottom: 30 },
+    title: heading(title),
+    legend: LEGEND,
+    grid: { left: 300, right: 60, top: 76, bottom: 30 },
     xAxis: { type: "log", name: "×", axisLabel: { formatter: (at) => short(at) } },
     yAxis: {
       ...{ type: "category", inverse: true, data: named.map((row) => row.title) },
@@ -66,11 +76,11 @@ function ratioChart(title, rows, others) {
 
 /** What no other peer has, as it grows. */
 function curveChart({ name, x, series }, unit) {
-  return svg(330, {
-    title: { text: `${name}, ${unit}`, textStyle: { fontSize: 14 } },
-    legend: { top: 26, type: "plain" },
-    grid: { left: 70, right: 40, top: 80, bottom: 40 },
-    xAxis: { type: "category", name: "", data: x.map((at) => short(at)) },
+  return svg(360, {
+    title: heading(`${name}, ${unit}`),
+    legend: LEGEND,
+    grid: { left: 70, right: 40, top: 100, bottom: 40 },
+    xAxis: { type: "category", name: "", data: x.map(counted) },
     yAxis: { type: "log", axisLabel: { formatter: (at) => short(at) } },
     series: series.map(({ title, values }) => ({
       ...{ type: "line", name: title, connectNulls: true },
@@ -85,7 +95,7 @@ function goalChart(goals) {
   const share = ({ least, most, measured: { median } }) =>
     least === null ? most / Math.max(median, 1e-9) : median / least;
   return svg(70 + measured.length * 17, {
-    title: { text: "Measured, as a share of what is wanted", textStyle: { fontSize: 14 } },
+    title: heading("Measured, as a share of what is wanted"),
     grid: { left: 420, right: 60, top: 36, bottom: 30 },
     xAxis: { type: "log", axisLabel: { formatter: (at) => short(at) } },
     yAxis: {
