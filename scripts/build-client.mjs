@@ -38,7 +38,7 @@ export const CORE_SOURCES = [
   "stats.c",
   "api.c",
 ];
-export const PRELOAD_SOURCES = [...CORE_SOURCES, "auto.c", "preload.c"];
+export const PRELOAD_SOURCES = [...CORE_SOURCES, "auto.c", "io.c", "preload.c"];
 export const COMPILE_FLAGS = [
   "-std=gnu11",
   "-D_GNU_SOURCE",

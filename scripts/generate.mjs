@@ -36,6 +36,7 @@ export function wireHeader(wire, toC) {
   const enums = [
     "LeaseKind",
     "LeaseFlag",
+    "EndFlag",
     "LeaseState",
     "BreakReason",
     "ExtentState",

@@ -29,13 +29,26 @@ static void say(const char *text) {
   if (write(STDERR_FILENO, text, strlen(text)) < 0) return;
 }
 
+static bool is_word(const char *at, size_t length, const char *word) {
+  return strlen(word) == length && strncmp(at, word, length) == 0;
+}
+
 __attribute__((constructor)) static void read_environment(void) {
-  const char *mode = getenv("MAPDIRECT");
+  const char *words = getenv("MAPDIRECT");
+  bool io = false;
+  for (const char *at = words; at != NULL && *at != 0;) {
+    size_t length = strcspn(at, ",");
+    if (is_word(at, length, "auto"))
+      automatic = true;
+    else if (is_word(at, length, "io"))
+      io = true;
+    else if (!is_word(at, length, "off"))
+      say("mapdirect: MAPDIRECT: unknown value, taken for 'off'; use 'auto', 'io', both with a comma, or "
+          "'off'\n");
+    at += length + (at[length] == ',');
+  }
+  if (io) io_enable();
   const char *file = getenv("MAPDIRECT_STATS");
-  if (mode != NULL && strcmp(mode, "auto") == 0)
-    automatic = true;
-  else if (mode != NULL && mode[0] != 0 && strcmp(mode, "off") != 0)
-    say("mapdirect: MAPDIRECT: unknown value, taken for 'off'; use 'auto' or 'off'\n");
   if (file == NULL || file[0] == 0) return;
   report_to = file;
   keeper_prepare_forks(); /* children count from zero */
@@ -134,11 +147,12 @@ static char *append_long(char *at, uint64_t number) {
 /* One write, so that lines of several processes do not mix. */
 static void write_line(void) {
   static const struct line lines[] = {
-      {" direct=", COUNT_DIRECT},           {" direct_bytes=", COUNT_DIRECT_BYTES},
-      {" automatic=", COUNT_AUTOMATIC},     {" revoked=", COUNT_REVOKED},
-      {" past_end=", COUNT_PAST_END},       {" busy=", COUNT_BUSY},
-      {" no_space=", COUNT_NO_SPACE},       {" no_access=", COUNT_NO_ACCESS},
-      {" unsupported=", COUNT_UNSUPPORTED}, {" other=", COUNT_OTHER},
+      {" direct=", COUNT_DIRECT},       {" direct_bytes=", COUNT_DIRECT_BYTES},
+      {" automatic=", COUNT_AUTOMATIC}, {" revoked=", COUNT_REVOKED},
+      {" past_end=", COUNT_PAST_END},   {" busy=", COUNT_BUSY},
+      {" served=", COUNT_IO},           {" no_space=", COUNT_NO_SPACE},
+      {" no_access=", COUNT_NO_ACCESS}, {" unsupported=", COUNT_UNSUPPORTED},
+      {" other=", COUNT_OTHER},
   };
   char text[640];
   char *at = append_text(text, "mapdirect: pid=");

@@ -365,8 +365,12 @@ void watch_close(int fd) {
   raw_close(fd);
 }
 
-int watch_end_lease(int fd, uint64_t lease_id) {
-  struct mapdirect_wire_range range = {.version = MAPDIRECT_WIRE_VERSION, .lease_id = lease_id};
+int watch_end_lease(int fd, uint64_t lease_id, bool unchanged) {
+  struct mapdirect_wire_range range = {
+      .version = MAPDIRECT_WIRE_VERSION,
+      .flags = unchanged ? MAPDIRECT_WIRE_END_FLAG_UNCHANGED : 0,
+      .lease_id = lease_id,
+  };
   return ioctl(fd, (unsigned long)MAPDIRECT_IOCTL_END, &range) == 0 ? 0 : -errno;
 }
 
@@ -436,6 +440,7 @@ static int cut_first(void *context, const struct piece *first, uintptr_t end) {
 }
 
 int automatic_revert(struct mapping *mapping, struct mapping **dead) {
+  if (mapping->io != NULL) atomic_store(&mapping->io->state, IO_ENDED);
   int error = table_reserve(2);
   if (error == 0) error = each_run(mapping, true, place_shadow, mapping);
   if (error != 0) error = each_run(mapping, false, place_sigbus, NULL); /* access is what has to end */
@@ -483,7 +488,7 @@ static void run_revoke(struct request *request) {
     stop_polling(news->fd);
     return;
   }
-  if (!forked) watch_end_lease(news->fd, news->status.lease_id);
+  if (!forked) watch_end_lease(news->fd, news->status.lease_id, false);
   if (!keep) {
     watch_close(news->fd);
     return;
@@ -582,6 +587,13 @@ static bool attend(const struct watcher *self, int fd) {
   return ask(self, &news, run_revoke);
 }
 
+/* When the watcher last began to look and found nothing. */
+static _Atomic uint64_t beat_ms;
+
+uint64_t watcher_beat_ms(void) {
+  return atomic_load_explicit(&beat_ms, memory_order_relaxed);
+}
+
 static void *watcher_main(void *argument) {
   const struct watcher *self = argument;
   prctl(PR_SET_NAME, "mapdirect-watch", 0, 0, 0);
@@ -596,7 +608,11 @@ static void *watcher_main(void *argument) {
       continue;
     }
     struct epoll_event event;
-    int count = epoll_wait(self->epoll_fd, &event, 1, (int)(confirm_at - now));
+    int count = epoll_wait(self->epoll_fd, &event, 1, 0);
+    if (count == 0) {
+      atomic_store(&beat_ms, now);
+      count = epoll_wait(self->epoll_fd, &event, 1, (int)(confirm_at - now));
+    }
     if (count < 0 && errno != EINTR) break;
     if (count != 1) continue;
     goes_on = event.data.fd != self->stop_fd && attend(self, event.data.fd);
@@ -730,6 +746,9 @@ void watch_begin(void) {
   core_lock(&mask);
   mapping->watch_fd = watch_fd;
   mapping->lease_fd = -1;
+  uint32_t unwatched_state = IO_UNWATCHED;
+  if (fd >= 0 && watch_fd >= 0 && watcher != NULL && mapping->io != NULL)
+    atomic_compare_exchange_strong(&mapping->io->state, &unwatched_state, IO_WATCHED);
   core_unlock(&mask);
   /* From here on the anchor alone keeps the lease description: it lives exactly as long as the mapping. */
   if (apart) raw_close(lease_fd);

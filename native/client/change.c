@@ -22,7 +22,7 @@ static void run_retire(struct request *request) {
      * now), but queues that behind other background requests; a truncate of ours that follows must find the
      * lease gone. */
     int fd = mapping->watch_fd >= 0 ? mapping->watch_fd : mapping->lease_fd;
-    watch_end_lease(fd, mapping->lease_id);
+    watch_end_lease(fd, mapping->lease_id, false);
   }
   if (mapping->watch_fd >= 0) watch_close(mapping->watch_fd);
   if (mapping->lease_fd >= 0) raw_close(mapping->lease_fd);
@@ -38,6 +38,10 @@ void change_bury(struct mapping *dead) {
     if (dead->shadow != 0) raw_munmap(dead->shadow, dead->shadow_bytes);
     dead->shadow = 0;
     watch_never(dead);
+    if (dead->io != NULL) {
+      atomic_store(&dead->io->state, IO_ENDED);
+      dead->io = NULL;
+    }
     /* Descriptors of a keeper that has ended were closed with it. */
     if (dead->keeper_generation != keeper_generation()) dead->watch_fd = dead->lease_fd = -1;
     if (dead->watch_fd < 0 && dead->lease_fd < 0) continue;
@@ -145,6 +149,39 @@ int core_unmap(uintptr_t start, size_t length) {
   core_unlock(&mask);
   change_mourn(dead);
   return error;
+}
+
+struct end_request {
+  struct request base;
+  uintptr_t start;
+};
+
+static void run_end(struct request *base) {
+  const struct end_request *end = (struct end_request *)(void *)base;
+  sigset_t mask;
+  core_lock(&mask);
+  int fd = -1;
+  uint64_t lease_id = 0;
+  size_t index = table_empty() ? 0 : table_lower(end->start);
+  if (index < table_count() && table_at(index)->start == end->start) {
+    const struct mapping *mapping = table_at(index)->mapping;
+    fd = mapping->forked ? -1 : mapping->watch_fd >= 0 ? mapping->watch_fd : mapping->lease_fd;
+    lease_id = mapping->lease_id;
+  }
+  core_unlock(&mask);
+  base->error = fd < 0 ? 0 : watch_end_lease(fd, lease_id, true);
+}
+
+int core_unmap_unchanged(uintptr_t start, size_t length) {
+  /* First, because the kernel tells the daemon of the anchor's end as soon as it is unmapped. */
+  struct end_request *end = page_alloc(page_bytes()); /* not on the stack: see map.c */
+  if (end != NULL) {
+    end->base.run = run_end;
+    end->start = start;
+    keeper_run(&end->base);
+    page_free(end, page_bytes());
+  }
+  return core_unmap(start, length);
 }
 
 /* ---- mmap(MAP_FIXED) of something else on top */

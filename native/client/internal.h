@@ -13,6 +13,7 @@
  *     stats.c     what was counted
  *     api.c       the public functions
  *     auto.c      direct mappings for programs that ask for ordinary ones (only in libmapdirect_preload.so)
+ *     io.c        pread(2) and pwrite(2) from direct mappings (there, too)
  *     preload.c   mmap(2) and its relatives, interposed (only there, too)
  *
  * Rules of the house:
@@ -104,6 +105,14 @@ struct identity {
   gid_t fsgid;
 };
 
+/* What io.c and a mapping that it made share. */
+enum { IO_UNWATCHED, IO_WATCHED, IO_ENDED };
+struct io_lease {
+  _Atomic uint32_t state;
+  _Atomic uint32_t users;   /* copies under way */
+  _Atomic uint32_t changed; /* something was stored */
+};
+
 /* One successful mapdirect_map(). Fields above the line never change after publication. */
 struct mapping {
   uint64_t lease_id;
@@ -127,6 +136,7 @@ struct mapping {
   int lease_fd;         /* in the same table: the lease's own description, until there is a watch; -1: none */
   uint64_t watch_at_ms; /* when that is to be */
   struct mapping *watch_next; /* to be watched after this one */
+  struct io_lease *io;        /* of a mapping that serves calls (io.c), until it has ended */
   bool retiring;              /* `retire` is in the keeper's hands */
   bool watch_tried;
   bool forked; /* some child may hold a copy of the anchor: the kernel alone knows when the lease ends */
@@ -256,10 +266,14 @@ int core_map(void *addr, size_t length, int prot, int flags, int fd, off_t offse
 /* The same, for a program that asks for an ordinary mapping: see mapping.shadow. Takes the shadow, if it succeeds. */
 int core_map_automatic(void *addr, size_t length, int prot, int flags, int fd, off_t offset, uintptr_t shadow,
                        void **result);
+/* The same of a whole file, as it is, for io.c. */
+int core_map_io(size_t length, int fd, uintptr_t shadow, struct io_lease *io, void **result);
 /* Flag checks that come before anything about the descriptor: R3. */
 int core_check_type(int flags);
 
 int core_unmap(uintptr_t start, size_t length);
+/* The same of a mapping that nobody has stored through, from its first byte on: the times of the file stay. */
+int core_unmap_unchanged(uintptr_t start, size_t length);
 /* mmap(MAP_FIXED) of something else on top of [start, start + length). */
 int core_map_over(void *addr, size_t length, int prot, int flags, int fd, off_t offset, void **result);
 int core_remap(uintptr_t old, size_t old_length, size_t new_length, int flags, uintptr_t new, void **result);
@@ -295,6 +309,8 @@ int break_forget(uintptr_t start, uintptr_t end, struct mapping **dead);
 
 /* On the keeper: start the watcher if there is none. Without one leases end by their deadline. */
 void watcher_start(void);
+/* CLOCK_MONOTONIC: what was being broken then, the watcher has heard of. */
+uint64_t watcher_beat_ms(void);
 /* On the keeper when it ends: with the lock held, then without. */
 struct watcher *watcher_detach(void);
 void watcher_stop(struct watcher *self);
@@ -308,7 +324,8 @@ uint64_t watch_due_ms(void);
 /* On the keeper: the watch that is due. */
 void watch_begin(void);
 void watch_close(int fd);
-int watch_end_lease(int fd, uint64_t lease_id);
+/* unchanged: nothing was stored, so times stay. */
+int watch_end_lease(int fd, uint64_t lease_id, bool unchanged);
 /* In a forked child, with the lock held. */
 void watch_forget(void);
 void watch_all_again(void);
@@ -338,6 +355,7 @@ enum counter {
   COUNT_DIRECT_BYTES, /* and their bytes */
   COUNT_AUTOMATIC,    /* of them, by auto.c */
   COUNT_REVOKED,      /* taken away again */
+  COUNT_IO,           /* files whose calls are served, by io.c */
   /* Mappings that auto.c left ordinary: */
   COUNT_PAST_END,
   COUNT_BUSY,
@@ -360,5 +378,10 @@ bool auto_applies(int prot, int flags, int fd);
 bool auto_map(void *addr, size_t length, int prot, int flags, int fd, off_t offset, void **result);
 /* To where MAPDIRECT_STATS says; once. */
 void auto_report(void);
+
+/* ------------------------------------------------------------------------------------------------ io.c */
+
+/* Before main(). */
+void io_enable(void);
 
 #endif

@@ -45,6 +45,7 @@ struct map_request {
   int fd;
   uint64_t offset;
   uintptr_t shadow; /* of an automatic mapping; else 0 */
+  struct io_lease *io;
   uint32_t kind;
   uint32_t lease_flags;
   pid_t caller; /* thread id: its descriptor table is the one that fd is in */
@@ -535,6 +536,7 @@ static int publish(struct map_request *map) {
         (map->region.flags & MAPDIRECT_WIRE_REGION_FLAG_CACHELINE) != 0 && persist_can_flush();
     mapping->prot = map->prot;
     mapping->shadow = map->shadow;
+    mapping->io = map->io;
     mapping->shadow_offset = map->offset;
     mapping->shadow_bytes = map->length;
     mapping->region_inode = map->region_inode;
@@ -591,7 +593,7 @@ static void run_map(struct request *base) {
 }
 
 static int map_any(void *addr, size_t length, int prot, int flags, int fd, off_t offset, unsigned lease,
-                   uintptr_t shadow, void **result) {
+                   uintptr_t shadow, struct io_lease *io, void **result) {
   int error = core_check_type(flags);
   if (error != 0) return error;
   struct map_request *map = page_alloc(round_up(sizeof *map, page_bytes()));
@@ -600,6 +602,7 @@ static int map_any(void *addr, size_t length, int prot, int flags, int fd, off_t
   if (error == 0) error = keeper_prepare_forks();
   if (error == 0) {
     map->shadow = shadow;
+    map->io = io;
     if (shadow != 0) map->lease_flags |= MAPDIRECT_WIRE_LEASE_FLAG_AUTOMATIC;
     map->base.run = run_map;
     error = keeper_run(&map->base);
@@ -616,11 +619,16 @@ static int map_any(void *addr, size_t length, int prot, int flags, int fd, off_t
 
 int core_map(void *addr, size_t length, int prot, int flags, int fd, off_t offset, unsigned lease,
              void **result) {
-  return map_any(addr, length, prot, flags, fd, offset, lease, 0, result);
+  return map_any(addr, length, prot, flags, fd, offset, lease, 0, NULL, result);
 }
 
 int core_map_automatic(void *addr, size_t length, int prot, int flags, int fd, off_t offset, uintptr_t shadow,
                        void **result) {
-  return map_any(addr, length, prot, flags, fd, offset, MAPDIRECT_BREAKABLE | MAPDIRECT_PREPARE, shadow,
+  return map_any(addr, length, prot, flags, fd, offset, MAPDIRECT_BREAKABLE | MAPDIRECT_PREPARE, shadow, NULL,
                  result);
+}
+
+int core_map_io(size_t length, int fd, uintptr_t shadow, struct io_lease *io, void **result) {
+  return map_any(NULL, length, PROT_READ | PROT_WRITE, MAP_SHARED_VALIDATE | MAP_DIRECT, fd, 0,
+                 MAPDIRECT_BREAKABLE | MAPDIRECT_WHOLE_FILE, shadow, io, result);
 }

@@ -9,7 +9,7 @@
  *
  * MAPDIRECT_LEASE=seal|breakable in the environment chooses the kind of lease (unset or "default": what the
  * mount hands out). MAPDIRECT_REVOKE=sigbus|remap chooses what comes in place of a mapping whose lease is
- * broken (unset: sigbus). Any other value makes MAP_DIRECT fail with EINVAL. MAPDIRECT=auto: see auto.c.
+ * broken (unset: sigbus). Any other value makes MAP_DIRECT fail with EINVAL. MAPDIRECT=auto: see auto.c; MAPDIRECT=io: see io.c.
  */
 #include "internal.h"
 

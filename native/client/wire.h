@@ -29,6 +29,8 @@
 #define MAPDIRECT_WIRE_LEASE_FLAG_PREPARE 4u
 #define MAPDIRECT_WIRE_LEASE_FLAG_AUTOMATIC 8u
 
+#define MAPDIRECT_WIRE_END_FLAG_UNCHANGED 1u
+
 #define MAPDIRECT_WIRE_LEASE_STATE_HELD 0u
 #define MAPDIRECT_WIRE_LEASE_STATE_BREAKING 1u
 #define MAPDIRECT_WIRE_LEASE_STATE_REVOKED 2u
@@ -98,7 +100,7 @@ struct mapdirect_wire_region {
   uint32_t path_bytes; /* length of path, without NUL */
   uint8_t path[4096]; /* absolute path of the region, as the daemon sees it */
   uint32_t socket_bytes; /* length of socket, without NUL; 0 when there is none */
-  uint32_t reserved0; /* zero */
+  uint32_t break_time_ms; /* how long a holder is given when its lease is broken, milliseconds; the largest number for more */
   uint8_t socket[104]; /* absolute path of a socket that hands out a descriptor of the region (direct_group=) */
 };
 _Static_assert(sizeof(struct mapdirect_wire_region) == 4288, "mapdirect_wire_region: size");
@@ -116,7 +118,7 @@ _Static_assert(offsetof(struct mapdirect_wire_region, default_kind) == 72, "mapd
 _Static_assert(offsetof(struct mapdirect_wire_region, path_bytes) == 76, "mapdirect_wire_region.path_bytes");
 _Static_assert(offsetof(struct mapdirect_wire_region, path) == 80, "mapdirect_wire_region.path");
 _Static_assert(offsetof(struct mapdirect_wire_region, socket_bytes) == 4176, "mapdirect_wire_region.socket_bytes");
-_Static_assert(offsetof(struct mapdirect_wire_region, reserved0) == 4180, "mapdirect_wire_region.reserved0");
+_Static_assert(offsetof(struct mapdirect_wire_region, break_time_ms) == 4180, "mapdirect_wire_region.break_time_ms");
 _Static_assert(offsetof(struct mapdirect_wire_region, socket) == 4184, "mapdirect_wire_region.socket");
 
 /* Request and reply of GRANT and EXTENTS. Extents that do not fit are fetched with EXTENTS from nextOffset. */
@@ -153,7 +155,7 @@ _Static_assert(offsetof(struct mapdirect_wire_map, reserved) == 80, "mapdirect_w
 /* PREPARE, DEFRAG: a range of the file. END, WATCH: a lease id in `leaseId`. */
 struct mapdirect_wire_range {
   uint32_t version; /* WIRE_VERSION */
-  uint32_t flags; /* zero */
+  uint32_t flags; /* EndFlag bits (END), else zero */
   uint64_t offset; /* byte offset in the file */
   uint64_t length; /* bytes; 0 for up to the end of the file */
   uint64_t lease_id; /* lease id (END) */

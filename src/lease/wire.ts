@@ -77,7 +77,9 @@ export const WireRegion = struct(
     pathBytes: u32("length of path, without NUL"),
     path: text(4096, "absolute path of the region, as the daemon sees it"),
     socketBytes: u32("length of socket, without NUL; 0 when there is none"),
-    reserved0: u32("zero"),
+    breakTimeMs: u32(
+      "how long a holder is given when its lease is broken, milliseconds; the largest number for more",
+    ),
     socket: text(104, "absolute path of a socket that hands out a descriptor of the region (direct_group=)"),
   },
   4288,
@@ -118,7 +120,7 @@ export const WireRange = struct(
   "PREPARE, DEFRAG: a range of the file. END, WATCH: a lease id in `leaseId`.",
   {
     version: u32("WIRE_VERSION"),
-    flags: u32("zero"),
+    flags: u32("EndFlag bits (END), else zero"),
     offset: big64("byte offset in the file"),
     length: big64("bytes; 0 for up to the end of the file"),
     leaseId: u64("lease id (END)"),
@@ -186,6 +188,11 @@ export const WireSnapshot = struct(
 export const SNAPSHOT_PLACES_BYTES = (SNAPSHOT_RUNS_MAX + SNAPSHOT_PIECES_MAX) * WireRun.size;
 export const WIRE_SNAPSHOT_BYTES =
   WireSnapshot.size + SNAPSHOT_PLACES_BYTES + SNAPSHOT_PIECES_MAX * SNAPSHOT_PIECE_BYTES;
+
+export const EndFlag = {
+  /** Nothing was stored through the mapping: the file's times stay. */
+  UNCHANGED: 1,
+} as const;
 
 export const LeaseState = { HELD: 0, BREAKING: 1, REVOKED: 2, GONE: 3 } as const;
 export const BreakReason = { NONE: 0, CONFLICT: 1, ADMINISTRATOR: 2, UNMOUNT: 3 } as const;

@@ -31,7 +31,7 @@ const programs = readdirSync(join(here, "programs"))
   .map((name) => name.slice(0, -2));
 
 /** Need something special around them, and have tests of their own below. */
-const special = ["uffd", "breaking", "automatic"];
+const special = ["uffd", "breaking", "automatic", "served"];
 
 const noUser = noUserMount();
 
@@ -177,6 +177,18 @@ describe.skipIf(noCompiler !== undefined)(
         });
       }
     });
+
+    for (const { name, request } of existing === undefined ? regions : []) {
+      describe(`calls without a system call, on ${name}`, () => {
+        const where = useMount({ ...request, options: "break_time=5" });
+        it("served", async () => {
+          expectAllOk(await runProgram("served", "preload", where, { env: { MAPDIRECT: "io" } }));
+        });
+        it("served, beside mappings that are made direct ones", async () => {
+          expectAllOk(await runProgram("served", "preload", where, { env: { MAPDIRECT: "auto,io" } }));
+        });
+      });
+    }
 
     for (const { name, request } of existing === undefined ? regions : regions.slice(0, 1)) {
       describe(`on ${existing === undefined ? name : "the mount that is given"}`, () => {

@@ -105,13 +105,13 @@ function close(session: Session, fh: number): void {
 }
 
 /** The holder says that it is done; the release of this handle will prove it. */
-export function letGo(session: Session, handle: Handle): void {
+export function letGo(session: Session, handle: Handle, changed: boolean): void {
   const { lease } = handle;
   if (lease === null) return;
   session.handles.setLease(handle, null);
   session.volume.leases.letGo(lease);
   handle.ended.push(lease);
-  if (touchAfterLease(session, handle.inode)) session.forgetAttributesSoon(handle.inode);
+  if (changed && touchAfterLease(session, handle.inode)) session.forgetAttributesSoon(handle.inode);
 }
 
 /** Stores through a mapping are invisible to us: the file counts as modified when the mapping ends. Whether it does. */

@@ -150,6 +150,7 @@ function region(session: Session): Uint8Array {
     defaultKind: leases.policy.direct === "breakable" ? wire.LeaseKind.BREAKABLE : wire.LeaseKind.SEAL,
     pathBytes: Buffer.byteLength(path),
     path,
+    breakTimeMs: Math.min(leases.policy.breakTimeSeconds * 1000, 0xffff_ffff),
     socketBytes: Buffer.byteLength(session.options.directSocket),
     socket: session.options.directSocket,
   });
@@ -353,8 +354,9 @@ function anyShared(inode: Inode, block: number, count: number): boolean {
 
 function end(session: Session, handle: Handle, payload: Uint8Array): void {
   const wish = decode(wire.WireRange, payload);
+  const changed = (wish.flags & wire.EndFlag.UNCHANGED) === 0;
   if (handle.lease !== null && handle.lease.id === wish.leaseId) {
-    letGo(session, handle);
+    letGo(session, handle, changed);
     return;
   }
   // Who watches a lease stands in for its holder: its process has unmapped everything.
@@ -365,7 +367,7 @@ function end(session: Session, handle: Handle, payload: Uint8Array): void {
     );
   }
   const granted = session.handles.granted(handle.watched);
-  if (granted !== undefined) letGo(session, granted);
+  if (granted !== undefined) letGo(session, granted, changed);
 }
 
 /**
