@@ -34,10 +34,10 @@ class SyncWorker : public Napi::AsyncWorker {
 public:
   SyncWorker(Napi::Env env, std::shared_ptr<Mapping> mapping)
       : Napi::AsyncWorker(env, "mapdirect.sync"), deferred_(Napi::Promise::Deferred::New(env)),
-        mapping_(std::move(mapping)) {}
+        mapping_(std::move(mapping)), bytes_(mapping_->info().sizeBytes) {}
   Napi::Promise promise() const { return deferred_.Promise(); }
 
-  void Execute() override { result_ = mapping_->sync(); }
+  void Execute() override { result_ = mapping_->sync(bytes_); }
   void OnOK() override {
     if (result_ == 0)
       deferred_.Resolve(Env().Undefined());
@@ -48,6 +48,45 @@ public:
 private:
   Napi::Promise::Deferred deferred_;
   std::shared_ptr<Mapping> mapping_;
+  // Looked at here: the region may grow meanwhile.
+  const uint64_t bytes_;
+  int result_ = 0;
+};
+
+// ftruncate and fsync on the thread pool; then the new part is mapped on the thread that uses the mapping.
+class GrowWorker : public Napi::AsyncWorker {
+public:
+  GrowWorker(Napi::Env env, std::shared_ptr<Mapping> mapping, uint64_t bytes)
+      : Napi::AsyncWorker(env, "mapdirect.grow"), deferred_(Napi::Promise::Deferred::New(env)),
+        mapping_(std::move(mapping)), bytes_(bytes) {}
+  Napi::Promise promise() const { return deferred_.Promise(); }
+
+  void Execute() override {
+    result_ = mapping_->measure(before_);
+    if (result_ == 0) result_ = mapping_->provide(bytes_, step_);
+  }
+  void OnOK() override {
+    if (result_ == 0) {
+      step_ = "mmap";
+      result_ = mapping_->extend(bytes_);
+      if (result_ != 0 && before_ < bytes_) mapping_->takeBack(before_);
+    }
+    if (result_ == 0) {
+      deferred_.Resolve(Env().Undefined());
+      return;
+    }
+    const Napi::Error failure = makeFailure(
+        Env(), result_, std::string(step_) + " the region of " + std::to_string(bytes_) + " bytes");
+    failure.Value().Set("step", step_);
+    deferred_.Reject(failure.Value());
+  }
+
+private:
+  Napi::Promise::Deferred deferred_;
+  std::shared_ptr<Mapping> mapping_;
+  const uint64_t bytes_;
+  uint64_t before_ = 0;
+  const char *step_ = "measure";
   int result_ = 0;
 };
 
@@ -66,6 +105,8 @@ void RegionObject::define(Napi::Env env) {
                                        InstanceMethod<&RegionObject::flush>("flush"),
                                        InstanceMethod<&RegionObject::drain>("drain"),
                                        InstanceMethod<&RegionObject::sync>("sync"),
+                                       InstanceMethod<&RegionObject::measure>("measure"),
+                                       InstanceMethod<&RegionObject::grow>("grow"),
                                        InstanceMethod<&RegionObject::close>("close"),
                                    }));
 }
@@ -216,6 +257,28 @@ Napi::Value RegionObject::sync(const Napi::CallbackInfo &info) {
     return deferred.Promise();
   }
   SyncWorker *worker = new SyncWorker(env, mapping_);
+  const Napi::Promise promise = worker->promise();
+  worker->Queue();
+  return promise;
+}
+
+Napi::Value RegionObject::measure(const Napi::CallbackInfo &info) {
+  const Napi::Env env = info.Env();
+  if (!checkOpen(env, "measure")) return Napi::Value();
+  uint64_t bytes = 0;
+  if (const int failure = mapping_->measure(bytes); failure != 0)
+    return fail(env, failure, "measure the region");
+  return Napi::Number::New(env, static_cast<double>(bytes));
+}
+
+Napi::Value RegionObject::grow(const Napi::CallbackInfo &info) {
+  const Napi::Env env = info.Env();
+  uint64_t bytes = 0;
+  if (!checkOpen(env, "grow") || !getCount(env, info[0], "sizeBytes", bytes)) return Napi::Value();
+  // Before anything is tried: the file is not to be touched for nothing.
+  if (bytes > mapping_->roomBytes())
+    return fail(env, -ENOMEM, "address space for " + std::to_string(bytes) + " bytes of the region");
+  GrowWorker *worker = new GrowWorker(env, mapping_, bytes);
   const Napi::Promise promise = worker->promise();
   worker->Queue();
   return promise;

@@ -34,6 +34,8 @@ private:
   void flush(const Napi::CallbackInfo &info);
   void drain(const Napi::CallbackInfo &info);
   Napi::Value sync(const Napi::CallbackInfo &info);
+  Napi::Value measure(const Napi::CallbackInfo &info);
+  Napi::Value grow(const Napi::CallbackInfo &info);
   void close(const Napi::CallbackInfo &info);
 
   bool checkOpen(Napi::Env env, const char *operation);

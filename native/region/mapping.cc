@@ -5,6 +5,7 @@
 #include "region/devdax.h"
 #include "region/guard.h"
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
@@ -15,6 +16,7 @@
 #include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -54,6 +56,15 @@ const char *whyNoMapSync(RegionKind kind, bool dax, int failure) {
   if (failure == EOPNOTSUPP) return "EOPNOTSUPP: the device cannot do it";
   if (failure == EINVAL) return "EINVAL: this kernel does not know MAP_SYNC (Linux 4.15 does)";
   return strerror(failure);
+}
+
+// Set aside for a region to grow into, at least. Nothing but numbers: no memory, no page tables.
+constexpr uint64_t kRoomBytes = uint64_t{4} << 40;
+// Huge pages need it of address and offset alike.
+constexpr uint64_t kHugePageBytes = 2 << 20;
+
+uint64_t roundUp(uint64_t value, uint64_t unit) {
+  return (value + unit - 1) / unit * unit;
 }
 
 } // namespace
@@ -134,7 +145,7 @@ int Mapping::inspect(const char *&step) {
   if (S_ISBLK(status.st_mode)) {
     step = "ioctl BLKGETSIZE64";
     info_.kind = RegionKind::block;
-    return ioctl(descriptor_, BLKGETSIZE64, &info_.sizeBytes) != 0 ? -errno : 0;
+    return measure(info_.sizeBytes);
   }
   if (!S_ISCHR(status.st_mode)) return -ENODEV;
   step = "read the device's size and alignment from sysfs";
@@ -147,28 +158,121 @@ int Mapping::inspect(const char *&step) {
   return 0;
 }
 
+int Mapping::measure(uint64_t &bytes) const {
+  switch (info_.kind) {
+  case RegionKind::file: {
+    struct stat status;
+    if (fstat(descriptor_, &status) != 0) return -errno;
+    bytes = static_cast<uint64_t>(status.st_size);
+    return 0;
+  }
+  case RegionKind::block:
+    return ioctl(descriptor_, BLKGETSIZE64, &bytes) != 0 ? -errno : 0;
+  case RegionKind::devdax: {
+    DevdaxFacts facts{};
+    const int failure = readDevdaxFacts(info_.device, facts);
+    bytes = facts.sizeBytes;
+    return failure;
+  }
+  }
+  return -EINVAL;
+}
+
 int Mapping::map(const RegionOptions &options, const char *&step) {
   step = "mmap";
   if (info_.sizeBytes == 0) return -EINVAL;
-  const int protection = options.readOnly ? PROT_READ : PROT_READ | PROT_WRITE;
-  void *base = MAP_FAILED;
+  protection_ = options.readOnly ? PROT_READ : PROT_READ | PROT_WRITE;
+  mapFlags_ = MAP_SHARED;
   if (options.mapSync) {
-    base = mmap(nullptr, info_.sizeBytes, protection, MAP_SHARED_VALIDATE | MAP_SYNC, descriptor_, 0);
-    if (base != MAP_FAILED)
+    // Tried where nothing is lost: a refusal may come after the kernel has taken away what was there.
+    constexpr int flags = MAP_SHARED_VALIDATE | MAP_SYNC;
+    void *trial = mmap(nullptr, info_.mapAlignmentBytes, protection_, flags, descriptor_, 0);
+    if (trial != MAP_FAILED) {
+      munmap(trial, info_.mapAlignmentBytes);
+      mapFlags_ = flags;
       info_.mapSync = true;
-    else
+    } else
       info_.mapSyncRefusal = whyNoMapSync(info_.kind, info_.dax, errno);
   } else {
     info_.mapSyncRefusal = "not asked for";
   }
-  if (base == MAP_FAILED) base = mmap(nullptr, info_.sizeBytes, protection, MAP_SHARED, descriptor_, 0);
+  if (!options.readOnly) setAside();
+  if (base_ != nullptr) return place(0, info_.sizeBytes);
+  void *base = mmap(nullptr, info_.sizeBytes, protection_, mapFlags_, descriptor_, 0);
   if (base == MAP_FAILED) return -errno;
-  base_ = static_cast<uint8_t *>(base);
+  base_ = reserved_ = static_cast<uint8_t *>(base);
+  reservedBytes_ = roomBytes_ = info_.sizeBytes;
+  return 0;
+}
+
+void Mapping::setAside() {
+  // Under a limit it would be taken from what the rest of the process may use.
+  rlimit limit;
+  if (getrlimit(RLIMIT_AS, &limit) != 0 || limit.rlim_cur != RLIM_INFINITY) return;
+  const uint64_t alignment = std::max(kHugePageBytes, info_.mapAlignmentBytes);
+  for (uint64_t room = std::max(kRoomBytes, 8 * roundUp(info_.sizeBytes, alignment)); room > info_.sizeBytes;
+       room /= 2) {
+    const size_t bytes = room + alignment;
+    void *reserved = mmap(nullptr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (reserved == MAP_FAILED) continue;
+    reserved_ = static_cast<uint8_t *>(reserved);
+    reservedBytes_ = bytes;
+    roomBytes_ = room;
+    const auto address = reinterpret_cast<uintptr_t>(reserved);
+    base_ = reserved_ + (roundUp(address, alignment) - address);
+    return;
+  }
+}
+
+int Mapping::place(uint64_t from, uint64_t to) {
+  uint8_t *at = base_ + from;
+  if (mmap(at, to - from, protection_, mapFlags_ | MAP_FIXED, descriptor_, static_cast<off_t>(from)) !=
+      MAP_FAILED)
+    return 0;
+  const int failure = -errno;
+  // The kernel may have taken away what was there, and given the place to another thread. From there on nothing
+  // is ours to touch any more; behind it, all is.
+  const uint64_t end = roundUp(to, kHugePageBytes);
+  uint8_t *const last = reserved_ + reservedBytes_;
+  if (base_ + end < last) munmap(base_ + end, static_cast<size_t>(last - (base_ + end)));
+  reservedBytes_ = static_cast<size_t>(at - reserved_);
+  roomBytes_ = std::min(roomBytes_, from);
+  return failure;
+}
+
+int Mapping::provide(uint64_t bytes, const char *&step) const {
+  step = "measure";
+  if (readOnly_) return -EROFS;
+  uint64_t found = 0;
+  if (const int failure = measure(found); failure != 0) return failure;
+  if (found >= bytes) return 0;
+  if (info_.kind != RegionKind::file) return -EINVAL;
+  step = "ftruncate";
+  if (bytes > INT64_MAX) return -EFBIG;
+  if (ftruncate(descriptor_, static_cast<off_t>(bytes)) != 0) return -errno;
+  // A superblock that names the new size must not survive a power cut that the size does not.
+  step = "fsync";
+  return fsync(descriptor_) != 0 ? -errno : 0;
+}
+
+void Mapping::takeBack(uint64_t bytes) const {
+  if (info_.kind != RegionKind::file) return;
+  if (ftruncate(descriptor_, static_cast<off_t>(bytes)) != 0) return; // it stays larger, which harms nobody
+}
+
+int Mapping::extend(uint64_t bytes) {
+  if (bytes <= info_.sizeBytes) return 0;
+  if (bytes > roomBytes_) return -ENOMEM;
+  // The page that held the end is there already, whole.
+  const uint64_t from = roundUp(info_.sizeBytes, info_.mapAlignmentBytes);
+  if (from < bytes)
+    if (const int failure = place(from, bytes); failure != 0) return failure;
+  info_.sizeBytes = bytes;
   return 0;
 }
 
 Mapping::~Mapping() {
-  if (base_ != nullptr) munmap(base_, info_.sizeBytes);
+  if (reserved_ != nullptr) munmap(reserved_, reservedBytes_);
   if (descriptor_ >= 0) close(descriptor_);
 }
 
@@ -215,7 +319,7 @@ void Mapping::drain() const {
   if (cacheline_) drainStores();
 }
 
-int Mapping::sync() const {
+int Mapping::sync(uint64_t bytes) const {
   if (readOnly_) return 0;
   if (cacheline_) {
     drainStores();
@@ -223,7 +327,7 @@ int Mapping::sync() const {
   }
   if (info_.kind == RegionKind::devdax)
     return -EINVAL; // the kernel has no msync for it; granularity is cacheline
-  return msync(base_, info_.sizeBytes, MS_SYNC) != 0 ? -errno : 0;
+  return msync(base_, bytes, MS_SYNC) != 0 ? -errno : 0;
 }
 
 } // namespace mapdirect

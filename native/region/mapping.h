@@ -1,7 +1,10 @@
 // A region mapped into this process.
 //
 // Invariants:
-// - the whole region is mapped once, shared, at one address, from open to destruction;
+// - the whole region is mapped once, shared, at one address, from open to destruction; what it grows by is
+// mapped
+//   right behind, into address space that was set aside at open: no address ever changes, and a sync on
+//   another thread goes on;
 // - every access is bounds-checked and guarded: outside is -EINVAL, a bus error is -EIO, a store to a
 // read-only
 //   mapping is -EROFS;
@@ -59,8 +62,20 @@ public:
   // Sends a descriptor of the region over a connected unix socket: of an open file description of its own, for
   // a lock belongs to the description. Never blocks: -EAGAIN when the socket takes nothing.
   int handOut(int socket) const;
-  // Blocks; safe on any thread.
-  int sync() const;
+  // The first `bytes` of the region, which its size was when the caller looked. Blocks; safe on any thread.
+  int sync(uint64_t bytes) const;
+
+  // How large the file or device is at this moment; info().sizeBytes is how much of it is mapped.
+  int measure(uint64_t &bytes) const;
+  // The largest size that extend() can reach.
+  uint64_t roomBytes() const { return roomBytes_; }
+  // See to it that the region is durably at least so large: a file grows, a device that is smaller is -EINVAL.
+  // `step` then names what failed. Blocks; safe on any thread.
+  int provide(uint64_t bytes, const char *&step) const;
+  // Cut a file that provide() has made larger, and nothing has been stored there.
+  void takeBack(uint64_t bytes) const;
+  // Map the region up to `bytes`, which are there. -ENOMEM where no address space was set aside for that.
+  int extend(uint64_t bytes);
 
   // The address of [offset, offset + length), or null when that is not inside. For handing to the kernel,
   // which answers EFAULT where we would get SIGBUS.
@@ -75,9 +90,17 @@ private:
   }
   int inspect(const char *&step);
   int map(const RegionOptions &options, const char *&step);
+  void setAside();
+  int place(uint64_t from, uint64_t to);
 
   RegionInfo info_{};
   uint8_t *base_ = nullptr;
+  // What is unmapped in the end: the region, and the address space around it.
+  uint8_t *reserved_ = nullptr;
+  size_t reservedBytes_ = 0;
+  uint64_t roomBytes_ = 0;
+  int protection_ = 0;
+  int mapFlags_ = 0;
   int descriptor_ = -1;
   bool readOnly_ = false;
   bool cacheline_ = false;

@@ -35,6 +35,13 @@ export interface NativeRegion {
   drain(): void;
   /** msync(MS_SYNC) of the dirty whole (or fdatasync), on the thread pool. */
   sync(): Promise<void>;
+  /** How large the file or device is at this moment, bytes. */
+  measure(): number;
+  /**
+   * Reach so many bytes: a file grows, durably (on the thread pool), a device must have them (EINVAL). ENOMEM is thrown
+   * when no address space was set aside. What rejects has the `step` that failed: "fsync" means as much as a failed sync.
+   */
+  grow(sizeBytes: number): Promise<void>;
   close(): void;
 }
 

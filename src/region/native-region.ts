@@ -7,14 +7,14 @@
  * - once a sync has failed, `syncError` is set and every later sync rejects with that same error, without asking the
  *   kernel again: it reports a lost page once, and a second fsync that succeeds means nothing.
  */
-import { Errno } from "../base/errno.ts";
+import { Errno, type ErrnoName } from "../base/errno.ts";
 import { FsError, InvariantError, MediaError } from "../base/errors.ts";
 import type { NativeRegion } from "./addon.ts";
 import { checkDisjoint, checkRange, checkSlice } from "./bounds.ts";
 import type { NativeBacked, Region, RegionFacts } from "./region.ts";
 
 export class MappedRegion implements Region, NativeBacked {
-  readonly facts: RegionFacts;
+  facts: RegionFacts;
   readonly native: NativeRegion;
   beforeStore: Region["beforeStore"] = null;
   #syncError: Error | null = null;
@@ -99,6 +99,37 @@ export class MappedRegion implements Region, NativeBacked {
     }
     // Also for a sync that succeeded while another one, started before it, failed.
     if (this.#syncError !== null) throw this.#syncError;
+  }
+
+  measure(): number {
+    try {
+      return this.native.measure();
+    } catch (error) {
+      throw translate(error);
+    }
+  }
+
+  async grow(sizeBytes: number): Promise<void> {
+    if (this.#syncError !== null) throw this.#syncError;
+    const { path } = this.facts;
+    try {
+      await this.native.grow(sizeBytes);
+    } catch (error) {
+      const { code, step, message } = error as NodeJS.ErrnoException & { step?: string };
+      if (step === "fsync") {
+        this.#syncError ??= translate(error);
+        throw this.#syncError;
+      }
+      if (code === "ENOMEM") {
+        const todo = "unmount it first (a limit of address space, ulimit -v, leaves no room for more)";
+        throw new FsError("ENOMEM", `${path} cannot become so large while it is mounted; ${todo}`);
+      }
+      if (code === "EINVAL") throw new FsError("EINVAL", `${path} is not that large`);
+      if (["EFBIG", "EPERM", "EACCES", "ENOSPC", "EROFS"].includes(code ?? ""))
+        throw new FsError(code as ErrnoName, message);
+      throw translate(error);
+    }
+    if (sizeBytes > this.facts.sizeBytes) this.facts = Object.freeze({ ...this.facts, sizeBytes });
   }
 
   close(): void {

@@ -10,6 +10,7 @@
  *   `drain()` does nothing. A failed sync rejects, and stays failed (see syncError) until the region is reopened:
  *   after a failed fsync the kernel may have dropped the dirty pages (PostgreSQL's fsync lesson, 2018);
  * - a range outside [0, sizeBytes) is an InvariantError, never a stray access;
+ * - grow() keeps every byte and every address, and a sync under way goes on;
  * - a media error (SIGBUS in the daemon's mapping) is FsError(EIO), never the daemon's death.
  */
 export type RegionKindName = "file" | "block" | "devdax" | "memory";
@@ -19,6 +20,7 @@ export type Granularity = "cacheline" | "page";
 export interface RegionFacts {
   readonly path: string;
   readonly kind: RegionKindName;
+  /** What can be reached. It never shrinks; grow() makes it more. */
   readonly sizeBytes: number;
   /** What was found, in words, and what that means for who maps files: see backing.ts. */
   readonly found: string;
@@ -43,6 +45,7 @@ export interface RegionFacts {
 }
 
 export interface Region {
+  /** Another value after grow(). */
   readonly facts: RegionFacts;
   /** Set once a sync failed; every later sync rejects with it. */
   readonly syncError: Error | null;
@@ -61,6 +64,13 @@ export interface Region {
   drain(): void;
   /** Make durable everything stored so far: off the event loop; on cacheline granularity it drains and resolves. */
   sync(): Promise<void>;
+  /** How large the file or device is at this moment, bytes: others may have changed that. @throws FsError EIO */
+  measure(): number;
+  /**
+   * Reach at least so many bytes. A file that is smaller grows, sparse; when the promise resolves, that survives a power
+   * cut. @throws FsError EINVAL (a device that is smaller), ENOMEM (no address space: open it anew), EFBIG, EPERM, EIO.
+   */
+  grow(sizeBytes: number): Promise<void>;
   close(): void;
 }
 

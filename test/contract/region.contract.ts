@@ -8,6 +8,8 @@ import type { Granularity, Region } from "../../src/region/region.ts";
 
 export interface RegionUnderTest {
   readonly region: Region;
+  /** Make what lies behind it larger, if it does not grow by itself. */
+  enlarge?(sizeBytes: number): void;
   /** The stored bytes as another process sees them. */
   outside(offset: number, length: number): Uint8Array;
   /** Close the region and open the same bytes again. */
@@ -186,12 +188,39 @@ export function regionContract(backend: RegionBackend): void {
       expect(Buffer.compare(readBack(again, 0, SIZE), before)).toBe(0);
     });
 
+    test("it grows while it is in use, keeps every byte, and ends where it says", async () => {
+      region.write(SIZE - 100, pattern(100, 5), 0, 100);
+      expect(region.measure()).toBe(SIZE);
+      // No multiple of anything but what every device has.
+      for (const larger of [SIZE + 512, SIZE + 8192, 5 * SIZE]) {
+        made.enlarge?.(larger);
+        const syncing = region.sync();
+        await region.grow(larger);
+        await syncing;
+        expect(region.measure()).toBe(larger);
+        expect(region.facts.sizeBytes).toBe(larger);
+        expect(Buffer.compare(readBack(region, SIZE - 100, 100), pattern(100, 5))).toBe(0);
+        region.write(larger - 512, pattern(512, 6), 0, 512);
+        expect(Buffer.compare(made.outside(larger - 512, 512), pattern(512, 6))).toBe(0);
+        expect(() => region.write(larger - 511, new Uint8Array(512), 0, 512)).toThrow(InvariantError);
+      }
+      region.copy(SIZE - 100, 3 * SIZE, 100);
+      expect(Buffer.compare(readBack(region, 3 * SIZE, 100), pattern(100, 5))).toBe(0);
+      await region.sync();
+      await region.grow(SIZE);
+      expect(region.facts.sizeBytes).toBe(5 * SIZE);
+      const again = made.reopen();
+      expect(again.facts.sizeBytes).toBe(5 * SIZE);
+      expect(Buffer.compare(readBack(again, 3 * SIZE, 100), pattern(100, 5))).toBe(0);
+    });
+
     test("after close every access is refused, and closing again is harmless", async () => {
       region.close();
       region.close();
       expect(() => region.read(0, new Uint8Array(1), 0, 1)).toThrow(InvariantError);
       expect(() => region.write(0, new Uint8Array(1), 0, 1)).toThrow(InvariantError);
       expect(() => region.zero(0, 1)).toThrow(InvariantError);
+      await expect(region.grow(2 * SIZE)).rejects.toThrow(InvariantError);
       await expect(region.sync()).rejects.toThrow();
     });
   });

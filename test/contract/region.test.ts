@@ -68,7 +68,8 @@ function loopBackend(): RegionBackend {
     make(sizeBytes) {
       const device = makeLoopDevice(sizeBytes);
       try {
-        return overPath(device.path, {}, () => device.remove());
+        const made = overPath(device.path, {}, () => device.remove());
+        return { ...made, enlarge: (larger) => device.grow(larger) };
       } catch (error) {
         device.remove();
         throw error;

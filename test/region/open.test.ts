@@ -210,6 +210,31 @@ describe("creating a region file", () => {
   });
 });
 
+test("under a limit of address space it opens, and does not grow", () => {
+  createRegionFile(path, SIZE);
+  const script = `
+    const { openRegion } = await import(${JSON.stringify(join(import.meta.dirname, "../../dist/region/open.js"))});
+    const region = openRegion(${JSON.stringify(path)});
+    await region.grow(region.measure());
+    await region.grow(2 * ${SIZE}).catch((error) => console.log(error.message));
+    region.write(${SIZE - 1}, new Uint8Array(1).fill(7), 0, 1);`;
+  const limited = 'ulimit -v 33554432 && exec "$0" "$@"';
+  const args = ["-c", limited, process.execPath, "--input-type=module", "-e", script];
+  const ended = spawnSync("sh", args, { encoding: "utf8", timeout: 20_000 });
+  expect(ended).toMatchObject({ status: 0, stderr: "" });
+  expect(ended.stdout).toMatch(/^ENOMEM: .*unmount it first/);
+  expect(statSync(path).size).toBe(SIZE);
+});
+
+test("a file that cannot become so large stays as it is, and its region in use", async () => {
+  createRegionFile(path, SIZE);
+  const region = open(path);
+  await expect(region.grow(2 ** 53 - 1)).rejects.toThrow(/ENOMEM|EFBIG/);
+  region.write(SIZE - 1, new Uint8Array(1), 0, 1);
+  await region.sync();
+  expect(statSync(path).size).toBe(SIZE);
+});
+
 test("the lock ends with the process that held it", () => {
   createRegionFile(path, SIZE);
   const script = `

@@ -6,6 +6,8 @@ import { folderPrefix } from "./leftovers.ts";
 
 export interface LoopDevice {
   readonly path: string;
+  /** Also while it is in use. */
+  grow(sizeBytes: number): void;
   remove(): void;
 }
 
@@ -39,6 +41,10 @@ export function makeLoopDevice(sizeBytes: number): LoopDevice {
     }).trim();
     return {
       path,
+      grow(larger) {
+        truncateSync(file, larger);
+        execFileSync("losetup", ["--set-capacity", path], { stdio: "pipe" });
+      },
       remove() {
         // The file goes even when detaching fails; the kernel then detaches at the device's last close.
         try {

@@ -40,14 +40,14 @@ export interface RegionObserver {
 /** What a power cut cannot take back, what it can, and what a sync under way is about to settle. */
 interface Recording {
   readonly unitBytes: number;
-  readonly durable: Uint8Array;
+  durable: Uint8Array;
   dirty: Range[];
   readonly syncing: Set<{ readonly range: Range; readonly bytes: Uint8Array }[]>;
 }
 
 export class MemoryRegion implements Region {
-  readonly facts: RegionFacts;
-  readonly #bytes: Uint8Array;
+  facts: RegionFacts;
+  #bytes: Uint8Array;
   #syncError: Error | null = null;
   #closed = false;
   #badReads: Range[] = [];
@@ -249,6 +249,24 @@ export class MemoryRegion implements Region {
     for (const { range, bytes } of covered) recording.durable.set(bytes, range.begin);
     recording.syncing.delete(covered);
     settled?.();
+  }
+
+  measure(): number {
+    return this.#bytes.length;
+  }
+
+  /** As a file grows: what is new reads as zeros. */
+  async grow(sizeBytes: number): Promise<void> {
+    if (this.#closed) throw new InvariantError("the region is closed");
+    if (sizeBytes <= this.#bytes.length) return;
+    const larger = (before: Uint8Array): Uint8Array => {
+      const bytes = new Uint8Array(sizeBytes);
+      bytes.set(before);
+      return bytes;
+    };
+    this.#bytes = larger(this.#bytes);
+    if (this.#recording !== null) this.#recording.durable = larger(this.#recording.durable);
+    this.facts = { ...this.facts, sizeBytes };
   }
 
   close(): void {
