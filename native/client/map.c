@@ -169,6 +169,10 @@ static int grow_run(struct map_request *map) {
   return 0;
 }
 
+static bool is_inside(uint64_t bytes, uint64_t at, uint64_t length) {
+  return length <= bytes && at <= bytes - length;
+}
+
 /* Append [from, to) of the file; joins its predecessor where the pages would look the same. */
 static int add_piece(struct map_request *map, uint64_t from, uint64_t to, enum piece_state state,
                      uint64_t physical) {
@@ -176,9 +180,12 @@ static int add_piece(struct map_request *map, uint64_t from, uint64_t to, enum p
   if (!is_aligned(from, page_bytes()) || !is_aligned(to, page_bytes())) return -EINVAL;
   if (state == PIECE_DIRECT) {
     uint64_t alignment = map->region.map_alignment;
-    uint64_t bytes = map->region.region_bytes;
-    if (to - from > bytes || physical > bytes - (to - from))
-      return -EIO; /* outside the region: a broken answer */
+    uint64_t length = to - from;
+    if (!is_inside(map->region.region_bytes, physical, length)) {
+      /* The volume may have grown since we asked. Otherwise it is a broken answer. */
+      if (ioctl(map->lease_fd, (unsigned long)MAPDIRECT_IOCTL_REGION, &map->region) != 0) return -errno;
+      if (!is_inside(map->region.region_bytes, physical, length)) return -EIO;
+    }
     if (!is_aligned(physical, alignment) || !is_aligned(from - map->offset, alignment) ||
         !is_aligned(to - from, alignment))
       return -EINVAL;

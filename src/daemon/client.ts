@@ -4,7 +4,8 @@
  * Invariant: these calls block until the daemon answers, so they are for processes other than the daemon.
  */
 import { closeSync, openSync } from "node:fs";
-import { Errno } from "../base/errno.ts";
+import { Errno, type ErrnoName } from "../base/errno.ts";
+import { FsError } from "../base/errors.ts";
 import { type StructValue, viewOf } from "../layout/struct.ts";
 import {
   ExtentState,
@@ -19,9 +20,10 @@ import {
   WireMap,
   WireRange,
 } from "../lease/wire.ts";
+import type { Resized } from "../namespace/resize.ts";
 import { addon } from "../region/addon.ts";
-import type { LeaseReport } from "../session/control.ts";
-import { errnoOf, Failure, reason } from "./failure.ts";
+import type { LeaseReport, Refusal } from "../session/control.ts";
+import { asFailure, errnoOf, Failure, reason } from "./failure.ts";
 
 export type QuestionName = keyof typeof Question;
 
@@ -46,7 +48,7 @@ export function withOpen<T>(path: string, use: (descriptor: number) => T, mode: 
         "see 'findmnt -t fuse.mapdirect' for those there are",
       );
     }
-    throw new Failure(path, reason(error), advice(errno));
+    throw asFailure(error, path, advice(errno));
   } finally {
     closeSync(descriptor);
   }
@@ -59,6 +61,8 @@ function advice(errno: number): string {
     case Errno.EACCES:
     case Errno.EPERM:
       return "ask as root, or as the user who owns it";
+    case Errno.EINTR:
+      return "it was interrupted";
     case Errno.ENOTCONN:
       return "mount the region again with 'mapdirect mount REGION MOUNTPOINT'";
     case Errno.ETXTBSY:
@@ -97,6 +101,14 @@ export function ask(descriptor: number, question: QuestionName, argument = 0): u
   } while (offset < total);
   const text = Buffer.concat(slices).toString("utf8");
   return text === "" ? null : (JSON.parse(text) as unknown);
+}
+
+/** Give the mounted volume another size, 0 for all of its region. Blocks until it is done. @throws FsError, Failure */
+export function resizeMount(descriptor: number, bytes: number): Resized {
+  const answer = ask(descriptor, "RESIZE", bytes) as Resized | Refusal;
+  if (!("refused" in answer)) return answer;
+  const { code, message } = answer.refused;
+  throw new FsError(code as ErrnoName, message.slice(`${code}: `.length));
 }
 
 export type StateName = "hole" | "unwritten" | "written" | "shared";

@@ -352,6 +352,19 @@ export class LeaseTable implements MapGuard {
     this.#yieldTo(inode, [all], (lease) => (lease.flags & LeaseFlag.WHOLE_FILE) !== 0);
   }
 
+  /** Whatever its kind and state: who may still reach a block there would go on storing to where no file is any more. */
+  beforeTailMoves(end: number): void {
+    for (const held of [this.#leases.values(), this.#lingering]) {
+      for (const lease of held) {
+        if (!lease.runs.some((run) => run.start + run.count > end)) continue;
+        this.events.onRefusal(lease);
+        this.counts.refusals += 1;
+        const { pid, command } = lease.holder;
+        throw new FsError("ETXTBSY", `lease ${lease.id} of process ${pid} (${command}) pins blocks there`);
+      }
+    }
+  }
+
   /** Returns if nothing is in the way; otherwise refuses (ETXTBSY), or breaks what can be broken and waits for it. */
   #yieldTo(inode: Inode, changes: readonly BlockRange[], matches: (lease: Lease) => boolean): void {
     const leases = this.#byInode.get(inode);

@@ -232,7 +232,17 @@ export const WireControl = struct(
   16376,
 );
 
-export const Question = { INFO: 1, LEASES: 2, STATS: 3, BREAK: 4, CHECK: 5, MAP: 16, WHERE: 17 } as const;
+export const Question = {
+  INFO: 1,
+  LEASES: 2,
+  STATS: 3,
+  BREAK: 4,
+  CHECK: 5,
+  /** Another size; `argument`: bytes, 0 for all of the region. Answered when it is done: takes long, may be interrupted. */
+  RESIZE: 6,
+  MAP: 16,
+  WHERE: 17,
+} as const;
 
 /** MAP: the argument is the number of cells wanted, at most this. */
 export const MAP_CELLS_MAX = 65536;

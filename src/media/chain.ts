@@ -154,6 +154,13 @@ export class ChainWriter {
     };
   }
 
+  /** Go on in segments that end at or before byte `end`, the one set aside included. @throws FsError ENOSPC */
+  leaveTail(end: number): void {
+    const { segmentBytes } = this.#geometry;
+    // What follows is named in the header: only by going there it can be left behind.
+    while (this.#current() + segmentBytes > end || this.#next + segmentBytes > end) this.#advance();
+  }
+
   /** Forget segments before this one: a checkpoint has taken their place. Returns them. */
   dropBefore(segment: number): number[] {
     const at = this.segments.indexOf(segment);

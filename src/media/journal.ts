@@ -62,8 +62,17 @@ export class Journal {
   }
 
   rotate(): ChainStart {
+    return this.#moving(() => this.#chain.rotate());
+  }
+
+  /** Go on in segments that end at or before byte `end`. @throws FsError ENOSPC (it goes on where it is) */
+  leaveTail(end: number): void {
+    this.#moving(() => this.#chain.leaveTail(end));
+  }
+
+  #moving<T>(move: () => T): T {
     try {
-      return this.#chain.rotate();
+      return move();
     } catch (error) {
       if (!(error instanceof FsError && error.code === "ENOSPC")) this.failure = error as Error;
       throw error;

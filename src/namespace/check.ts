@@ -45,6 +45,7 @@ function checkBlocks(store: Store): void {
     used += count;
   };
   for (const run of store.metadataRuns()) claim(run.name, run.start, run.count);
+  for (const run of allocator.withheldRuns()) claim("withheld", run.start, run.count);
   let pending = 0;
   for (const run of allocator.pendingRuns()) {
     claim("pending", run.start, run.count);

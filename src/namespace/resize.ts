@@ -7,7 +7,7 @@
 import { FsError } from "../base/errors.ts";
 import { type MappedState, UNWRITTEN } from "../media/group.ts";
 import { leastVolumeBytes } from "../media/mkfs.ts";
-import { mustBeReadOnly } from "../media/superblock.ts";
+import { mustBeReadOnly, type SuperblockValue } from "../media/superblock.ts";
 import type { Region } from "../region/region.ts";
 import { Allocator, type Run } from "../space/allocator.ts";
 import { overlapping } from "../space/runs.ts";
@@ -25,6 +25,22 @@ export interface Resized {
   readonly movedBytes: number;
 }
 
+/** In whole blocks, rounded down. @throws FsError EINVAL (too small for this volume) */
+export function wholeSize(superblock: SuperblockValue, wantedBytes: number): number {
+  const { blockBytes, segmentBytes } = superblock;
+  const bytes = Math.floor(wantedBytes / blockBytes) * blockBytes;
+  const least = leastVolumeBytes(segmentBytes);
+  if (bytes < least) throw new FsError("EINVAL", `a volume of ${bytes} bytes; this one needs ${least}`);
+  return bytes;
+}
+
+export function doesNotFit(bytes: number): FsError {
+  return new FsError(
+    "ENOSPC",
+    `${bytes} bytes of files lie behind the new end, and do not fit before it; delete something, or choose a larger --size`,
+  );
+}
+
 /**
  * @param wantedBytes rounded down to whole blocks
  * @throws FsError EINVAL (too small, or larger than the region), ENOSPC (the files do not fit), EROFS; CorruptionError
@@ -35,10 +51,7 @@ export async function resize(region: Region, wantedBytes: number): Promise<Resiz
   const { blockBytes, segmentBytes, regionBytes } = superblock;
   const readOnly = mustBeReadOnly(superblock);
   if (readOnly !== null) throw new FsError("EROFS", readOnly);
-  const afterBytes = Math.floor(wantedBytes / blockBytes) * blockBytes;
-  const least = leastVolumeBytes(segmentBytes);
-  if (afterBytes < least)
-    throw new FsError("EINVAL", `a volume of ${afterBytes} bytes; this one needs ${least}`);
+  const afterBytes = wholeSize(superblock, wantedBytes);
   if (afterBytes > region.facts.sizeBytes) {
     throw new FsError("EINVAL", `a volume of ${afterBytes} bytes in a region of ${region.facts.sizeBytes}`);
   }
@@ -83,13 +96,7 @@ function moveOut(
     for (let at = run.start; at < run.start + run.count; ) {
       const left = run.start + run.count - at;
       const room = allocator.allocate(Math.min(left, Math.max(1, COPY_BYTES / blockBytes)), 0);
-      if (room === null) {
-        const lacking = (total - done) * blockBytes;
-        throw new FsError(
-          "ENOSPC",
-          `${lacking} bytes of files lie behind the new end, and do not fit before it; delete something, or choose a larger --size`,
-        );
-      }
+      if (room === null) throw doesNotFit((total - done) * blockBytes);
       if (run.hasData) region.copy(at * blockBytes, room.start * blockBytes, room.count * blockBytes);
       moves.push({ start: at, count: room.count, to: room.start });
       at += room.count;

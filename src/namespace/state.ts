@@ -59,6 +59,8 @@ export class State implements RecoverySink, Snapshot {
   #counting = false;
   /** Blocks that no map has any more. */
   onFreed: (physical: number, count: number) => void = () => {};
+  /** Blocks of the region are shared by this file from now on, from this block of it on. */
+  onShared: ((inode: Inode, block: number, physical: number, count: number) => void) | null = null;
   /** Number of the group that is being applied; 0 in recovery. */
   lsn = 0;
   /** The group that last took a reference away from blocks that others still have. */
@@ -214,7 +216,10 @@ export class State implements RecoverySink, Snapshot {
     }
     const before = inode.extents.length;
     // Before the old ones go: a block that only changes its place in the file is not to be freed.
-    if (state === SHARED && this.#counting) this.references.add(physical, count);
+    if (state === SHARED && this.#counting) {
+      this.references.add(physical, count);
+      this.onShared?.(inode, block, physical, count);
+    }
     inode.extents.set(block, count, physical, state, this.#onCut);
     inode.mapLsn = this.lsn;
     this.#snapshotBytes += (inode.extents.length - before) * EXTENT_BYTES;

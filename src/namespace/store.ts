@@ -5,7 +5,7 @@
  * state. Nothing is changed in memory before it is in the log, nothing is in the log that was not validated.
  *
  * Invariants (check.ts runs them over the whole volume):
- * - every block is free, pending, in quarantine, in the reserve, in a metadata segment, in exactly one extent, or in
+ * - every block is free, withheld, pending, in quarantine, in the reserve, in a metadata segment, in exactly one extent, or in
  *   SHARED extents alone (sharing.ts);
  * - blocks leave a file's map by a record, and are allocated again only when that record survives a power cut;
  * - the reserve can take the next checkpoint and the log until it is complete, or growing operations get ENOSPC;
@@ -46,9 +46,16 @@ export interface MapGuard {
   beforeSizeChange(inode: Inode): void;
   /** A lease pins blocks of this range. */
   isLeased(inode: Inode, block: number, count: number): boolean;
+  /** No file is to have a block of the region from `end` on any more. A lease of any kind on one refuses: ETXTBSY. */
+  beforeTailMoves(end: number): void;
 }
 
-const noGuard: MapGuard = { beforeMapChange() {}, beforeSizeChange() {}, isLeased: () => false };
+const noGuard: MapGuard = {
+  beforeMapChange() {},
+  beforeSizeChange() {},
+  isLeased: () => false,
+  beforeTailMoves() {},
+};
 
 /** A checkpoint slice: how long the event loop is kept at most, in milliseconds. */
 const SLICE_MS = 2;
@@ -89,6 +96,8 @@ export class Store {
   superblock: SuperblockValue;
   guard: MapGuard = noGuard;
   readonly quarantine: Quarantine;
+  /** It is being given another size. */
+  resizing = false;
   /** Inodes whose times are newer than in the log. */
   readonly dirtyTimes = new Set<Inode>();
   readonly #group: GroupBuilder;
@@ -340,6 +349,25 @@ export class Store {
     for (const run of runs) this.allocator.free(run.start, run.count);
   }
 
+  /** Nothing is allocated from block `end` on any more: until cut() or restoreTail(). */
+  withholdTail(end: number): void {
+    this.allocator.withhold(end);
+    this.pool.leaveTail();
+    // A smaller volume has a shorter log, and with it a smaller reserve.
+    this.#segmentBudget = this.#budget(end * this.blockBytes);
+    this.pool.trim(this.#reserveTarget());
+  }
+
+  restoreTail(): void {
+    this.allocator.restore();
+    this.#segmentBudget = this.#budget(this.superblock.regionBytes);
+  }
+
+  #budget(regionBytes: number): number {
+    const { segmentBytes } = this.superblock;
+    return Math.max(segmentBudget({ regionBytes, segmentBytes }), Math.ceil(this.#snapshotSegments() / 2));
+  }
+
   /** Nobody named `owner` can reach blocks any more: those that nobody else can reach are free. */
   releaseQuarantine(owner: number): void {
     for (const run of this.quarantine.release(owner)) this.allocator.freeAfter(run.start, run.count, run.lsn);
@@ -472,14 +500,69 @@ export class Store {
 
   /** Write a checkpoint in slices. Resolves when the superblocks name it; a second call joins the first. */
   checkpoint(): Promise<void> {
-    this.#checkpointing ??= this.#runCheckpoint(false).finally(() => {
+    return this.#checkpointing ?? this.#alone(this.#runCheckpoint(false));
+  }
+
+  /**
+   * The volume has so many bytes from now on; the region reaches that far, durably. Nothing behind the old end is
+   * allocated before both superblocks say so. @throws FsError EROFS, EIO
+   */
+  async extend(regionBytes: number): Promise<void> {
+    // Not #idle(): between its end and ours the next one may begin.
+    while (this.#checkpointing !== null) await this.#checkpointing.catch(() => {});
+    const journal = this.writable();
+    const write = async (): Promise<void> => {
+      const { superblock } = this;
+      const larger = { ...superblock, sequence: superblock.sequence + 1, regionBytes };
+      try {
+        await writeSuperblock(this.region, larger);
+      } catch (error) {
+        journal.failure ??= error as Error;
+        throw error;
+      }
+      this.superblock = larger;
+      this.state.setBlockCount(regionBytes / this.blockBytes);
+      this.allocator.extend(regionBytes / this.blockBytes);
+      this.#segmentBudget = this.#budget(regionBytes);
+      // One that found no room may find it now.
+      this.#tooManyBytes = Number.POSITIVE_INFINITY;
+    };
+    // In place of a checkpoint: that would write the superblocks as well.
+    await this.#alone(write());
+  }
+
+  /**
+   * What the allocator withholds is no part of the volume any more: metadata moves before the new end, and then the
+   * superblocks say so. False, and nothing has changed, if a file still has a block there, or a freed one is not
+   * durably so. @throws FsError EROFS, ENOSPC (metadata does not fit), EIO
+   */
+  async cut(): Promise<boolean> {
+    while (this.#checkpointing !== null) await this.#checkpointing.catch(() => {});
+    const journal = this.writable();
+    const { end } = this.allocator;
+    let metadata = 0;
+    for (const run of this.metadataRuns()) {
+      if (run.name !== "quarantine")
+        metadata += Math.max(0, run.start + run.count - Math.max(run.start, end));
+    }
+    if (this.allocator.usedBehindEnd > metadata) return false;
+    // Nothing can come there any more. The log from here on, and the checkpoint that begins with it, know of nothing
+    // there; until both superblocks name them the old ones stay as they are.
+    journal.leaveTail(end * this.blockBytes);
+    await this.#alone(this.#runCheckpoint(false, end * this.blockBytes));
+    return true;
+  }
+
+  #alone(running: Promise<void>): Promise<void> {
+    this.#checkpointing = running.finally(() => {
       this.#checkpointing = null;
       this.#checkpoint = null;
     });
     return this.#checkpointing;
   }
 
-  async #runCheckpoint(clean: boolean): Promise<void> {
+  /** @param regionBytes a smaller size that the volume has from its end on */
+  async #runCheckpoint(clean: boolean, regionBytes = this.superblock.regionBytes): Promise<void> {
     const journal = this.journal;
     if (journal === null) throw new FsError("EROFS", "read-only");
     if (journal.failure !== null) throw journal.failure;
@@ -513,7 +596,7 @@ export class Store {
       throw error;
     }
     try {
-      this.superblock = await checkpoint.finish(this.superblock, clean);
+      this.superblock = await checkpoint.finish({ ...this.superblock, regionBytes }, clean);
     } catch (error) {
       // Half written: the old checkpoint and log may still be the truth, so nothing may be reused.
       journal.failure ??= error as Error;
@@ -523,9 +606,13 @@ export class Store {
     for (const segment of this.#checkpointSegments) this.pool.give(segment);
     for (const segment of journal.chain.dropBefore(this.superblock.logSegment)) this.pool.give(segment);
     this.#checkpointSegments = checkpoint.segments;
+    if (regionBytes < this.allocator.blockCount * this.blockBytes) {
+      this.state.setBlockCount(regionBytes / this.blockBytes);
+      this.allocator.cut();
+    }
     this.counters.checkpoints += 1;
     this.#tooManyBytes = Number.POSITIVE_INFINITY;
-    this.#segmentBudget = Math.max(segmentBudget(this.superblock), Math.ceil(this.#snapshotSegments() / 2));
+    this.#segmentBudget = this.#budget(this.allocator.end * this.blockBytes);
     this.pool.trim(this.#reserveTarget() + 4);
   }
 
@@ -581,6 +668,6 @@ function butNoSpace(error: unknown): void {
 }
 
 /** Log segments after which a checkpoint is due: at most a sixteenth of a small volume, 8 of a large one. */
-function segmentBudget(superblock: SuperblockValue): number {
-  return Math.max(2, Math.min(8, Math.floor(superblock.regionBytes / superblock.segmentBytes / 16)));
+function segmentBudget(size: Pick<SuperblockValue, "regionBytes" | "segmentBytes">): number {
+  return Math.max(2, Math.min(8, Math.floor(size.regionBytes / size.segmentBytes / 16)));
 }

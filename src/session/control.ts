@@ -10,6 +10,8 @@ import { pathsOf } from "../namespace/blockmap.ts";
 import { checkVolume } from "../namespace/check.ts";
 import type { Inode } from "../namespace/inode.ts";
 import { fileName, mapReport, whereReport } from "./blockmap.ts";
+import type { Resized } from "../namespace/resize.ts";
+import { type Pace, resizeMounted } from "../namespace/resize-mounted.ts";
 import type { Session } from "./session.ts";
 import { statistics } from "./statistics.ts";
 
@@ -28,6 +30,11 @@ export interface LeaseReport {
   /** Bytes that its holder keeps from being used again. */
   readonly quarantined: number;
   readonly age_s: number;
+}
+
+/** What a question that was refused says, where a number would not say enough. */
+export interface Refusal {
+  readonly refused: { readonly code: string; readonly message: string };
 }
 
 /**
@@ -61,6 +68,9 @@ export async function answer(
     case Question.WHERE:
       administratorOnly(session, request);
       return await inSlices(whereReport(volume, argument, options.mountpoint), signal);
+    case Question.RESIZE:
+      administratorOnly(session, request);
+      return resize(session, argument, signal);
     default:
       throw new FsError("EINVAL", `question ${question}`);
   }
@@ -78,6 +88,25 @@ function check(session: Session): { consistent: boolean; inodes: number; problem
     if (store.journal !== null) store.journal.failure ??= error;
   }
   return { consistent: problem === null, inodes: store.state.inodes.size, problem };
+}
+
+async function resize(session: Session, bytes: number, signal: AbortSignal): Promise<Resized | Refusal> {
+  const pace: Pace = {
+    run: (operation) => session.retry(operation, signal),
+    pause: async () => {
+      await new Promise((resolve) => setImmediate(resolve));
+      if (signal.aborted) throw new FsError("EINTR");
+    },
+  };
+  try {
+    // What is copied is the volume as large as it was.
+    if (session.snapshots.leftBytes > 0)
+      throw new FsError("EBUSY", "a snapshot is being taken; wait until it is done");
+    return await resizeMounted(session.volume.store, bytes, pace);
+  } catch (error) {
+    if (!(error instanceof FsError) || error.code === "EINTR") throw error;
+    return { refused: { code: error.code, message: error.message } };
+  }
 }
 
 export function administratorOnly(session: Session, request: Request): void {

@@ -5,7 +5,9 @@
  * - chunkFree[c] is the number of zero bits of chunk c, and freeBlocks their sum;
  * - a block is free, or allocated, or pending: given back by a record that is not durable yet. Pending blocks keep their
  *   bit; they become free when the log says that the record survives a power cut (releaseThrough). Otherwise a crash
- *   could leave two files with the same block, or one with the other's bytes.
+ *   could leave two files with the same block, or one with the other's bytes;
+ * - while the tail is withheld (the volume is being made smaller), no block of it is free: those that would be are
+ *   withheld, which counts as allocated. When all of them are, nobody has any.
  *
  * Policy: large requests get whole chunks, side by side where possible, so that mappings get huge pages and few extents;
  * small ones fill chunks that are already begun.
@@ -26,20 +28,26 @@ interface PendingRun extends Run {
 const CHUNK_BYTES = 2 * 1024 * 1024;
 
 export class Allocator {
-  readonly blockCount: number;
   readonly chunkBlocks: number;
-  readonly #bits: Uint32Array;
-  readonly #chunkFree: Uint16Array;
+  #blockCount: number;
+  #bits: Uint32Array;
+  #chunkFree: Uint16Array;
   #freeBlocks = 0;
   #pendingBlocks = 0;
   #pending: PendingRun[] = [];
   /** Chunks where the last small and the last large search ended. */
   #smallCursor = 0;
   #largeCursor = 0;
+  /** Blocks from here on are withheld when they are free. */
+  #end: number;
+  #withheldBlocks = 0;
+  /** One bit for each block, while a tail is withheld. */
+  #withheld: Uint32Array | null = null;
 
   /** All blocks free. */
   constructor(blockCount: number, blockBytes: number) {
-    this.blockCount = blockCount;
+    this.#blockCount = blockCount;
+    this.#end = blockCount;
     this.chunkBlocks = Math.max(1, CHUNK_BYTES / blockBytes);
     const chunks = Math.ceil(blockCount / this.chunkBlocks);
     this.#bits = new Uint32Array(Math.ceil((chunks * this.chunkBlocks) / 32));
@@ -47,6 +55,18 @@ export class Allocator {
     this.#freeBlocks = chunks * this.chunkBlocks;
     // The last chunk may reach past the end: those blocks are never free.
     for (let block = blockCount; block < chunks * this.chunkBlocks; block += 1) this.#take(block, 1);
+  }
+
+  get blockCount(): number {
+    return this.#blockCount;
+  }
+  /** Nothing is allocated from here on. */
+  get end(): number {
+    return this.#end;
+  }
+  /** Blocks behind `end` that somebody has, or that are pending. */
+  get usedBehindEnd(): number {
+    return this.#blockCount - this.#end - this.#withheldBlocks;
   }
 
   /** Blocks that can be allocated now. */
@@ -126,6 +146,82 @@ export class Allocator {
       }
     }
     return null;
+  }
+
+  /** The volume has so many blocks from now on; the new ones are free. */
+  extend(blockCount: number): void {
+    invariant(blockCount >= this.#blockCount && this.#withheld === null, "a volume that grows");
+    const before = this.#blockCount;
+    const bits = this.#bits;
+    const chunkFree = this.#chunkFree;
+    const chunks = Math.ceil(blockCount / this.chunkBlocks);
+    this.#bits = new Uint32Array(Math.ceil((chunks * this.chunkBlocks) / 32));
+    this.#bits.set(bits);
+    this.#chunkFree = new Uint16Array(chunks).fill(this.chunkBlocks);
+    this.#chunkFree.set(chunkFree);
+    // Whole chunks come free; of those that the old and the new end cut, the blocks that are inside.
+    this.#freeBlocks += (chunks - chunkFree.length) * this.chunkBlocks;
+    this.#blockCount = blockCount;
+    this.#end = blockCount;
+    const filled = Math.min(blockCount, chunkFree.length * this.chunkBlocks);
+    if (filled > before) this.#put(before, filled - before);
+    if (chunks > chunkFree.length) this.#take(blockCount, chunks * this.chunkBlocks - blockCount);
+  }
+
+  /** From now on nothing is allocated from block `end` on, until cut() or restore(). */
+  withhold(end: number): void {
+    invariant(this.#withheld === null && end > 0 && end <= this.#blockCount, "one tail at a time");
+    this.#withheld = new Uint32Array(this.#bits.length);
+    const tail = this.claimFree(end, this.#blockCount);
+    this.#end = end;
+    for (const { start, count } of tail) this.#withhold(start, count);
+  }
+
+  /** The tail is ordinary space again. */
+  restore(): void {
+    const runs = [...this.withheldRuns()];
+    this.#withheld = null;
+    this.#withheldBlocks = 0;
+    this.#end = this.#blockCount;
+    for (const { start, count } of runs) this.#put(start, count);
+  }
+
+  /** The withheld tail, of which nobody has a block any more, is no part of the volume from now on. */
+  cut(): void {
+    invariant(this.#withheld !== null && this.usedBehindEnd === 0, "a tail that nobody uses");
+    this.#withheld = null;
+    this.#withheldBlocks = 0;
+    this.#blockCount = this.#end;
+    const chunks = Math.ceil(this.#end / this.chunkBlocks);
+    this.#bits = this.#bits.slice(0, Math.ceil((chunks * this.chunkBlocks) / 32));
+    this.#chunkFree = this.#chunkFree.slice(0, chunks);
+    // Where chunks are shorter than a word: the bits behind the last one are clear, as in a new allocator.
+    const inLastWord = (chunks * this.chunkBlocks) & 31;
+    const last = this.#bits.length - 1;
+    if (inLastWord > 0) this.#bits[last] = (this.#bits[last] as number) & ((1 << inLastWord) - 1);
+    this.#smallCursor %= chunks;
+    this.#largeCursor %= chunks;
+  }
+
+  /** Withheld blocks, in order, for the invariants of the whole volume. */
+  *withheldRuns(): IterableIterator<Run> {
+    const withheld = this.#withheld;
+    if (withheld === null) return;
+    let start = -1;
+    for (let block = this.#end; block <= this.#blockCount; block += 1) {
+      const inside =
+        block < this.#blockCount && ((withheld[block >>> 5] as number) & (1 << (block & 31))) !== 0;
+      if (inside && start < 0) start = block;
+      if (!inside && start >= 0) {
+        yield { start, count: block - start };
+        start = -1;
+      }
+    }
+  }
+
+  #withhold(start: number, count: number): void {
+    mark(this.#withheld as Uint32Array, start, count, true);
+    this.#withheldBlocks += count;
   }
 
   /** Give blocks back at once. */
@@ -280,27 +376,16 @@ export class Allocator {
     if (start < 0 || start + count > this.blockCount) {
       throw new InvariantError(`freeing blocks ${start} to ${start + count}, outside the volume`);
     }
-    this.#freeBlocks += count;
-    this.#mark(start, count, false);
+    const inside = Math.max(0, Math.min(count, this.#end - start));
+    if (inside < count) this.#withhold(start + inside, count - inside);
+    if (inside === 0) return;
+    this.#freeBlocks += inside;
+    this.#mark(start, inside, false);
   }
 
   #mark(start: number, count: number, used: boolean): void {
-    const bits = this.#bits;
-    let block = start;
+    mark(this.#bits, start, count, used);
     const end = start + count;
-    while (block < end) {
-      const shift = block & 31;
-      const length = Math.min(32 - shift, end - block);
-      const mask = (length === 32 ? 0xffff_ffff : ((1 << length) - 1) << shift) >>> 0;
-      const word = bits[block >>> 5] as number;
-      if (((used ? word : ~word) & mask) !== 0) {
-        throw new InvariantError(
-          `blocks ${block} to ${block + length} are ${used ? "allocated" : "free"} already`,
-        );
-      }
-      bits[block >>> 5] = used ? word | mask : word & ~mask;
-      block += length;
-    }
     for (let at = start; at < end; ) {
       const chunk = Math.floor(at / this.chunkBlocks);
       const length = Math.min(end, (chunk + 1) * this.chunkBlocks) - at;
@@ -323,10 +408,39 @@ export class Allocator {
       free += count;
     }
     invariant(free === this.#freeBlocks, () => `${free} blocks free, ${this.#freeBlocks} counted`);
+    let withheld = 0;
+    for (const run of this.withheldRuns()) {
+      withheld += run.count;
+      for (let block = run.start; block < run.start + run.count; block += 1)
+        invariant(!this.isFree(block), () => `block ${block} is withheld and free`);
+    }
+    invariant(
+      withheld === this.#withheldBlocks,
+      () => `${withheld} blocks withheld, ${this.#withheldBlocks} counted`,
+    );
     const pending = this.#pending.reduce((sum, run) => sum + run.count, 0);
     invariant(
       pending === this.#pendingBlocks,
       () => `${pending} blocks pending, ${this.#pendingBlocks} counted`,
     );
+  }
+}
+
+/** Set or clear the bits of a run, none of which is so already. */
+function mark(bits: Uint32Array, start: number, count: number, used: boolean): void {
+  let block = start;
+  const end = start + count;
+  while (block < end) {
+    const shift = block & 31;
+    const length = Math.min(32 - shift, end - block);
+    const mask = (length === 32 ? 0xffff_ffff : ((1 << length) - 1) << shift) >>> 0;
+    const word = bits[block >>> 5] as number;
+    if (((used ? word : ~word) & mask) !== 0) {
+      throw new InvariantError(
+        `blocks ${block} to ${block + length} are ${used ? "allocated" : "free"} already`,
+      );
+    }
+    bits[block >>> 5] = used ? word | mask : word & ~mask;
+    block += length;
   }
 }

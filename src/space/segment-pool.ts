@@ -4,6 +4,7 @@
  *
  * Invariants:
  * - the segments here are allocated in the allocator and used by nobody;
+ * - none of them reaches behind the allocator's end: what is given back from there goes to the allocator;
  * - they are in memory only: after a crash they are free space again, and the reserve is taken anew.
  */
 import { FsError } from "../base/errors.ts";
@@ -37,7 +38,14 @@ export class SegmentPool {
   }
 
   give(segment: number): void {
-    this.#free.push(segment);
+    const start = segment / this.#blockBytes;
+    if (start + this.#segmentBlocks <= this.#allocator.end) this.#free.push(segment);
+    else this.#allocator.free(start, this.#segmentBlocks);
+  }
+
+  /** The allocator withholds its tail now. */
+  leaveTail(): void {
+    for (const segment of this.#free.splice(0)) this.give(segment);
   }
 
   /** Grow the reserve to `count` segments if the space is there; false if not. */

@@ -135,6 +135,7 @@ describe("a store", () => {
       beforeMapChange: () => refuse("map"),
       beforeSizeChange: () => refuse("size"),
       isLeased: () => true,
+      beforeTailMoves: () => {},
     };
     const image = Buffer.from(region.image());
     const free = store.allocator.freeBlocks;

@@ -11,7 +11,10 @@ type Step =
   | { do: "aligned"; power: number }
   | { do: "free" | "freeAfter"; index: number; from: number; share: number }
   | { do: "claim"; start: number; count: number }
-  | { do: "release"; lsn: number };
+  | { do: "release"; lsn: number }
+  | { do: "withhold"; share: number }
+  | { do: "restore" | "cut" }
+  | { do: "extend"; by: number };
 
 const share = fc.double({ min: 0, max: 1, noNaN: true });
 const step: fc.Arbitrary<Step> = fc.oneof(
@@ -33,10 +36,13 @@ const step: fc.Arbitrary<Step> = fc.oneof(
     count: fc.integer({ min: 1, max: 70 }),
   }),
   fc.record({ do: fc.constant("release" as const), lsn: fc.nat({ max: 50 }) }),
+  fc.record({ do: fc.constant("withhold" as const), share }),
+  fc.record({ do: fc.constantFrom("restore" as const, "cut" as const) }),
+  fc.record({ do: fc.constant("extend" as const), by: fc.nat({ max: 1200 }) }),
 );
 
 describe("the allocator", () => {
-  test("never gives a block twice, loses none, and counts right: as a naive one does", () => {
+  test("never gives a block twice, loses none, and counts right, whatever its size: as a naive one does", () => {
     const sizes = fc.constantFrom(
       [1, 4096],
       [31, 4096],
@@ -48,7 +54,10 @@ describe("the allocator", () => {
     );
     fc.assert(
       fc.property(sizes, fc.array(step, { maxLength: 60 }), ([blocks, blockBytes], steps) => {
-        const count = blocks as number;
+        let count = blocks as number;
+        /** Nothing is free from here on. */
+        let end = count;
+        let withheld = false;
         const allocator = new Allocator(count, blockBytes as number);
         const used = new Array<boolean>(count).fill(false);
         const held: { start: number; count: number }[] = [];
@@ -56,7 +65,8 @@ describe("the allocator", () => {
         let lsn = 0;
         const take = (start: number, length: number): void => {
           for (let block = start; block < start + length; block += 1) {
-            if (used[block] !== false) throw new Error(`block ${block} was given twice, or is none`);
+            if (used[block] !== false || block >= end)
+              throw new Error(`block ${block} was given twice, or is none`);
             used[block] = true;
           }
           held.push({ start, count: length });
@@ -64,8 +74,9 @@ describe("the allocator", () => {
         const give = (start: number, length: number): void => {
           used.fill(false, start, start + length);
         };
+        const isFree = (inUse: boolean, block: number): boolean => !inUse && block < end;
         for (const one of steps) {
-          const free = used.filter((block) => !block).length;
+          const free = used.filter(isFree).length;
           switch (one.do) {
             case "allocate": {
               const run = allocator.allocate(one.want, one.goal);
@@ -80,7 +91,7 @@ describe("the allocator", () => {
               const want = 2 ** one.power;
               const run = allocator.allocateAligned(want);
               let possible = false;
-              for (let at = 0; at + want <= count; at += want)
+              for (let at = 0; at + want <= end; at += want)
                 possible ||= !used.slice(at, at + want).includes(true);
               expect(run !== null).toBe(possible);
               if (run === null) break;
@@ -89,7 +100,7 @@ describe("the allocator", () => {
               break;
             }
             case "claim": {
-              const fits = one.start + one.count <= count;
+              const fits = one.start + one.count <= end;
               const possible = fits && !used.slice(one.start, one.start + one.count).includes(true);
               expect(allocator.claim(one.start, one.count)).toBe(possible);
               if (possible) take(one.start, one.count);
@@ -123,12 +134,40 @@ describe("the allocator", () => {
                 else pending.push(run);
               }
               break;
+            case "withhold":
+              if (withheld) break;
+              withheld = true;
+              end = Math.max(1, Math.floor(one.share * count));
+              allocator.withhold(end);
+              break;
+            case "restore":
+            case "cut": {
+              if (!withheld) break;
+              withheld = false;
+              const left = used.slice(end).filter(Boolean).length;
+              expect(allocator.usedBehindEnd).toBe(left);
+              if (one.do === "cut" && left === 0) {
+                allocator.cut();
+                used.length = end;
+                count = end;
+              } else allocator.restore();
+              end = count;
+              break;
+            }
+            case "extend":
+              if (withheld) break;
+              count += one.by;
+              end = count;
+              allocator.extend(count);
+              while (used.length < count) used.push(false);
+              break;
           }
           allocator.check();
-          expect(allocator.freeBlocks).toBe(used.filter((block) => !block).length);
+          expect(allocator.freeBlocks).toBe(used.filter(isFree).length);
+          expect([allocator.blockCount, allocator.end]).toEqual([count, end]);
           expect(allocator.pendingBlocks).toBe(pending.reduce((sum, run) => sum + run.count, 0));
         }
-        expect(used.map((_, block) => !allocator.isFree(block))).toEqual(used);
+        expect(used.map((_, block) => allocator.isFree(block))).toEqual(used.map(isFree));
       }),
       { numRuns: runs },
     );

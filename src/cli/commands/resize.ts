@@ -1,8 +1,9 @@
-/** resize: another size for a volume that is not mounted. */
+/** resize: another size for a volume, mounted or not. */
 import { statSync, truncateSync } from "node:fs";
 import { Command } from "commander";
+import { resizeMount, withOpen } from "../../daemon/client.ts";
 import { asFailure } from "../../daemon/failure.ts";
-import { lockHolder } from "../../daemon/mounts.ts";
+import { lockHolder, mountAt, mountOfRegion, resolveMountpoint } from "../../daemon/mounts.ts";
 import { inUse, openRegionOrExplain } from "../../daemon/run.ts";
 import { formatSize } from "../../daemon/sizes.ts";
 import { resolveRegion } from "../../daemon/start.ts";
@@ -12,46 +13,67 @@ import { print } from "../output.ts";
 
 export function resizeCommand(): Command {
   return new Command("resize")
-    .summary("give a volume that is not mounted another size")
+    .summary("give a volume another size, mounted or not")
     .description(
       "Grow or shrink a volume. A file grows with it; to shrink moves what files have behind the new end, and leaves\n" +
-        "the file or device as large as it is. Interrupted at any moment, the volume has its old size or the new one.",
+        "the file or device as large as it is. A mounted volume stays in use meanwhile; blocks that a direct mapping pins\n" +
+        "do not move. Interrupted at any moment, the volume has its old size or the new one.",
     )
-    .argument("<region>", "file or device")
+    .argument("<region>", "file or device, or where it is mounted")
     .option("--size <size>", "the new size (default: all of the region)", sizeArgument)
     .addHelpText(
       "after",
       `
 Examples:
   mapdirect resize --size 2G /srv/volume.region
+  mapdirect resize --size 2G /mnt
   mapdirect resize /dev/pmem0`,
     )
     .action(run);
 }
 
 async function run(given: string, flags: { size?: number }): Promise<void> {
-  const path = resolveRegion(given);
+  const mounted = mountFor(given);
+  const path = mounted?.region ?? resolveRegion(given);
+  const done =
+    mounted === undefined
+      ? await resizeRegion(path, flags.size)
+      : withOpen(mounted.mountpoint, (descriptor) => resizeMount(descriptor, flags.size ?? 0));
+  const { beforeBytes, afterBytes, movedBytes } = done;
+  if (beforeBytes === afterBytes) print(`${given}: ${formatSize(afterBytes)}, as it was`);
+  else {
+    const moved = movedBytes === 0 ? "" : `, ${formatSize(movedBytes)} moved`;
+    print(`${given}: ${formatSize(beforeBytes)} to ${formatSize(afterBytes)}${moved}`);
+  }
+  if (afterBytes < beforeBytes && statSync(path, { throwIfNoEntry: false })?.isFile() === true)
+    print(`the file can be cut with: truncate -s ${afterBytes} ${path}`);
+}
+
+/** Where it is mounted: named itself, or its region. */
+function mountFor(given: string): { mountpoint: string; region: string } | undefined {
+  let at = given;
+  try {
+    at = resolveMountpoint(given);
+  } catch {
+    // It is not there: whoever opens it will say so.
+  }
+  const mount = mountAt(at) ?? mountOfRegion(at);
+  return mount === undefined ? undefined : { mountpoint: mount.mountpoint, region: mount.source };
+}
+
+async function resizeRegion(path: string, size: number | undefined): Promise<Resized> {
   if (lockHolder(path) !== undefined) throw inUse(path);
   const status = statSync(path);
-  const grows = status.isFile() && flags.size !== undefined && flags.size > status.size;
+  const grows = status.isFile() && size !== undefined && size > status.size;
   // Sparse, as mkfs makes it. Whatever happens now, the volume in it keeps its size.
-  if (grows) truncateSync(path, flags.size);
-  let done: Resized;
+  if (grows) truncateSync(path, size);
   const region = openRegionOrExplain(path, { readOnly: false });
   try {
-    done = await resize(region, flags.size ?? region.facts.sizeBytes);
+    return await resize(region, size ?? region.facts.sizeBytes);
   } catch (error) {
     if (grows) truncateSync(path, status.size);
     throw asFailure(error, path, "choose another --size");
   } finally {
     region.close();
   }
-  const { beforeBytes, afterBytes, movedBytes } = done;
-  if (beforeBytes === afterBytes) print(`${path}: ${formatSize(afterBytes)}, as it was`);
-  else {
-    const moved = movedBytes === 0 ? "" : `, ${formatSize(movedBytes)} moved`;
-    print(`${path}: ${formatSize(beforeBytes)} to ${formatSize(afterBytes)}${moved}`);
-  }
-  if (afterBytes < beforeBytes && status.isFile())
-    print(`the file can be cut with: truncate -s ${afterBytes} ${path}`);
 }

@@ -312,6 +312,11 @@ function makeLease(session: Session, request: Request, handle: Handle, wish: Map
   const { inode } = handle;
   const block = Number(wish.offset >> store.blockShift);
   const count = blocksFor(store, wish.length);
+  if (reachesBehind(inode, block, count, store.allocator.end))
+    throw new FsError(
+      "EAGAIN",
+      "the volume is being made smaller, and blocks of this range are about to move",
+    );
   // Of two requests at a time one gets it.
   if (handle.lease !== null) throw new FsError("EBUSY", "this open file has a lease already");
   const holder = new Caller(request.pid, request.uid);
@@ -341,6 +346,15 @@ function replyGranted(session: Session, request: Request, lease: Lease): void {
     flags: lease.flags,
     leaseId: lease.id,
   });
+}
+
+function reachesBehind(inode: Inode, block: number, count: number, end: number): boolean {
+  const map = inode.extents;
+  for (let piece = map?.next(block) ?? null; piece !== null && piece.block < block + count; ) {
+    if (piece.physical + Math.min(piece.count, block + count - piece.block) > end) return true;
+    piece = map?.next(piece.block + piece.count) ?? null;
+  }
+  return false;
 }
 
 function anyShared(inode: Inode, block: number, count: number): boolean {
