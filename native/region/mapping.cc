@@ -245,12 +245,12 @@ int Mapping::provide(uint64_t bytes, const char *&step) const {
   if (readOnly_) return -EROFS;
   uint64_t found = 0;
   if (const int failure = measure(found); failure != 0) return failure;
-  if (found >= bytes) return 0;
-  if (info_.kind != RegionKind::file) return -EINVAL;
+  if (info_.kind != RegionKind::file) return found < bytes ? -EINVAL : 0;
   step = "ftruncate";
   if (bytes > INT64_MAX) return -EFBIG;
-  if (ftruncate(descriptor_, static_cast<off_t>(bytes)) != 0) return -errno;
-  // A superblock that names the new size must not survive a power cut that the size does not.
+  if (found < bytes && ftruncate(descriptor_, static_cast<off_t>(bytes)) != 0) return -errno;
+  // Whoever made it larger: a superblock that names the new size must not survive a power cut that the size does
+  // not.
   step = "fsync";
   return fsync(descriptor_) != 0 ? -errno : 0;
 }

@@ -368,6 +368,12 @@ export class Store {
     return Math.max(segmentBudget({ regionBytes, segmentBytes }), Math.ceil(this.#snapshotSegments() / 2));
   }
 
+  /** Nobody has these blocks, but somebody can reach them: what is free of them goes into quarantine. */
+  #adopt({ start, count }: Run): void {
+    for (const run of this.allocator.claimFree(start, start + count))
+      this.quarantine.adopt(run.start, run.count);
+  }
+
   /** Nobody named `owner` can reach blocks any more: those that nobody else can reach are free. */
   releaseQuarantine(owner: number): void {
     for (const run of this.quarantine.release(owner)) this.allocator.freeAfter(run.start, run.count, run.lsn);
@@ -523,6 +529,10 @@ export class Store {
       this.superblock = larger;
       this.state.setBlockCount(regionBytes / this.blockBytes);
       this.allocator.extend(regionBytes / this.blockBytes);
+      // From before a time when the volume was smaller.
+      const before = superblock.regionBytes / this.blockBytes;
+      for (const run of this.quarantine.claimedRuns(before, this.allocator.blockCount - before))
+        this.#adopt(run);
       this.#segmentBudget = this.#budget(regionBytes);
       // One that found no room may find it now.
       this.#tooManyBytes = Number.POSITIVE_INFINITY;

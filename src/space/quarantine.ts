@@ -46,6 +46,16 @@ export class Quarantine {
     return claimed || length < count;
   }
 
+  /** The parts of a run that somebody can reach who holds no lease. */
+  *claimedRuns(start: number, count: number): IterableIterator<Run> {
+    if (this.#claims.size === 0) return;
+    for (let at = start; at < start + count; ) {
+      const { claimed, length } = this.#stretch(at, start + count - at);
+      if (claimed) yield { start: at, count: length };
+      at += length;
+    }
+  }
+
   /** Blocks [start, start + count) were freed by group `lsn`: holds what is claimed, returns what may go. */
   hold(start: number, count: number, lsn: number): Run[] {
     const free: Run[] = [];

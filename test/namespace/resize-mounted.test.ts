@@ -1,7 +1,7 @@
 /** Another size for a volume in use: what others do meanwhile, and what a power cut leaves. */
 import { describe, expect, test } from "vitest";
 import { FsError } from "../../src/base/errors.ts";
-import { retrying } from "../../src/base/wait.ts";
+import { retrying, Wait } from "../../src/base/wait.ts";
 import { LeaseTable } from "../../src/lease/table.ts";
 import { LeaseKind } from "../../src/lease/wire.ts";
 import { SHARED } from "../../src/media/group.ts";
@@ -60,6 +60,22 @@ function clone(store: Store, source: Inode, target: Inode): void {
     const rest = { ...range, sourceOffset: done, targetOffset: done, length: source.size - done };
     done += BigInt(cloneRange(store, { source, target, ...rest }));
   }
+}
+
+/** Have log and checkpoint lie behind block `end`, too. */
+async function metadataBehind(store: Store, end: number): Promise<void> {
+  const { allocator, pool } = store;
+  for (let round = 0; round < 3; round += 1) {
+    // The log goes on in another segment only when there is something in this one.
+    await retrying(() => makeFile(store, "passing"));
+    await retrying(() => unlink(store, store.root, "passing"));
+    pool.trim(0);
+    const front = allocator.claimFree(0, end);
+    await store.checkpoint();
+    for (const { start, count } of front) allocator.free(start, count);
+  }
+  const names = [...store.metadataRuns()].flatMap(({ name, start }) => (start >= end ? [name] : []));
+  expect(names).toEqual(expect.arrayContaining(["log", "log spare", "checkpoint"]));
 }
 
 async function opened(image: Uint8Array, granularity: Granularity): Promise<[MemoryRegion, Store]> {
@@ -286,6 +302,7 @@ describe(`resize of a volume in use (seed ${seed})`, () => {
       const expected = await modelOf(image, granularity);
 
       const [region, store] = await opened(image, granularity);
+      await metadataBehind(store, (4 * MIB) / BLOCK);
       await store.sync();
       const recorder = new Recorder(region);
       // As long as it may become: a file that grows has zeros there.
@@ -316,23 +333,52 @@ describe(`resize of a volume in use (seed ${seed})`, () => {
       expect([...sizes].sort((a, b) => a - b)).toEqual([4 * MIB, 6 * MIB]);
 
       sizes.clear();
-      await resizeMounted(store, 9 * MIB, paced());
-      // Behind the old end at once.
-      const front = store.allocator.claimFree(0, (4 * MIB) / BLOCK);
+      // Somebody who waits for room has it the moment it is there, and not before.
       const more = makeFile(store, "more");
       models.push(Model.of(store));
-      await retrying(() => write(store, more, 0n, pattern(300_000, 99), 0, 300_000, false));
-      models.push(Model.of(store));
+      const front = store.allocator.claimFree(0, (4 * MIB) / BLOCK);
+      let grown = false;
+      const growing = resizeMounted(store, 9 * MIB, paced()).then(() => {
+        grown = true;
+      });
+      for (let last = false; !last; ) {
+        last = grown;
+        try {
+          write(store, more, more.size, pattern(10_000, 99), 0, 10_000, false);
+          models.push(Model.of(store));
+        } catch (error) {
+          if (!(error instanceof Wait || (error as FsError).code === "ENOSPC")) throw error;
+        }
+        await new Promise((resolve) => setImmediate(resolve));
+      }
+      await growing;
       for (const { start, count } of front) store.allocator.free(start, count);
       await store.sync();
-      expect(Math.max(...[...(more.extents ?? [])].map(({ physical }) => physical))).toBeGreaterThanOrEqual(
-        1024,
-      );
+      expect(more.size).toBeGreaterThan(0n);
+      for (const { physical } of more.extents ?? []) expect(physical).toBeGreaterThanOrEqual(1024);
       await look(sizes);
       expect([...sizes].sort((a, b) => a - b)).toEqual([4 * MIB, 9 * MIB]);
       region.observer = null;
     });
   }
+
+  test("what somebody can still reach behind the end is in quarantine when the volume gets there", async () => {
+    const region = await makeVolume(8 * MIB, "cacheline");
+    const store = await Store.open(region, { readOnly: false });
+    const reached = { start: (9 * MIB) / BLOCK + 1, count: 10 };
+    store.quarantine.claim(-5, [{ start: 2000, count: 2 }, reached]);
+    await resizeMounted(store, 16 * MIB, paced());
+    checkVolume(store);
+    expect(store.quarantine.blocks).toBe(10);
+    expect(store.allocator.isFree(reached.start)).toBe(false);
+    expect(store.allocator.isFree(reached.start - 1)).toBe(true);
+    await expect(resizeMounted(store, 8 * MIB, paced())).rejects.toThrow("ETXTBSY");
+    store.releaseQuarantine(-5);
+    checkVolume(store);
+    expect(store.allocator.isFree(reached.start)).toBe(true);
+    await resizeMounted(store, 8 * MIB, paced());
+    await store.close();
+  });
 
   test("more files than fit into a record group share blocks, and go on doing so", async () => {
     const region = await makeVolume(16 * MIB, "cacheline");
