@@ -61,6 +61,7 @@
 #define MAPDIRECT_WIRE_QUESTION_BREAK 4u
 #define MAPDIRECT_WIRE_QUESTION_CHECK 5u
 #define MAPDIRECT_WIRE_QUESTION_RESIZE 6u
+#define MAPDIRECT_WIRE_QUESTION_DUMP 7u
 #define MAPDIRECT_WIRE_QUESTION_MAP 16u
 #define MAPDIRECT_WIRE_QUESTION_WHERE 17u
 
@@ -217,7 +218,7 @@ struct mapdirect_wire_control {
   uint32_t token; /* in: 0 for a new answer; out: names the answer */
   uint32_t count; /* out: bytes of text in this slice */
   uint64_t offset; /* in: where in the answer to continue */
-  uint64_t total; /* out: bytes of the whole answer */
+  uint64_t total; /* out: bytes of the whole answer, or more while that is not known (DUMP) */
   uint64_t argument; /* in: meaning depends on the question */
   uint8_t text[16336]; /* out: the slice */
 };

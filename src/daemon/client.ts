@@ -29,29 +29,35 @@ export type QuestionName = keyof typeof Question;
 
 /** Open for one request, close again. */
 export function withOpen<T>(path: string, use: (descriptor: number) => T, mode: "r" | "r+" = "r"): T {
-  let descriptor: number;
-  try {
-    descriptor = openSync(path, mode);
-  } catch (error) {
-    throw new Failure(path, reason(error), advice(errnoOf(error)));
-  }
+  const descriptor = openOrExplain(path, mode);
   try {
     return use(descriptor);
   } catch (error) {
-    if (error instanceof Failure) throw error;
-    const errno = errnoOf(error);
-    // What other file systems say to an ioctl that they do not know.
-    if (errno === Errno.ENOTTY || errno === Errno.ENOSYS) {
-      throw new Failure(
-        path,
-        "it is not on a mapdirect mount",
-        "see 'findmnt -t fuse.mapdirect' for those there are",
-      );
-    }
-    throw asFailure(error, path, advice(errno));
+    throw explain(error, path);
   } finally {
     closeSync(descriptor);
   }
+}
+
+function openOrExplain(path: string, mode: "r" | "r+"): number {
+  try {
+    return openSync(path, mode);
+  } catch (error) {
+    throw new Failure(path, reason(error), advice(errnoOf(error)));
+  }
+}
+
+function explain(error: unknown, path: string): Failure {
+  const errno = errnoOf(error);
+  // What other file systems say to an ioctl that they do not know.
+  if (errno === Errno.ENOTTY || errno === Errno.ENOSYS) {
+    return new Failure(
+      path,
+      "it is not on a mapdirect mount",
+      "see 'findmnt -t fuse.mapdirect' for those there are",
+    );
+  }
+  return asFailure(error, path, advice(errno));
 }
 
 function advice(errno: number): string {
@@ -76,9 +82,13 @@ function advice(errno: number): string {
 
 /** Ask the daemon; the answer is JSON in as many slices as it takes. */
 export function ask(descriptor: number, question: QuestionName, argument = 0): unknown {
+  const text = Buffer.concat([...slices(descriptor, question, argument)]).toString("utf8");
+  return text === "" ? null : (JSON.parse(text) as unknown);
+}
+
+function* slices(descriptor: number, question: QuestionName, argument: number): IterableIterator<Buffer> {
   const buffer = new Uint8Array(WireControl.size);
   const view = viewOf(buffer);
-  const slices: Buffer[] = [];
   let token = 0;
   let offset = 0;
   let total = 0;
@@ -94,13 +104,23 @@ export function ask(descriptor: number, question: QuestionName, argument = 0): u
     const reply = WireControl.decode(view, 0);
     if (reply.count === 0 && offset < reply.total)
       throw new Failure("daemon", "its answer was cut short", "ask again");
-    slices.push(Buffer.from(reply.text.subarray(0, reply.count)));
+    yield Buffer.from(reply.text.subarray(0, reply.count));
     token = reply.token;
     total = reply.total;
     offset += reply.count;
   } while (offset < total);
-  const text = Buffer.concat(slices).toString("utf8");
-  return text === "" ? null : (JSON.parse(text) as unknown);
+}
+
+/** All metadata of a mounted volume, JSON lines in pieces. @throws Failure */
+export async function* dumpOf(path: string): AsyncIterableIterator<Buffer> {
+  const descriptor = openOrExplain(path, "r");
+  try {
+    yield* slices(descriptor, "DUMP", 0);
+  } catch (error) {
+    throw explain(error, path);
+  } finally {
+    closeSync(descriptor);
+  }
 }
 
 /** Give the mounted volume another size, 0 for all of its region. Blocks until it is done. @throws FsError, Failure */

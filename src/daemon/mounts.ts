@@ -68,6 +68,17 @@ export function resolveMountpoint(path: string): string {
   return realpathSync(candidate);
 }
 
+/** The mount that a path means: where it is mounted, or the region that is. Undefined if it is neither. */
+export function mountNamed(path: string): MountEntry | undefined {
+  let at = path;
+  try {
+    at = resolveMountpoint(path);
+  } catch {
+    // It is not there: whoever opens it will say so.
+  }
+  return mountAt(at) ?? mountOfRegion(at);
+}
+
 /** The pid that holds the lock on a region, as a daemon does from its first to its last moment; undefined if none. */
 export function lockHolder(region: string, locks = readFileSync("/proc/locks", "utf8")): number | undefined {
   const stat: Stats | undefined = statSync(region, { throwIfNoEntry: false });

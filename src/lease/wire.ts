@@ -225,7 +225,7 @@ export const WireControl = struct(
     token: u32("in: 0 for a new answer; out: names the answer"),
     count: u32("out: bytes of text in this slice"),
     offset: u64("in: where in the answer to continue"),
-    total: u64("out: bytes of the whole answer"),
+    total: u64("out: bytes of the whole answer, or more while that is not known (DUMP)"),
     argument: u64("in: meaning depends on the question"),
     text: bytes(WIRE_CONTROL_TEXT, "out: the slice"),
   },
@@ -240,6 +240,8 @@ export const Question = {
   CHECK: 5,
   /** Another size; `argument`: bytes, 0 for all of the region. Answered when it is done: takes long, may be interrupted. */
   RESIZE: 6,
+  /** All metadata as of this moment, JSON lines; `total` is known with the last slice, and larger before. Read in order. */
+  DUMP: 7,
   MAP: 16,
   WHERE: 17,
 } as const;

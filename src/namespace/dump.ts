@@ -8,38 +8,45 @@ import type { State } from "./state.ts";
 
 /** Each with its newline. */
 export function* dumpLines(state: State, superblock: SuperblockValue): IterableIterator<string> {
+  yield superblockLine(state, superblock);
+  for (const inode of state.inodes.values()) yield* inodeLines(inode, superblock.blockBytes);
+}
+
+export function superblockLine(state: State, superblock: SuperblockValue): string {
   const { uuid, label, version, regionBytes, blockBytes, segmentBytes, sequence } = superblock;
   const { featuresCompatible, featuresReadOnly, featuresIncompatible, createdSec, mountedSec } = superblock;
-  yield line({
+  return line({
     type: "superblock",
     ...{ uuid: formatUuid(uuid), label, version, regionBytes, blockBytes, segmentBytes, sequence },
     ...{ featuresCompatible, featuresReadOnly, featuresIncompatible },
     ...{ created: Number(createdSec), mounted: Number(mountedSec), inodes: state.inodes.size },
   });
-  for (const inode of state.inodes.values()) {
-    yield line(describe(inode));
-    const { ino } = inode;
-    if (inode.target !== null) yield line({ type: "target", ino, ...text("target", inode.target) });
-    for (const [name, value] of inode.xattrs ?? []) {
-      const bytes = Buffer.from(value).toString("latin1");
-      yield line({ type: "attribute", ino, ...text("name", name), ...text("value", bytes) });
-    }
-    for (const { block, count, physical, state: kind } of inode.extents ?? []) {
-      const name = kind === UNWRITTEN ? "unwritten" : kind === SHARED ? "shared" : "written";
-      yield line({
-        ...{ type: "extent", ino, state: name, offset: BigInt(block) * BigInt(blockBytes) },
-        ...{ physical: BigInt(physical) * BigInt(blockBytes), length: BigInt(count) * BigInt(blockBytes) },
-      });
-    }
-    for (const entry of inode.directory?.names.values() ?? []) {
-      yield line({
-        type: "entry",
-        parent: ino,
-        ...text("name", entry.name),
-        ino: entry.ino,
-        cookie: entry.cookie,
-      });
-    }
+}
+
+/** The inode first, then what belongs to it. */
+export function* inodeLines(inode: Inode, blockBytes: number): IterableIterator<string> {
+  yield line(describe(inode));
+  const { ino } = inode;
+  if (inode.target !== null) yield line({ type: "target", ino, ...text("target", inode.target) });
+  for (const [name, value] of inode.xattrs ?? []) {
+    const bytes = Buffer.from(value).toString("latin1");
+    yield line({ type: "attribute", ino, ...text("name", name), ...text("value", bytes) });
+  }
+  for (const { block, count, physical, state: kind } of inode.extents ?? []) {
+    const name = kind === UNWRITTEN ? "unwritten" : kind === SHARED ? "shared" : "written";
+    yield line({
+      ...{ type: "extent", ino, state: name, offset: BigInt(block) * BigInt(blockBytes) },
+      ...{ physical: BigInt(physical) * BigInt(blockBytes), length: BigInt(count) * BigInt(blockBytes) },
+    });
+  }
+  for (const entry of inode.directory?.names.values() ?? []) {
+    yield line({
+      type: "entry",
+      parent: ino,
+      ...text("name", entry.name),
+      ino: entry.ino,
+      cookie: entry.cookie,
+    });
   }
 }
 

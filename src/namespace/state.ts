@@ -59,6 +59,8 @@ export class State implements RecoverySink, Snapshot {
   #counting = false;
   /** Blocks that no map has any more. */
   onFreed: (physical: number, count: number) => void = () => {};
+  /** A record is about to change this inode, or what belongs to it. */
+  beforeChange: ((inode: Inode) => void) | null = null;
   /** Blocks of the region are shared by this file from now on, from this block of it on. */
   onShared: ((inode: Inode, block: number, physical: number, count: number) => void) | null = null;
   /** Number of the group that is being applied; 0 in recovery. */
@@ -96,7 +98,10 @@ export class State implements RecoverySink, Snapshot {
 
   #inode(ino: number, record: string): Inode | null {
     const inode = this.inodes.get(ino);
-    if (inode !== undefined) return inode;
+    if (inode !== undefined) {
+      this.beforeChange?.(inode);
+      return inode;
+    }
     if (this.#phase === "fuzzy") return null;
     throw new CorruptionError(`${record} record`, `inode ${ino} to exist`, "no such inode");
   }
@@ -117,6 +122,7 @@ export class State implements RecoverySink, Snapshot {
     const inode = this.inodes.get(fields.ino);
     if (inode !== undefined) {
       if (inode.type !== type) bad("type", inode.type.toString(8), type.toString(8));
+      this.beforeChange?.(inode);
       inode.assign(fields);
       return;
     }

@@ -109,6 +109,7 @@ async function resize(session: Session, bytes: number, signal: AbortSignal): Pro
   }
 }
 
+/** @throws FsError EACCES */
 export function administratorOnly(session: Session, request: Request): void {
   if (request.uid !== 0 && request.uid !== session.options.uid) {
     throw new FsError("EACCES", "for root and whoever mounted");

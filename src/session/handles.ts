@@ -10,6 +10,7 @@ import { randomBytes } from "node:crypto";
 import { FsError } from "../base/errors.ts";
 import type { Lease } from "../lease/table.ts";
 import type { Inode } from "../namespace/inode.ts";
+import type { Dump } from "./dumps.ts";
 
 export interface Handle {
   readonly fh: number;
@@ -26,6 +27,8 @@ export interface Handle {
   end: number;
   /** What the kernel wants to be woken by, while somebody polls this handle. */
   pollHandle: number | null;
+  /** Asked for on this handle, and not yet read to its end. */
+  dump: Dump | null;
 }
 
 interface HandleInside extends Handle {
@@ -105,6 +108,7 @@ export class Handles {
       ended: [],
       watched: null,
       pollHandle: null,
+      dump: null,
       end: Number.MAX_SAFE_INTEGER,
     };
     this.#next += 1;
@@ -127,6 +131,7 @@ export class Handles {
   remove(fh: number): Handle {
     const handle = this.#inside(fh);
     this.setWatched(handle, null);
+    handle.dump?.close();
     this.#open.delete(fh);
     const token = this.#tokens.get(fh);
     if (token !== undefined) this.#offered.delete(token);

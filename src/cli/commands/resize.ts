@@ -3,7 +3,7 @@ import { statSync, truncateSync } from "node:fs";
 import { Command } from "commander";
 import { resizeMount, withOpen } from "../../daemon/client.ts";
 import { asFailure } from "../../daemon/failure.ts";
-import { lockHolder, mountAt, mountOfRegion, resolveMountpoint } from "../../daemon/mounts.ts";
+import { lockHolder, mountNamed } from "../../daemon/mounts.ts";
 import { inUse, openRegionOrExplain } from "../../daemon/run.ts";
 import { formatSize } from "../../daemon/sizes.ts";
 import { resolveRegion } from "../../daemon/start.ts";
@@ -33,8 +33,8 @@ Examples:
 }
 
 async function run(given: string, flags: { size?: number }): Promise<void> {
-  const mounted = mountFor(given);
-  const path = mounted?.region ?? resolveRegion(given);
+  const mounted = mountNamed(given);
+  const path = mounted?.source ?? resolveRegion(given);
   const done =
     mounted === undefined
       ? await resizeRegion(path, flags.size)
@@ -47,18 +47,6 @@ async function run(given: string, flags: { size?: number }): Promise<void> {
   }
   if (afterBytes < beforeBytes && statSync(path, { throwIfNoEntry: false })?.isFile() === true)
     print(`the file can be cut with: truncate -s ${afterBytes} ${path}`);
-}
-
-/** Where it is mounted: named itself, or its region. */
-function mountFor(given: string): { mountpoint: string; region: string } | undefined {
-  let at = given;
-  try {
-    at = resolveMountpoint(given);
-  } catch {
-    // It is not there: whoever opens it will say so.
-  }
-  const mount = mountAt(at) ?? mountOfRegion(at);
-  return mount === undefined ? undefined : { mountpoint: mount.mountpoint, region: mount.source };
 }
 
 async function resizeRegion(path: string, size: number | undefined): Promise<Resized> {

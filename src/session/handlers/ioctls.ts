@@ -18,7 +18,8 @@ import { blocksFor, guardPrepare, prepareSome } from "../../namespace/data.ts";
 import { defragSome } from "../../namespace/defrag.ts";
 import { FILE_BYTES_MAX, type Inode } from "../../namespace/inode.ts";
 import { takeBack } from "../../namespace/sharing.ts";
-import { answer } from "../control.ts";
+import { administratorOnly, answer } from "../control.ts";
+import { Dump } from "../dumps.ts";
 import type { Handle } from "../handles.ts";
 import type { Session } from "../session.ts";
 import { letGo } from "./files.ts";
@@ -106,7 +107,7 @@ export async function ioctl(session: Session, request: Request, signal: AbortSig
       reply = await snapshot(session, request, handle, payload);
       break;
     case wire.Ioctl.CONTROL:
-      reply = await control(session, request, payload, signal);
+      reply = await control(session, request, handle, payload, signal);
       break;
   }
   replyIoctl(session, request, reply);
@@ -577,10 +578,12 @@ async function clone(
 async function control(
   session: Session,
   request: Request,
+  handle: Handle,
   payload: Uint8Array,
   signal: AbortSignal,
 ): Promise<Uint8Array> {
   const wish = decode(wire.WireControl, payload);
+  if (wish.question === wire.Question.DUMP) return dump(session, request, handle, wish);
   const { token, bytes } =
     wish.token === 0
       ? session.answers.keep(await answer(session, request, wish.question, wish.argument, signal))
@@ -588,6 +591,12 @@ async function control(
   if (wish.offset > bytes.length) throw new FsError("EINVAL", "offset behind the answer");
   const slice = bytes.subarray(wish.offset, wish.offset + wire.WIRE_CONTROL_TEXT);
   if (wish.offset + slice.length === bytes.length) session.answers.drop(token);
+  return controlReply(wish, token, slice, bytes.length);
+}
+
+type ControlRequest = StructValue<typeof wire.WireControl>;
+
+function controlReply(wish: ControlRequest, token: number, slice: Uint8Array, total: number): Uint8Array {
   const out = Buffer.alloc(wire.WireControl.size);
   wire.WireControl.encode(viewOf(out), 0, {
     version: wire.WIRE_VERSION,
@@ -595,9 +604,27 @@ async function control(
     token,
     count: slice.length,
     offset: wish.offset,
-    total: bytes.length,
+    total,
     argument: wish.argument,
     text: slice,
   });
   return out;
+}
+
+/** Too long to be kept like other answers: it is made as it is read, and belongs to the open file. */
+function dump(session: Session, request: Request, handle: Handle, wish: ControlRequest): Uint8Array {
+  administratorOnly(session, request);
+  if (wish.offset === 0) {
+    handle.dump?.close();
+    handle.dump = null;
+    handle.dump = new Dump(session.volume.store);
+  }
+  if (handle.dump === null) throw new FsError("ESTALE", "no dump is under way on this open file");
+  const { bytes, more } = handle.dump.next(wish.offset, wire.WIRE_CONTROL_TEXT);
+  if (!more) {
+    handle.dump.close();
+    handle.dump = null;
+  }
+  const end = wish.offset + bytes.length;
+  return controlReply(wish, 1, bytes, more ? end + 1 : end);
 }
