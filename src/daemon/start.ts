@@ -4,7 +4,7 @@
  * Invariant: when that fails, no daemon and no mount of it is left.
  */
 import { spawn } from "node:child_process";
-import { realpathSync, statSync } from "node:fs";
+import { realpathSync, statfsSync, statSync } from "node:fs";
 import { statfs } from "node:fs/promises";
 import { join, resolve } from "node:path";
 import type { Readable } from "node:stream";
@@ -39,6 +39,8 @@ export async function freeMountpoint(path: string): Promise<string> {
       }
       const present = mountAt(mountpoint);
       if (present === undefined) return mountpoint;
+      // What stat(2) says may come from the kernel's cache, though the daemon is gone; this never does.
+      statfsSync(mountpoint);
       const todo = `unmount it first: 'mapdirect unmount ${path}'`;
       throw new Failure(path, `${present.source} is mounted there already`, todo);
     } catch (error) {
