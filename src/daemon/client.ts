@@ -24,6 +24,7 @@ import type { Resized } from "../namespace/resize.ts";
 import { addon } from "../region/addon.ts";
 import type { LeaseReport, Refusal } from "../session/control.ts";
 import { asFailure, errnoOf, Failure, reason } from "./failure.ts";
+import { mountOf } from "./mounts.ts";
 
 export type QuestionName = keyof typeof Question;
 
@@ -51,6 +52,14 @@ function explain(error: unknown, path: string): Failure {
   const errno = errnoOf(error);
   // What other file systems say to an ioctl that they do not know.
   if (errno === Errno.ENOTTY || errno === Errno.ENOSYS) {
+    const mount = mountOf(path);
+    if (mount !== undefined) {
+      return new Failure(
+        path,
+        "its mount is served through fuse-native, which has no ioctl: no direct mappings, and no questions",
+        `mount ${mount.source} without transport=fuse-native`,
+      );
+    }
     return new Failure(
       path,
       "it is not on a mapdirect mount",

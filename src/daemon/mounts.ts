@@ -52,6 +52,22 @@ export function mountAt(mountpoint: string): MountEntry | undefined {
   return top?.fsType === FS_TYPE ? top : undefined;
 }
 
+/** The mount of ours that a file lies on. */
+export function mountOf(path: string): MountEntry | undefined {
+  let absolute: string;
+  try {
+    absolute = realpathSync(path);
+  } catch {
+    return undefined;
+  }
+  const inside = ({ mountpoint }: MountEntry): boolean =>
+    absolute === mountpoint || absolute.startsWith(mountpoint === "/" ? "/" : `${mountpoint}/`);
+  const all = readMounts().filter(inside);
+  const longest = Math.max(...all.map(({ mountpoint }) => mountpoint.length));
+  const top = all.findLast(({ mountpoint }) => mountpoint.length === longest);
+  return top?.fsType === FS_TYPE ? top : undefined;
+}
+
 /** Where a region is mounted, in this mount namespace. */
 export function mountOfRegion(region: string): MountEntry | undefined {
   return readMounts().findLast((entry) => entry.fsType === FS_TYPE && entry.source === region);

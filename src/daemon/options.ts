@@ -29,6 +29,8 @@ export interface MountOptions {
   assumePmem: boolean;
   /** Where metrics are shown; null for nowhere. */
   metrics: MetricsAddress | null;
+  /** How requests come from the kernel: by its own protocol, or through the optional package fuse-native. */
+  transport: "kernel" | "fuse-native";
 }
 
 const HELP = "see 'mapdirect mount --help'";
@@ -111,6 +113,14 @@ const VALUED: Record<string, { wants: string; set: (options: MountOptions, value
       return true;
     },
   },
+  transport: {
+    wants: "kernel or fuse-native",
+    set: (options, value) => {
+      if (value !== "kernel" && value !== "fuse-native") return false;
+      options.transport = value;
+      return true;
+    },
+  },
   direct_group: {
     wants: "the name or the number of a group",
     set: (options, value) => {
@@ -179,6 +189,7 @@ export function defaultMountOptions(asRoot: boolean): MountOptions {
     directGroup: null,
     assumePmem: false,
     metrics: null,
+    transport: "kernel",
   };
 }
 
@@ -204,7 +215,23 @@ export function parseMountOptions(
       throw usage(`mount option '${item}'`, `${name} wants ${valued.wants}`, HELP);
     }
   }
+  if (options.transport === "fuse-native") restrictToFuseNative(lists, options);
   return options;
+}
+
+/** fuse-native has no ioctl, so that nobody can ask for a direct mapping, and does not say who calls. */
+function restrictToFuseNative(lists: readonly string[], options: MountOptions): void {
+  const given = lists.flatMap((list) => list.split(","));
+  const needless = given.find((item) => /^(direct|direct_group)=/.test(item) && item !== "direct=off");
+  if (needless !== undefined) {
+    throw usage(`mount option '${needless}'`, "transport=fuse-native has no direct mappings", HELP);
+  }
+  if (given.includes("allow_other")) {
+    const why = "transport=fuse-native does not say which user calls, so that only whoever mounts may use it";
+    throw usage("mount option 'allow_other'", why, HELP);
+  }
+  options.direct = "off";
+  options.allowOther = false;
 }
 
 /** What a user may hold under lease if max_leased= does not say, as a share of the region. */

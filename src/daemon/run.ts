@@ -13,14 +13,16 @@ import { statfs } from "node:fs/promises";
 import { Socket } from "node:net";
 import { Errno } from "../base/errno.ts";
 import { formatUuid } from "../media/mkfs.ts";
+import { loadFuseNative } from "../region/addon.ts";
 import { type FuseMount, openFuseMount, unmountFuse } from "../region/fusemount.ts";
 import type { MappedRegion } from "../region/native-region.ts";
 import { openRegion } from "../region/open.ts";
+import { FuseNativeChannel } from "../session/fuse-native.ts";
 import { Session } from "../session/session.ts";
 import { statistics } from "../session/statistics.ts";
 import { Volume } from "../session/volume.ts";
 import { Door } from "./door.ts";
-import { asFailure, errnoOf, Failure } from "./failure.ts";
+import { asFailure, errnoOf, Failure, reason } from "./failure.ts";
 import type { Log } from "./log.ts";
 import type { Metrics } from "./metrics.ts";
 import { FS_TYPE, mountAt, mountOfRegion } from "./mounts.ts";
@@ -101,7 +103,7 @@ async function serve(request: DaemonRequest, log: Log, readiness: Readiness): Pr
       if (options.directGroup !== null && !options.readOnly) {
         door = await Door.open(region, options.directGroup, formatUuid(volume.store.superblock.uuid), log);
       }
-      const mount = await mountVolume(request);
+      const mount = options.transport === "kernel" ? await mountVolume(request) : null;
       session = new Session(volume, {
         uid: process.getuid?.() ?? 0,
         debug: request.debug ? (text) => log.debug(text) : null,
@@ -112,7 +114,8 @@ async function serve(request: DaemonRequest, log: Log, readiness: Readiness): Pr
         atime: options.atime,
         noDirectoryAtime: options.noDirectoryAtime,
       });
-      session.attach(mount.fd);
+      if (mount === null) await mountThroughFuseNative(request, session, log);
+      else session.attach(mount.fd);
       const mountId = mountAt(mountpoint)?.id;
       const answered = statfs(mountpoint).then(() => true);
       const ended = session.ended.then(() => false);
@@ -162,6 +165,36 @@ function mountVolume(request: DaemonRequest): Promise<FuseMount> {
   }).catch((error: unknown) => {
     throw asFailure(error, request.mountpoint, "see 'mapdirect mount --help'");
   });
+}
+
+async function mountThroughFuseNative(request: DaemonRequest, session: Session, log: Log): Promise<void> {
+  const { mountpoint, options } = request;
+  let native: ReturnType<typeof loadFuseNative>;
+  try {
+    native = loadFuseNative();
+  } catch (error) {
+    throw new Failure(
+      "transport=fuse-native",
+      reason(error),
+      "mount without that option, or install the package with 'npm install fuse-native'",
+    );
+  }
+  if (/[,\\]/.test(request.region)) {
+    throw new Failure(request.region, "fuse-native takes no comma or backslash in it", "rename the region");
+  }
+  const words = mountWords(options, process.geteuid?.() === 0);
+  const [, subtype] = FS_TYPE.split(".");
+  const channel = session.attachTo((...hooks) => new FuseNativeChannel(...hooks));
+  await channel
+    .mount(native, {
+      mountpoint,
+      options: [`fsname=${request.region}`, `subtype=${subtype}`, ...words],
+      isMounted: () => mountAt(mountpoint) !== undefined,
+    })
+    .catch((error: unknown) => {
+      throw asFailure(error, mountpoint, "see 'mapdirect mount --help'");
+    });
+  log.warn(`${mountpoint} is served through fuse-native, without direct mappings; see docs/OPERATIONS.md`);
 }
 
 /**

@@ -119,3 +119,44 @@ export function addon(): Addon {
   loaded ??= loadNative("mapdirect") as Addon;
   return loaded;
 }
+
+/** The optional package fuse-native, of which this is all that is used. */
+export interface FuseNative {
+  new (
+    mountpoint: string,
+    operations: object,
+    options: object,
+  ): { mount(done: (error: Error | null) => void): void };
+}
+
+/** RTLD_NOW | RTLD_GLOBAL | RTLD_NODELETE (dlfcn.h): Node closes what is no addon again, and this has to stay. */
+const KEEP_LOADED = 0x2 | 0x100 | 0x1000;
+
+/**
+ * Load fuse-native, if it is installed. Its addon needs libfuse.so.2, which it brings under another name; the loader takes
+ * a library that is loaded already for the one of that name.
+ * @throws Error saying why it cannot be had
+ */
+export function loadFuseNative(): FuseNative {
+  const require = createRequire(import.meta.url);
+  let folder: string;
+  try {
+    folder = dirname(require.resolve("fuse-native/package.json"));
+  } catch {
+    throw new Error("the optional package fuse-native is not installed");
+  }
+  const library = join(folder, "prebuilds", `${process.platform}-${process.arch}`, "libfuse.so");
+  if (existsSync(library)) {
+    try {
+      process.dlopen({ exports: {} }, library, KEEP_LOADED);
+    } catch {
+      // It is no addon. Whether it was loaded shows next.
+    }
+  }
+  try {
+    return require("fuse-native") as FuseNative;
+  } catch (error) {
+    const why = error instanceof Error ? error.message.split("\n")[0] : String(error);
+    throw new Error(`the optional package fuse-native cannot be loaded: ${why}`);
+  }
+}

@@ -9,9 +9,9 @@ import { ROOT_INO } from "../media/mkfs.ts";
 import { pathsOf } from "../namespace/blockmap.ts";
 import { checkVolume } from "../namespace/check.ts";
 import type { Inode } from "../namespace/inode.ts";
-import { fileName, mapReport, whereReport } from "./blockmap.ts";
 import type { Resized } from "../namespace/resize.ts";
 import { type Pace, resizeMounted } from "../namespace/resize-mounted.ts";
+import { fileName, mapReport, whereReport } from "./blockmap.ts";
 import type { Session } from "./session.ts";
 import { statistics } from "./statistics.ts";
 

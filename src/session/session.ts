@@ -146,13 +146,28 @@ export class Session {
 
   /** Serve the /dev/fuse descriptor until the file system is unmounted. */
   attach(descriptor: number): void {
-    this.#channel = addon().openChannel(
-      descriptor,
+    this.attachTo((buffer, onRequest, onEnd) =>
+      addon().openChannel(
+        descriptor,
+        buffer,
+        { busyPollMicros: BUSY_POLL_MICROS, batch: BATCH },
+        onRequest,
+        onEnd,
+      ),
+    );
+  }
+
+  /** Serve what comes by another way: each request lies in the buffer while `onRequest` runs, as from /dev/fuse. */
+  attachTo<C extends Channel>(
+    open: (buffer: Buffer, onRequest: (length: number) => void, onEnd: () => void) => C,
+  ): C {
+    const channel = open(
       this.#buffer,
-      { busyPollMicros: BUSY_POLL_MICROS, batch: BATCH },
       (length) => this.#receive(length),
       () => this.#resolveEnded(),
     );
+    this.#channel = channel;
+    return channel;
   }
 
   async close(): Promise<void> {

@@ -14,6 +14,7 @@ export interface MountFlags {
   foreground: boolean;
   assumePmem: boolean;
   options: string[];
+  transport?: string;
   log?: string;
   logFormat?: LogFormat;
   logLevel?: LogLevel;
@@ -32,6 +33,12 @@ export function mountCommand(): Command {
     .option("-f, --foreground", "serve until unmounted, log to stderr", false)
     .option("--assume-pmem", "declare the region to be persistent memory, for tests", false)
     .option("-o, --options <list>", "mount options, separated by commas", collect, [])
+    .addOption(
+      new Option("--transport <name>", "kernel, or fuse-native where that package is installed").choices([
+        "kernel",
+        "fuse-native",
+      ]),
+    )
     .option("--log <file>", "append the log of the background daemon to a file")
     .addOption(
       new Option(
@@ -63,6 +70,8 @@ Options for -o:
   max_leased=SIZE        bytes that a user may hold under lease (half of the region)
   metrics=ADDRESS        as --metrics
   assume_pmem            as --assume-pmem
+  transport=fuse-native  as --transport fuse-native: through that npm package, without
+                         direct mappings, for whoever mounts alone
 
 Examples:
   mapdirect mount /srv/volume.region /mnt
@@ -76,6 +85,7 @@ Examples:
 export async function mount(regionPath: string, mountpointPath: string, flags: MountFlags): Promise<void> {
   const asRoot = process.geteuid?.() === 0;
   if (flags.metrics !== undefined) flags.options.push(`metrics=${flags.metrics}`);
+  if (flags.transport !== undefined) flags.options.push(`transport=${flags.transport}`);
   const options = parseMountOptions(flags.options, asRoot);
   if (flags.assumePmem) options.assumePmem = true;
   const region = resolveRegion(regionPath);

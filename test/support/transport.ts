@@ -1,0 +1,76 @@
+/**
+ * Which transport the mounts of a run use. The project "fuse-native" of vitest.config.ts runs the suite of mounts over that
+ * package; what its interface lacks is skipped with the reason that stands here, and nothing else is.
+ */
+import { beforeEach } from "vitest";
+import { loadFuseNative } from "../../src/region/addon.ts";
+
+export type Transport = "kernel" | "fuse-native";
+
+export const transport: Transport =
+  process.env.MAPDIRECT_TEST_TRANSPORT === "fuse-native" ? "fuse-native" : "kernel";
+
+let unavailable: string | null | undefined;
+
+/** Why fuse-native cannot be used here, or null. */
+export function fuseNativeUnavailable(): string | null {
+  if (unavailable !== undefined) return unavailable;
+  try {
+    loadFuseNative();
+    unavailable = null;
+  } catch (error) {
+    unavailable = (error as Error).message;
+  }
+  return unavailable;
+}
+
+const NO_IOCTL = "no ioctl: no leases, and no questions to the daemon";
+const NO_FALLOCATE = "no fallocate";
+const NO_CALLER = "it does not say who calls: the mount is for whoever mounted alone";
+const TIMES = "times are milliseconds from 1970 on, and mtime becomes what atime is set to";
+const LARGE = "sizes are JavaScript numbers";
+const HIDDEN = "libfuse addresses files by path: an open file that loses its name has a hidden one";
+
+/** What fuse-native lacks, by the names of the tests that need it. docs/OPERATIONS.md has the same list for users. */
+export const LACKING: Readonly<Record<string, string>> = {
+  "read-only: nothing can be changed, everything read": NO_IOCTL,
+  "info answers the same about the volume, asked at the region or at the mountpoint": NO_IOCTL,
+  "--assume-pmem shows as assumed cache-line granularity": NO_IOCTL,
+  "extents: what they say is where the bytes are in the region": NO_IOCTL,
+  "extents of a file in thousands of pieces come whole, over many pages": NO_IOCTL,
+  "prepare makes a hole ready: written, zero, allocated": NO_IOCTL,
+  "leases of a mount without mappings: an empty list": NO_IOCTL,
+  "makes, mounts, uses and unmounts a region of their own": NO_IOCTL,
+  "allocates without changing what is read, with and without KEEP_SIZE": NO_FALLOCATE,
+  "PUNCH_HOLE and ZERO_RANGE make zeros of exactly the range": NO_FALLOCATE,
+  "more than there is: ENOSPC, and nothing changed": NO_FALLOCATE,
+  "walk over data and holes, the end being a hole": "no lseek: a file is all data",
+  "a file can be 2^63 - 1 bytes long, and nothing longer": LARGE,
+  "at offsets beyond 2^53, up to the last byte of a file of 2^63 - 1 bytes, data is written and read": LARGE,
+  "are kept to the nanosecond, before 1970 and after 2038": TIMES,
+  "cp -a copies a tree that compares equal, there and back": TIMES,
+  "rsync copies a tree that compares equal, there and back": TIMES,
+  "tar copies a tree that compares equal, there and back": TIMES,
+  "everything is as it was: modes, owners, links, sizes, contents":
+    "the names of a hard link are cached apart: for a second one may show older attributes than the other",
+  "an unlinked file lives on for those who have it open": HIDDEN,
+  "takes the place of what was there, in one step": HIDDEN,
+  "a directory that was removed while open lists nothing and takes no new names": HIDDEN,
+  "a name is bytes, not text: what is no UTF-8 comes back as it went in": "names are UTF-8",
+  "RENAME_NOREPLACE refuses, RENAME_EXCHANGE swaps, files and directories alike": "no renameat2",
+  "another user is held to the mode bits": NO_CALLER,
+  "in a sticky directory only the owner removes or renames a name": NO_CALLER,
+  "a write by another user takes away setuid and setgid": NO_CALLER,
+  "--lazy detaches a mount in use; its daemon ends with its last user, and nothing is lost":
+    "it does not say when the last user is gone: the daemon ends when the mount is detached",
+  "an abort of the connection by the administrator ends the daemon, and the mountpoint is free again":
+    "it does not say that the connection was aborted",
+};
+
+if (transport === "fuse-native") {
+  beforeEach(({ task, skip }) => {
+    const reason =
+      fuseNativeUnavailable() ?? (Object.hasOwn(LACKING, task.name) ? LACKING[task.name] : undefined);
+    if (reason !== undefined) skip(reason);
+  });
+}
