@@ -4,6 +4,7 @@
  *   dist/**            TypeScript, compiled; dist/bin/mapdirect.js is executable
  *   build/Release/     the native addon (node-gyp)
  *   dist/lib/*.so      the client libraries, dist/include/mapdirect.h their header (scripts/build-client.mjs)
+ *   dist/share/        man pages and completion for shells (scripts/man.mjs)
  *   dist/demo/story    the program that the demonstration drives
  *   dist/sbin/         mount.mapdirect, the helper of mount(8); dist/system/ a systemd unit and a udev rule as examples
  *
@@ -77,7 +78,7 @@ function part(name, inputs, outputs, make, ...salt) {
 
 /** Outputs whose source is gone would still be imported, and shipped. */
 function removeOrphans() {
-  const kept = new Set(["lib", "include", "demo", "sbin", "system"]);
+  const kept = new Set(["lib", "include", "demo", "sbin", "share", "system"]);
   for (const file of walk(at("dist"))) {
     const path = relative(at("dist"), file);
     if (kept.has(path.split("/")[0])) continue;
@@ -193,6 +194,22 @@ export function build({ nativeOnly = false } = {}) {
         ["native/client", "scripts/build-client.mjs"],
         ["dist/lib", "dist/include/mapdirect.h"],
         buildClient,
+      );
+    }
+    // In a process of its own: what was imported once is not imported again after a change.
+    if (!nativeOnly) {
+      part(
+        "man pages",
+        [
+          "docs",
+          "src/cli",
+          "src/daemon/options.ts",
+          "native/client/mapdirect.h",
+          "scripts/man.mjs",
+          "package.json",
+        ],
+        ["dist/share/man/man1/mapdirect.1"],
+        () => run(process.execPath, ["scripts/man.mjs"]),
       );
     }
     if (existsSync(at("native/demo/story.c"))) {

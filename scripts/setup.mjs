@@ -34,6 +34,10 @@ const TEST_TOOLS = {
   chromium: "chromium",
   tmux: "tmux",
   mandoc: "mandoc",
+  man: "man-db",
+  groff: "groff-base",
+  fish: "fish",
+  zsh: "zsh",
 };
 /** For guests in QEMU (`npm run test:vm`): without the first ones there are none, without the others fewer tests. */
 const VM_TOOLS = {

@@ -301,7 +301,9 @@ struct mapdirect_stats {
  */
 MAPDIRECT_API void mapdirect_stats(struct mapdirect_stats *stats);
 
-/* The version of the library that runs, as "major.minor.patch". */
+/*
+ * mapdirect_version - the version of the library that runs, as "major.minor.patch".
+ */
 MAPDIRECT_API const char *mapdirect_version(void);
 
 #ifdef __cplusplus
