@@ -1,12 +1,13 @@
-/** The README's program compiles with warnings as errors and does what the README says. */
+/** Everything in the README that can be run is run: its programs, and its commands one after the other as a user would. */
 import { readFileSync } from "node:fs";
 import { mkdir, mkdtemp, rm, stat, writeFile } from "node:fs/promises";
 import { join } from "node:path";
-import { expect, test } from "vitest";
+import { describe, expect, onTestFinished, test } from "vitest";
+import { mountAt } from "../../src/daemon/mounts.ts";
 import { packageRoot } from "../../src/region/addon.ts";
 import { folderPrefix } from "../support/leftovers.ts";
 import { withMount } from "../support/mount.ts";
-import { missing, run, succeed } from "../support/run.ts";
+import { cli, missing, notRoot, run, succeed } from "../support/run.ts";
 
 const readme = readFileSync(join(packageRoot, "README.md"), "utf8");
 
@@ -50,6 +51,85 @@ test("the program for Node", async () => {
   } finally {
     await rm(folder, { recursive: true, force: true });
   }
+});
+
+/** The blocks of commands, in order. */
+const commands = [...readme.matchAll(/```sh\n([\s\S]*?)```/g)].map((match) => match[1] ?? "");
+
+describe("the commands", () => {
+  test("of the first block are scripts of the package; npm start is the demonstration, and leaves nothing behind", async () => {
+    const [first = ""] = commands;
+    const { scripts } = JSON.parse(readFileSync(join(packageRoot, "package.json"), "utf8")) as {
+      scripts: Record<string, string>;
+    };
+    const named = [...first.matchAll(/^npm (?:run )?(\w+)/gm)].map((match) => match[1] ?? "");
+    expect(named).toEqual(["start", "test"]);
+    for (const name of named) expect(scripts).toHaveProperty(name);
+    const { code, stderr } = await run("npm", ["start", "--silent"], { cwd: packageRoot });
+    expect(code, stderr).toBe(0);
+  });
+
+  test("of the tour work in their order, from the first to the last", async ({ skip }) => {
+    const lacking = notRoot ?? missing("bash", "cc", "fio", "man");
+    if (lacking !== undefined) skip(lacking);
+    const folder = await mkdtemp(folderPrefix("/dev/shm"));
+    onTestFinished(async () => {
+      // Only if it went wrong half-way.
+      if (mountAt(join(folder, "mnt")) !== undefined) await cli(["unmount", "--lazy", join(folder, "mnt")]);
+      await rm(folder, { recursive: true, force: true });
+    });
+    for (const name of ["mnt", "home/documents"]) await mkdir(join(folder, name), { recursive: true });
+    await writeFile(join(folder, "home/documents/book"), "a book");
+    await writeFile(
+      join(folder, "tour.c"),
+      `#define _GNU_SOURCE\n${/```c\n([\s\S]*?)```/.exec(readme)?.[1]}`,
+    );
+    const lines = commands
+      .slice(1)
+      .join("\n")
+      .split("\n")
+      .map((line) => line.replace(/ +#.*$/, "").trim())
+      .filter((line) => line !== "");
+    expect(lines.length).toBeGreaterThan(15);
+    const placed = lines.map((line) => {
+      const command = line
+        .replaceAll("$PWD", packageRoot)
+        .replaceAll("/srv/volume.region", join(folder, "region"))
+        .replaceAll(/(?<![\w/])\/mnt\b/g, join(folder, "mnt"))
+        .replace("npm run build", `npm --prefix ${packageRoot} --silent run build`);
+      // It serves until it is ended.
+      if (command.includes("mapdirect dashboard"))
+        return `timeout --signal=INT 5 ${command.replace("mapdirect", join(packageRoot, "dist/bin/mapdirect.js"))} || [ $? = 124 ]`;
+      return command;
+    });
+    // Each command is said before it is run: the output tells which one failed.
+    const script = [
+      "set -euo pipefail",
+      ...placed.flatMap((line) => [`echo "+ "${quoted(line)}`, line]),
+    ].join("\n");
+    const { code, stdout, stderr } = await run("bash", ["-c", script], {
+      cwd: folder,
+      env: { HOME: join(folder, "home"), MANPAGER: "cat" },
+    });
+    expect(code, `${stdout}\n${stderr}`).toBe(0);
+    expect(stderr).toContain("truncate while mapped: Text file busy");
+    expect(stdout).toMatch(/^written +0 +4096 /m);
+    expect(stdout).toContain("MAPDIRECT(1)");
+    expect(stdout).toMatch(/^http:\/\/127\.0\.0\.1:\d+\/[\w-]{43}\/$/m);
+    // fio's mapping was a direct one.
+    expect(stderr).toMatch(/\bautomatic=[1-9]/);
+    expect(readFileSync(join(folder, "map.png")).subarray(1, 4).toString()).toBe("PNG");
+    expect(mountAt(join(folder, "mnt"))).toBeUndefined();
+  });
+});
+
+const quoted = (text: string): string => `'${text.replaceAll("'", "'\\''")}'`;
+
+test("every picture of the README and of the documents is there, and is a PNG", () => {
+  const named = [...readme.matchAll(/!\[[^\]]+\]\(([^)]+)\)/g)].map((match) => match[1] ?? "");
+  expect(named.length).toBeGreaterThan(1);
+  for (const path of named)
+    expect(readFileSync(join(packageRoot, path)).subarray(1, 4).toString(), path).toBe("PNG");
 });
 
 test("every document that the README names is there", () => {
