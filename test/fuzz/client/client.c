@@ -176,10 +176,14 @@ int fuzz_ioctl(int fd, unsigned long request, void *argument) {
   case MAPDIRECT_IOCTL_REGION:
     answer_region(argument);
     break;
-  case MAPDIRECT_IOCTL_GRANT:
+  case MAPDIRECT_IOCTL_GRANT: {
+    /* The kernel copies as many bytes as the request's number says. */
+    struct mapdirect_wire_map_full whole = {.map = ((struct mapdirect_wire_grant_full *)argument)->map};
     lease_id++;
-    answer_map(argument);
+    answer_map(&whole);
+    memcpy(argument, &whole, sizeof(struct mapdirect_wire_grant_full));
     break;
+  }
   case MAPDIRECT_IOCTL_EXTENTS:
     answer_map(argument);
     break;
