@@ -10,7 +10,7 @@ import { mapDirect } from "../../src/api/index.ts";
 import { folderPrefix } from "../support/leftovers.ts";
 import { loopUnavailable, makeLoopDevice } from "../support/loop-device.ts";
 import { type TestMount, withMount } from "../support/mount.ts";
-import { cli, noOtherUser, OTHER_UID, programPath, type Result } from "../support/run.ts";
+import { cli, noOtherUser, noUserMount, OTHER_UID, programPath, type Result } from "../support/run.ts";
 
 const MIB = 1 << 20;
 const BLOCK = 4096;
@@ -321,6 +321,19 @@ test(
       const readOnly = await mount.cli("resize", "--size", "128M", mount.path);
       expect(readOnly).toMatchObject({ code: 1, stderr: expect.stringContaining("mounted read-only") });
       expect(statSync(mount.region).size).toBe(64 * MIB);
+    });
+  },
+  PATIENT_MS,
+);
+
+test.skipIf(noUserMount() !== undefined)(
+  `whoever mounted has the daemon do it${noUserMount() === undefined ? "" : `: ${noUserMount()}`}`,
+  async () => {
+    await withMount({ sizeBytes: 64 * MIB, user: OTHER_UID }, async (mount) => {
+      expect(await ok(mount.cli("resize", "--size", "80M", mount.path))).toContain("64 MiB to 80 MiB");
+      expect(statSync(mount.region)).toMatchObject({ size: 80 * MIB, uid: OTHER_UID });
+      await ok(mount.cli("resize", "--size", "64M", mount.region));
+      await mount.check();
     });
   },
   PATIENT_MS,

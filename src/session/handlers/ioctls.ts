@@ -282,6 +282,7 @@ async function grant(
   }
   const block = Number(wish.offset >> store.blockShift);
   const count = blocksFor(store, wish.length);
+  refuseTail(session, inode, block, count);
   if (anyShared(inode, block, count)) {
     // What was shared once is the file's own again when the others' end is durable.
     await store.sync();
