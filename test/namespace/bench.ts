@@ -132,6 +132,11 @@ export class Bench {
     return this.#image !== null;
   }
 
+  /** Somebody has stored through a mapping, and the model has it. */
+  noteStore(): void {
+    this.#remember();
+  }
+
   #remember(): void {
     const now = this.model.clone();
     this.#history.push(now);

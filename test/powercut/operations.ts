@@ -86,6 +86,8 @@ export class Scene {
     if (this.#lease !== null) return this.#lease;
     const inode = this.bench.store.state.inodes.get(this.ino(name));
     if (inode === undefined || inode.extents === null) return null;
+    // The mapping keeps the file open; an inode that is not is freed with its last name.
+    await this.run({ do: "open", inode: this.anything(name) });
     // R6 and R8: blocks of its own, and what locates them is durable before there is a mapping.
     await this.run({ ...{ do: "prepare", inode: this.file(name), block: 0, count: 2, limit: 2 } });
     await this.run({ do: "sync" });
@@ -111,6 +113,7 @@ export class Scene {
     this.unpersisted.push({ ino, offset, before: this.region.peek(place, WORD), after: bytes });
     this.region.storeFromOutside(place, bytes);
     this.bench.model.write(ino, offset, bytes, WORD, false);
+    this.bench.noteStore();
   }
 
   async persist(): Promise<void> {
@@ -124,9 +127,25 @@ export class Scene {
     this.unpersisted.length = 0;
   }
 
-  endLease(): void {
-    if (this.#lease !== null) this.#leases.end(this.#lease);
+  async endLease(): Promise<void> {
+    const lease = this.#lease;
+    if (lease === null) return;
     this.#lease = null;
+    this.#leases.end(lease);
+    await this.#release(lease.inode.ino);
+  }
+
+  /** One that is open, and not by a mapping alone. */
+  async releaseAny(): Promise<void> {
+    for (const { ino, opens } of this.bench.model.nodes.values()) {
+      if (opens > (ino === this.#lease?.inode.ino ? 1 : 0)) return this.#release(ino);
+    }
+  }
+
+  /** The bench picks by position among those that are open. */
+  async #release(ino: number): Promise<void> {
+    const opened = [...this.bench.model.nodes.values()].filter(({ opens }) => opens > 0);
+    await this.run({ do: "release", inode: opened.findIndex((node) => node.ino === ino) });
   }
 }
 
@@ -234,7 +253,7 @@ export const OPERATIONS: Readonly<Record<string, Operation>> = {
     await scene.run({ do: "open", inode: scene.anything("c") });
     await scene.run({ do: "unlink", dir: 0, name: "c" });
   },
-  release: (scene) => scene.run({ do: "release", inode: 0 }),
+  release: (scene) => scene.releaseAny(),
   rmdir: async (scene) => {
     if (scene.directory("d") < 0) return;
     if (scene.ino("d", "e") !== 0) await scene.run({ do: "unlink", dir: scene.directory("d"), name: "e" });
@@ -259,5 +278,5 @@ export const OPERATIONS: Readonly<Record<string, Operation>> = {
   checkpoint: (scene) => scene.run({ do: "checkpoint" }),
   "direct store": (scene) => scene.store("a"),
   persist: (scene) => scene.persist(),
-  "lease end": async (scene) => scene.endLease(),
+  "lease end": (scene) => scene.endLease(),
 };

@@ -58,6 +58,12 @@ export class Recorder implements RegionObserver {
   }
 
   stored(begin: number, end: number): void {
+    // Caches are coherent: what somebody else's has of these bytes can be written back before this store, not after it.
+    for (const [at, versions] of this.#cached) {
+      if (at + this.unitBytes <= begin || at >= end) continue;
+      this.#cached.delete(at);
+      this.#open.set(at, [...(this.#open.get(at) ?? []), ...versions]);
+    }
     this.#note(this.#open, begin, end);
   }
 
