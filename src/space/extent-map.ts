@@ -42,44 +42,48 @@ const COUNT_MAX = 0xffff_ffff;
 const HOLE_END = Number.MAX_SAFE_INTEGER;
 
 export class ExtentMap {
-  readonly #extents: Extent[] = [];
+  /** Most files have one extent, and a volume may have millions of files: they have no array. */
+  #only: Extent | null = null;
+  /** Two or more; null while there are fewer. */
+  #many: Extent[] | null = null;
   #blocks = 0;
 
   get blocks(): number {
     return this.#blocks;
   }
   get length(): number {
-    return this.#extents.length;
+    return this.#many?.length ?? (this.#only === null ? 0 : 1);
   }
   /** First file block behind the last extent. */
   get end(): number {
-    const last = this.#extents[this.#extents.length - 1];
-    return last === undefined ? 0 : last.block + last.count;
+    const last = this.#last();
+    return last === null ? 0 : last.block + last.count;
   }
 
-  /** Index of the first extent that ends behind `block`. */
-  #search(block: number): number {
-    const extents = this.#extents;
-    let low = 0;
-    let high = extents.length;
-    // Appending and reading sequentially near the end is the common case.
-    if (high > 0) {
-      const last = extents[high - 1] as Extent;
-      if (last.block + last.count <= block) return high;
-      if (last.block <= block) return high - 1;
-    }
-    while (low < high) {
-      const middle = (low + high) >>> 1;
-      const extent = extents[middle] as Extent;
-      if (extent.block + extent.count <= block) low = middle + 1;
-      else high = middle;
-    }
-    return low;
+  #last(): Extent | null {
+    return this.#many === null ? this.#only : (this.#many[this.#many.length - 1] as Extent);
+  }
+
+  /** All of them, to be changed; #keep() takes what has become of them. */
+  #list(): Extent[] {
+    return this.#many ?? (this.#only === null ? [] : [this.#only]);
+  }
+
+  #keep(extents: Extent[]): void {
+    this.#many = extents.length > 1 ? extents : null;
+    this.#only = extents.length === 1 ? (extents[0] as Extent) : null;
+  }
+
+  /** The first extent that ends behind `block`. */
+  #find(block: number): Extent | undefined {
+    if (this.#many !== null) return this.#many[search(this.#many, block)];
+    const only = this.#only;
+    return only !== null && only.block + only.count > block ? only : undefined;
   }
 
   /** What lies at `block`, and for how long, but no more than `limit` blocks. */
   at(block: number, limit: number): Piece {
-    const extent = this.#extents[this.#search(block)];
+    const extent = this.#find(block);
     if (extent === undefined) return { block, count: limit, physical: 0, state: 0 };
     if (extent.block > block) {
       return { block, count: Math.min(limit, extent.block - block), physical: 0, state: 0 };
@@ -95,7 +99,7 @@ export class ExtentMap {
 
   /** First extent that ends behind `block`, cut to begin at `block` or later; null if there is none. */
   next(block: number): Piece | null {
-    const extent = this.#extents[this.#search(block)];
+    const extent = this.#find(block);
     if (extent === undefined) return null;
     const skip = Math.max(0, block - extent.block);
     return {
@@ -119,32 +123,36 @@ export class ExtentMap {
   }
 
   [Symbol.iterator](): IterableIterator<Readonly<Extent>> {
-    return this.#extents[Symbol.iterator]();
+    return this.#list()[Symbol.iterator]();
   }
 
   /** Map [block, block + count) to `physical`. What lay there before is reported. */
   set(block: number, count: number, physical: number, state: MappedState, onCut: OnCut): void {
-    const last = this.#extents[this.#extents.length - 1];
-    if (last !== undefined && last.block + last.count <= block) {
+    const last = this.#last();
+    if (last === null || last.block + last.count <= block) {
       // Append: no search, no splice.
       this.#blocks += count;
-      if (canJoin(last, block, count, physical, state)) last.count += count;
-      else this.#extents.push({ block, count, physical, state });
+      if (last === null) this.#only = { block, count, physical, state };
+      else if (canJoin(last, block, count, physical, state)) last.count += count;
+      else if (this.#many !== null) this.#many.push({ block, count, physical, state });
+      else this.#keep([last, { block, count, physical, state }]);
       return;
     }
     this.#cut(block, count, (oldPhysical, oldCount, oldState, oldBlock) => {
       onCut(oldPhysical, oldCount, oldState, oldPhysical - oldBlock === physical - block);
     });
-    const index = this.#search(block);
-    this.#extents.splice(index, 0, { block, count, physical, state });
+    const extents = this.#list();
+    const index = search(extents, block);
+    extents.splice(index, 0, { block, count, physical, state });
     this.#blocks += count;
-    this.#join(index);
-    this.#join(index - 1);
+    join(extents, index);
+    join(extents, index - 1);
+    this.#keep(extents);
   }
 
   /** Making [block, block + count) a hole leaves parts of one extent on both sides. */
   splitBy(block: number, count: number): boolean {
-    const extent = this.#extents[this.#search(block)];
+    const extent = this.#find(block);
     return extent !== undefined && extent.block < block && extent.block + extent.count > block + count;
   }
 
@@ -159,8 +167,8 @@ export class ExtentMap {
     onCut: (physical: number, count: number, state: MappedState, block: number) => void,
   ): void {
     const end = Math.min(block + count, HOLE_END);
-    const extents = this.#extents;
-    const first = this.#search(block);
+    const extents = this.#list();
+    const first = search(extents, block);
     let index = first;
     const rest: Extent[] = [];
     for (; index < extents.length; index += 1) {
@@ -182,22 +190,17 @@ export class ExtentMap {
       }
     }
     if (index > first) extents.splice(first, index - first, ...rest);
-  }
-
-  /** Join the extent at `index` with its successor if they fit. */
-  #join(index: number): void {
-    const extent = this.#extents[index];
-    const following = this.#extents[index + 1];
-    if (extent === undefined || following === undefined) return;
-    if (!canJoin(extent, following.block, following.count, following.physical, following.state)) return;
-    extent.count += following.count;
-    this.#extents.splice(index + 1, 1);
+    this.#keep(extents);
   }
 
   check(): void {
     let blocks = 0;
     let previous: Extent | null = null;
-    for (const extent of this.#extents) {
+    invariant(
+      this.#many === null || (this.#many.length > 1 && this.#only === null),
+      "few extents are kept as many",
+    );
+    for (const extent of this) {
       invariant(extent.count >= 1, () => `extent of ${extent.count} blocks`);
       if (previous !== null) {
         invariant(
@@ -214,6 +217,35 @@ export class ExtentMap {
     }
     invariant(blocks === this.#blocks, () => `${blocks} blocks mapped, ${this.#blocks} counted`);
   }
+}
+
+/** Index of the first extent that ends behind `block`. */
+function search(extents: readonly Extent[], block: number): number {
+  let low = 0;
+  let high = extents.length;
+  // Appending and reading sequentially near the end is the common case.
+  if (high > 0) {
+    const last = extents[high - 1] as Extent;
+    if (last.block + last.count <= block) return high;
+    if (last.block <= block) return high - 1;
+  }
+  while (low < high) {
+    const middle = (low + high) >>> 1;
+    const extent = extents[middle] as Extent;
+    if (extent.block + extent.count <= block) low = middle + 1;
+    else high = middle;
+  }
+  return low;
+}
+
+/** Join the extent at `index` with its successor if they fit. */
+function join(extents: Extent[], index: number): void {
+  const extent = extents[index];
+  const following = extents[index + 1];
+  if (extent === undefined || following === undefined) return;
+  if (!canJoin(extent, following.block, following.count, following.physical, following.state)) return;
+  extent.count += following.count;
+  extents.splice(index + 1, 1);
 }
 
 function canJoin(
