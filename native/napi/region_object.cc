@@ -103,6 +103,7 @@ void RegionObject::define(Napi::Env env) {
                                        InstanceMethod<&RegionObject::zero>("zero"),
                                        InstanceMethod<&RegionObject::copy>("copy"),
                                        InstanceMethod<&RegionObject::flush>("flush"),
+                                       InstanceMethod<&RegionObject::unload>("unload"),
                                        InstanceMethod<&RegionObject::drain>("drain"),
                                        InstanceMethod<&RegionObject::sync>("sync"),
                                        InstanceMethod<&RegionObject::measure>("measure"),
@@ -240,6 +241,17 @@ void RegionObject::flush(const Napi::CallbackInfo &info) {
     return;
   if (const int failure = mapping_->flush(offset, length); failure != 0)
     fail(env, failure, rangeText("flush", offset, length));
+}
+
+void RegionObject::unload(const Napi::CallbackInfo &info) {
+  const Napi::Env env = info.Env();
+  uint64_t offset = 0;
+  uint64_t length = 0;
+  if (!checkOpen(env, "unload") || !getCount(env, info[0], "offset", offset) ||
+      !getCount(env, info[1], "length", length))
+    return;
+  if (const int failure = mapping_->unload(offset, length); failure != 0)
+    fail(env, failure, rangeText("unload", offset, length));
 }
 
 void RegionObject::drain(const Napi::CallbackInfo &info) {

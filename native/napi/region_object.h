@@ -32,6 +32,7 @@ private:
   void zero(const Napi::CallbackInfo &info);
   void copy(const Napi::CallbackInfo &info);
   void flush(const Napi::CallbackInfo &info);
+  void unload(const Napi::CallbackInfo &info);
   void drain(const Napi::CallbackInfo &info);
   Napi::Value sync(const Napi::CallbackInfo &info);
   Napi::Value measure(const Napi::CallbackInfo &info);

@@ -315,6 +315,16 @@ int Mapping::flush(uint64_t offset, size_t length) const {
   return guarded(base_, info_.sizeBytes, [=] { flushRange(from, length); });
 }
 
+int Mapping::unload(uint64_t offset, size_t length) const {
+  if (!inside(offset, length)) return -EINVAL;
+  const uint64_t page = static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
+  const uint64_t first = (offset + page - 1) / page * page;
+  const uint64_t end = (offset + length) / page * page;
+  // Not on device-dax, whose pages are larger. It is only about memory.
+  if (first < end) madvise(base_ + first, end - first, MADV_DONTNEED);
+  return 0;
+}
+
 void Mapping::drain() const {
   if (cacheline_) drainStores();
 }

@@ -58,6 +58,8 @@ public:
   int copy(uint64_t source, uint64_t target, size_t length);
   // Start the write-back of CPU caches over what others have stored; `drain` completes it.
   int flush(uint64_t offset, size_t length) const;
+  // Takes the pages out of our address space, and out of what we are charged for; the region keeps its bytes.
+  int unload(uint64_t offset, size_t length) const;
   void drain() const;
   // Sends a descriptor of the region over a connected unix socket: of an open file description of its own, for
   // a lock belongs to the description. Never blocks: -EAGAIN when the socket takes nothing.

@@ -13,6 +13,7 @@ import { type Recovery, recover } from "../media/recovery.ts";
 import type { SuperblockValue } from "../media/superblock.ts";
 import type { Region } from "../region/region.ts";
 import { Allocator } from "../space/allocator.ts";
+import type { Dentry } from "./directory.ts";
 import { type Inode, S_IFLNK } from "./inode.ts";
 import { State } from "./state.ts";
 
@@ -61,7 +62,48 @@ export function bringBack(region: Region): BroughtBack {
   const allocator = new Allocator(regionBytes / blockBytes, blockBytes);
   const segments = [...recovery.checkpoint.segments, ...recovery.log.segments];
   claimAll(allocator, state, { superblock, segments });
+  // All of it has been read once, and is in memory in another form now.
+  for (const segment of segments) region.unload(segment, superblock.segmentBytes);
   return { state, recovery, allocator, segments };
+}
+
+/** How often each inode was counted. An array where the numbers lie close together: a Map takes ten times the memory. */
+class Counts {
+  readonly #array: Uint32Array | null;
+  readonly #map = new Map<number, number>();
+
+  constructor(state: State) {
+    this.#array = state.nextIno <= 8 * state.inodes.size + 1024 ? new Uint32Array(state.nextIno) : null;
+  }
+
+  get(ino: number): number {
+    return (this.#array === null ? this.#map.get(ino) : this.#array[ino]) ?? 0;
+  }
+
+  /** Of an inode that exists, so its number is below the next one. */
+  add(ino: number): void {
+    if (this.#array === null) this.#map.set(ino, this.get(ino) + 1);
+    else this.#array[ino] = this.get(ino) + 1;
+  }
+}
+
+function checkCookies(inode: Inode): void {
+  let last = 0;
+  let inOrder = true;
+  const entries = inode.directory?.names ?? new Map<string, Readonly<Dentry>>();
+  for (const { cookie } of entries.values()) {
+    inOrder &&= cookie > last;
+    last = cookie;
+  }
+  // They are, unless entries were made while the checkpoint was written.
+  if (inOrder) return;
+  const cookies = new Set<number>();
+  for (const { cookie } of entries.values()) {
+    if (cookies.has(cookie)) {
+      throw new CorruptionError(`directory ${inode.ino}`, "each cookie once", `${cookie} twice`);
+    }
+    cookies.add(cookie);
+  }
 }
 
 /** Names, link counts and parents of what was recovered must fit together. */
@@ -73,19 +115,15 @@ export function checkTree(state: State): void {
   if (root.parent !== ROOT_INO) {
     throw new CorruptionError("root directory", "to be its own parent", `inode ${root.parent}`);
   }
-  const names = new Map<number, number>();
+  const names = new Counts(state);
   const subdirectories = new Map<number, number>();
   for (const inode of state.inodes.values()) {
     if (inode.directory === null) continue;
     if (inode.nlink === 0 && inode.directory.names.size > 0) {
       throw new CorruptionError(`directory ${inode.ino}`, "no entries once removed", "some");
     }
-    const cookies = new Set<number>();
+    checkCookies(inode);
     for (const entry of inode.directory.names.values()) {
-      if (cookies.has(entry.cookie)) {
-        throw new CorruptionError(`directory ${inode.ino}`, "each cookie once", `${entry.cookie} twice`);
-      }
-      cookies.add(entry.cookie);
       const target = state.inodes.get(entry.ino);
       if (target === undefined) {
         throw new CorruptionError(
@@ -102,16 +140,16 @@ export function checkTree(state: State): void {
         );
       }
       if (target.directory !== null) {
-        if (target.parent !== inode.ino || names.has(target.ino) || target.ino === ROOT_INO) {
+        if (target.parent !== inode.ino || names.get(target.ino) > 0 || target.ino === ROOT_INO) {
           throw new CorruptionError(`directory ${target.ino}`, "one name, in its parent", "another place");
         }
         subdirectories.set(inode.ino, (subdirectories.get(inode.ino) ?? 0) + 1);
       }
-      names.set(target.ino, (names.get(target.ino) ?? 0) + 1);
+      names.add(target.ino);
     }
   }
   for (const inode of state.inodes.values()) {
-    const found = names.get(inode.ino) ?? 0;
+    const found = names.get(inode.ino);
     const expected =
       inode.directory === null
         ? found

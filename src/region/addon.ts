@@ -32,6 +32,8 @@ export interface NativeRegion {
   zero(offset: number, length: number): void;
   copy(sourceOffset: number, targetOffset: number, length: number): void;
   flush(offset: number, length: number): void;
+  /** madvise(MADV_DONTNEED) of the whole pages in there; where the backing does not know that, nothing happens. */
+  unload(offset: number, length: number): void;
   drain(): void;
   /** msync(MS_SYNC) of the dirty whole (or fdatasync), on the thread pool. */
   sync(): Promise<void>;

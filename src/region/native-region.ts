@@ -85,6 +85,11 @@ export class MappedRegion implements Region, NativeBacked {
     }
   }
 
+  unload(offset: number, length: number): void {
+    checkRange(this.facts.sizeBytes, offset, length);
+    this.native.unload(offset, length);
+  }
+
   drain(): void {
     // Nothing to order on page granularity: not even the call.
     if (this.facts.granularity === "cacheline") this.native.drain();

@@ -60,6 +60,8 @@ export interface Region {
   copy(sourceOffset: number, targetOffset: number, length: number): void;
   /** Start writing back what others have stored there from the CPU's caches; nothing on page granularity. */
   flush(offset: number, length: number): void;
+  /** These bytes will not be looked at for a while: the pages need not stay mapped. What was stored there stays. */
+  unload(offset: number, length: number): void;
   /** Order and complete everything stored and flushed so far (store fence) on cacheline granularity; nothing on page granularity. */
   drain(): void;
   /** Make durable everything stored so far: off the event loop; on cacheline granularity it drains and resolves. */

@@ -116,6 +116,13 @@ export function regionContract(backend: RegionBackend): void {
       expect(Buffer.compare(made.outside(12_345, 70_000), pattern(70_000, 2))).toBe(0);
     });
 
+    test("what was stored stays when its pages are unloaded", () => {
+      region.write(1000, pattern(20_000), 0, 20_000);
+      region.unload(0, 24_576);
+      region.unload(5000, 10);
+      expect(Buffer.compare(readBack(region, 1000, 20_000), pattern(20_000))).toBe(0);
+    });
+
     test("zero clears its range and nothing beside it", () => {
       region.write(0, pattern(5000), 0, 5000);
       region.zero(101, 4001);

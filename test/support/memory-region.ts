@@ -212,6 +212,10 @@ export class MemoryRegion implements Region {
     this.observer?.flushed(offset, offset + length);
   }
 
+  unload(offset: number, length: number): void {
+    this.#check(offset, length);
+  }
+
   drain(): void {
     if (this.#closed) throw new InvariantError("the region is closed");
     if (this.#recording !== null && this.facts.granularity === "cacheline") {
