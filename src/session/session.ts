@@ -91,6 +91,7 @@ export class Session {
   /** It will be, by a promise that is under way. */
   #later = false;
   #mediaErrors = { sinceMs: 0, count: 0 };
+  #looks = 0;
   readonly counting = new Counting();
 
   constructor(volume: Volume, options: SessionOptions) {
@@ -419,6 +420,27 @@ export class Session {
   mayBeCached(inode: Inode): boolean {
     // Where files are opened for direct I/O, nothing but a fault of an ordinary mapping fills the page cache.
     return this.negotiated?.features.DIRECT_IO_ALLOW_MMAP !== true || this.#cached.has(inode);
+  }
+
+  /**
+   * Before Linux 6.6 read(2) on a file that was opened before its lease goes through the page cache, where what a direct
+   * mapping stores is not seen. The kernel then asks for the attributes before each read, because they are valid for no
+   * time at all, and drops its pages, because mtime is another one each time (FUSE_AUTO_INVAL_DATA). stat(2) is told the
+   * real one.
+   */
+  revalidates(inode: Inode): boolean {
+    return (
+      this.volume.leases.size > 0 &&
+      this.negotiated?.features.DIRECT_IO_ALLOW_MMAP !== true &&
+      this.volume.leases.of(inode).length > 0
+    );
+  }
+
+  /** A fraction of a second within the same millisecond, neither the given one nor one that was returned lately. */
+  anotherNsec(nsec: number): number {
+    const below = 1_000_000;
+    this.#looks = (this.#looks + 1) % (below - 1);
+    return nsec - (nsec % below) + (((nsec % below) + 1 + this.#looks) % below);
   }
 
   noteCached(inode: Inode): void {

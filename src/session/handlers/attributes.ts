@@ -1,21 +1,35 @@
 /** GETATTR, SETATTR, STATX. */
 import { now } from "../../base/clock.ts";
 import { putAttrOut, putStatxOut } from "../../fuse/encode.ts";
-import { Fattr, OpenFlag, SetattrIn } from "../../fuse/kernel.ts";
+import { Fattr, GetattrFlag, OpenFlag, SetattrIn } from "../../fuse/kernel.ts";
 import type { Request } from "../../fuse/request.ts";
 import { type AttributeChange, changeAttributes } from "../../namespace/attributes.ts";
 import { truncate } from "../../namespace/data.ts";
 import type { Inode } from "../../namespace/inode.ts";
 import type { Session } from "../session.ts";
-import { attrOf, VALID_SEC } from "./entry.ts";
+import { attrOf, attrValidSec } from "./entry.ts";
 import { killOf } from "./privileges.ts";
 
 function replyAttributes(session: Session, request: Request, inode: Inode): void {
-  session.reply(request, putAttrOut(session.outView, 0, attrOf(session, inode), VALID_SEC, 0));
+  session.reply(
+    request,
+    putAttrOut(session.outView, 0, attrOf(session, inode), attrValidSec(session, inode), 0),
+  );
 }
 
+/**
+ * stat(2) asks about an inode; the kernel itself, before a read(2) through the page cache, about an open file. That one is
+ * told of a change where there may be one that nobody else has seen: the page cache then lets go of what it has.
+ */
 export function getattr(session: Session, request: Request): void {
-  replyAttributes(session, request, session.volume.store.inode(request.nodeid));
+  const inode = session.volume.store.inode(request.nodeid);
+  if ((request.getattrFlags & GetattrFlag.FH) === 0 || !session.revalidates(inode)) {
+    replyAttributes(session, request, inode);
+    return;
+  }
+  const attr = attrOf(session, inode);
+  const changed = { ...attr, mtimeNsec: session.anotherNsec(attr.mtimeNsec) };
+  session.reply(request, putAttrOut(session.outView, 0, changed, 0, 0));
 }
 
 type Changes = { -readonly [K in keyof AttributeChange]: AttributeChange[K] };
@@ -67,7 +81,7 @@ export function statx(session: Session, request: Request): void {
       btimeSec: inode.btimeSec,
       btimeNsec: inode.btimeNsec,
     },
-    VALID_SEC,
+    attrValidSec(session, inode),
     0,
   );
   session.reply(request, length);

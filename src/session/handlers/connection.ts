@@ -6,8 +6,12 @@ import type { Request } from "../../fuse/request.ts";
 import { NAME_BYTES_MAX } from "../../namespace/inode.ts";
 import { type Session, TRANSFER_BYTES_MAX } from "../session.ts";
 
+/** The minor version from which on a file that is open for direct I/O can have ordinary shared mappings. */
+const MINOR_DIRECT_IO_MMAP = 39;
+
 export function init(session: Session, request: Request): void {
-  const negotiated = negotiate(request.body(InitIn), {
+  const offer = request.body(InitIn);
+  const negotiated = negotiate(offer, {
     flags: [
       "ASYNC_READ",
       "ATOMIC_O_TRUNC",
@@ -18,7 +22,8 @@ export function init(session: Session, request: Request): void {
       "ASYNC_DIO",
       "PARALLEL_DIROPS",
       "CACHE_SYMLINKS",
-      "EXPLICIT_INVAL_DATA",
+      // Where read(2) goes through the page cache, a change of mtime has the kernel drop its pages: see revalidates().
+      offer.minor < MINOR_DIRECT_IO_MMAP ? "AUTO_INVAL_DATA" : "EXPLICIT_INVAL_DATA",
       "HANDLE_KILLPRIV_V2",
       "DONT_MASK",
       "POSIX_ACL",

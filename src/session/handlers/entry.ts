@@ -9,6 +9,10 @@ import type { Session } from "../session.ts";
  */
 export const VALID_SEC = 3600;
 
+/** How long the kernel may keep the attributes of this inode, seconds. */
+export const attrValidSec = (session: Session, inode: Inode): number =>
+  session.revalidates(inode) ? 0 : VALID_SEC;
+
 /** Directories have no size of their own; this is what other file systems show for a small one. */
 const DIRECTORY_BYTES = 4096n;
 
@@ -41,7 +45,7 @@ export function entryOf(session: Session, inode: Inode): Entry {
     generation: inode.generation,
     entryValidSec: VALID_SEC,
     entryValidNsec: 0,
-    attrValidSec: VALID_SEC,
+    attrValidSec: attrValidSec(session, inode),
     attrValidNsec: 0,
     attr: attrOf(session, inode),
   };

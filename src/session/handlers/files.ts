@@ -13,6 +13,7 @@ import {
   ReleaseIn,
 } from "../../fuse/kernel.ts";
 import type { Request } from "../../fuse/request.ts";
+import { LeaseFlag } from "../../lease/wire.ts";
 import { noteModification } from "../../namespace/attributes.ts";
 import { truncate } from "../../namespace/data.ts";
 import { type Inode, S_IFMT, S_IFREG } from "../../namespace/inode.ts";
@@ -26,14 +27,16 @@ import { killing } from "./privileges.ts";
 /**
  * Reads and writes go to us and not through the page cache, so that read(2), write(2) and direct mappings always see the
  * same bytes. Ordinary mappings of the file still work where the kernel allows them on such a file (7.39); on older ones
- * only files that are leased at this moment are opened so.
+ * only files that are leased at this moment are opened so. Leases that are automatic yield to ordinary mappings, which
+ * have to be possible then.
  *
  * Pages that ordinary mappings have in the cache stay there when the file is opened once more: nobody but this daemon
  * changes files, and it drops what it changes. Dropping them all would also wait for a page fault that waits for a lease.
  */
 function openFlags(session: Session, inode: Inode): number {
   const direct =
-    session.negotiated?.features.DIRECT_IO_ALLOW_MMAP === true || session.volume.leases.of(inode).length > 0;
+    session.negotiated?.features.DIRECT_IO_ALLOW_MMAP === true ||
+    session.volume.leases.of(inode).some(({ flags }) => (flags & LeaseFlag.AUTOMATIC) === 0);
   return Fopen.NOFLUSH | Fopen.KEEP_CACHE | (direct ? Fopen.DIRECT_IO | Fopen.PARALLEL_DIRECT_WRITES : 0);
 }
 

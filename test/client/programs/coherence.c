@@ -24,6 +24,14 @@ int main(int argc, char **argv) {
     right &= pwrite(other, text, sizeof text, (off_t)at) == 8 && memcmp(map + at, text, sizeof text) == 0;
   }
   check(right, "R24: read(2) sees every store and the mapping sees every write(2), a hundred times");
+  /* Nothing but stores: no write(2) of ours tells the kernel that there is something new. */
+  right = true;
+  for (int round = 0; round < 100; round++) {
+    char seen = 0;
+    map[PAGE + 1] = (char)round;
+    right &= pread(other, &seen, 1, PAGE + 1) == 1 && seen == (char)round;
+  }
+  check(right, "R24: read(2) sees a hundred stores to one place, each at once");
   int told[2];
   int go[2];
   if (pipe(told) != 0 || pipe(go) != 0) give_up("pipes");
