@@ -14,7 +14,7 @@ import { missing } from "../support/run.ts";
 const program = join(packageRoot, "test", "bench", "main.mjs");
 /** One of each kind of workload; nothing that needs packages that a machine may not have. */
 const ONLY = "direct-page-1,touch4k,grant-16,randomRead4k,tightRead4k,one,tree,log,directory";
-const PEERS = "mapdirect,mapdirect-preload,tmpfs,raw-mmap";
+const PEERS = "mapdirect,mapdirect-preload-io,tmpfs,raw-mmap";
 const LIMIT_MS = 170_000;
 
 interface Figure {
@@ -133,7 +133,7 @@ test("a run says what it measured, in a form that programs can read, and clears 
   expect(peersOf("touch4k")).toEqual(["mapdirect", "raw-mmap"]);
   expect(peersOf("grant-map-16")).toEqual(["mapdirect"]);
   expect(peersOf("randomRead4k")).toEqual(["mapdirect", "tmpfs"]);
-  expect(peersOf("tightRead4k")).toEqual(["mapdirect", "mapdirect-preload", "tmpfs"]);
+  expect(peersOf("tightRead4k")).toEqual(["mapdirect", "mapdirect-preload-io", "tmpfs"]);
   expect(peersOf("one-create")).toEqual(["mapdirect", "tmpfs"]);
   expect(peersOf("treeAll")).toEqual(["mapdirect", "tmpfs"]);
   expect(peersOf("log-create")).toEqual(["mapdirect"]);

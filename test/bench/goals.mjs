@@ -54,8 +54,8 @@ export const GOALS = [
     measure: (results) =>
       results.combined("mapdirect", [grantKey("map", 1), grantKey("plainMap", 1)], grantCost),
   },
-  ratio("pread of 4 KiB, tight loop", "tightRead4k", "tmpfs", 3, "mapdirect-preload"),
-  ratio("pwrite of 4 KiB, tight loop", "tightWrite4k", "tmpfs", 3, "mapdirect-preload"),
+  ratio("pread of 4 KiB, tight loop", "tightRead4k", "tmpfs", 3, "mapdirect-preload-io"),
+  ratio("pwrite of 4 KiB, tight loop", "tightWrite4k", "tmpfs", 3, "mapdirect-preload-io"),
   ...BLOCKS.flatMap(([key, title]) => [
     ...LIBFUSE.map((other) => ratio(title, key, other, 0.95)),
     ratio(title, key, "libfuse3-c", 1.2, "mapdirect-io_uring"),

@@ -128,6 +128,13 @@ const preloadPeer = {
   env: { LD_PRELOAD: preloadLibrary, MAPDIRECT: "auto" },
 };
 
+const preloadIoPeer = {
+  name: "mapdirect-preload-io",
+  note: "the same with MAPDIRECT=auto,io: pread and pwrite from a mapping",
+  variantOf: "mapdirect",
+  env: { LD_PRELOAD: preloadLibrary, MAPDIRECT: "auto,io" },
+};
+
 /** The kernel asks once, when a server connects, whether this is allowed. */
 const uringPeer = {
   name: "mapdirect-io_uring",
@@ -250,6 +257,7 @@ export const PEERS = [
   mapdirectPeer,
   uringPeer,
   preloadPeer,
+  preloadIoPeer,
   libfuse("libfuse3-c", "in C, low-level interface, one thread"),
   libfuse("libfuse3-c-mt", "the same, several threads", "threads"),
   libfuse(

@@ -39,7 +39,8 @@ int main(int argc, char **argv) {
   uint64_t block = strtoull(argv[4], NULL, 10);
   uint64_t blocks = block ? strtoull(argv[5], NULL, 10) / block : 0;
   double limit = strtod(argv[6], NULL);
-  int file = open(argv[1], writes ? O_WRONLY | O_CREAT | O_CLOEXEC : O_RDONLY | O_CLOEXEC, 0644);
+  /* For both: the preload library serves no other descriptors. */
+  int file = open(argv[1], O_RDWR | O_CLOEXEC | (writes ? O_CREAT : 0), 0644);
   char *buffer = blocks ? aligned_alloc(4096, (block + 4095) / 4096 * 4096) : NULL;
   if (file < 0 || !buffer) {
     fprintf(stderr, "io: %s: %s\n", argv[1], file < 0 ? strerror(errno) : "bad sizes");

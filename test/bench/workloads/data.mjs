@@ -42,7 +42,7 @@ const tight = (key, title, direction) => ({
   name: key,
   group: "preload",
   slices: "slices",
-  peers: ["mapdirect", "mapdirect-preload", "tmpfs"],
+  peers: ["mapdirect", "mapdirect-preload-io", "tmpfs"],
   rows: [{ key, title, unit: "operations/s" }],
   async run(bench, peer) {
     const done = await io(
