@@ -44,7 +44,7 @@ export const PROFILES = {
     directSliceMs: 4,
     mappedMib: 64,
     hugeMib: 2048,
-    grantSec: 0.3,
+    grantSec: 0.15,
     studies: { files: [1000, 100_000, 1_000_000], ageMib: 256, ageTurns: 4, pauseSec: 6, operations: 1000 },
   },
   quick: {
@@ -62,7 +62,7 @@ export const PROFILES = {
     directSliceMs: 3,
     mappedMib: 32,
     hugeMib: 512,
-    grantSec: 0.1,
+    grantSec: 0.05,
     studies: { files: [1000, 20_000], ageMib: 64, ageTurns: 1, pauseSec: 1, operations: 300 },
   },
   /** Does everything, and measures nothing: for the test of the benchmark. */

@@ -33,11 +33,18 @@ export const GRANTS = EXTENTS.map((extents) => ({
     const program = await compiled(bench, "load/grant.c", clientFlags);
     const file = join(bench.mapdirect.folder, `grant-${round}`);
     const options = { limitMs: GRACE_MS, signal: bench.signal };
-    const found = JSON.parse(await run(program, [file, `${extents}`, `${bench.grantSec}`], options));
-    if (found.extents !== extents) {
-      throw new Error(`a file of ${extents} extents was wanted, and got ${found.extents}`);
+    const values = {};
+    // The best of several medians: what else runs on the machine only makes them longer.
+    for (let slice = 0; slice < bench.fewSlices; slice += 1) {
+      const found = JSON.parse(await run(program, [file, `${extents}`, `${bench.grantSec}`], options));
+      if (found.extents !== extents) {
+        throw new Error(`a file of ${extents} extents was wanted, and got ${found.extents}`);
+      }
+      for (const figure of Object.keys(FIGURES)) {
+        const key = grantKey(figure, extents);
+        values[key] = Math.min(values[key] ?? Number.POSITIVE_INFINITY, found[figure]);
+      }
     }
-    const values = Object.keys(FIGURES).map((figure) => [grantKey(figure, extents), found[figure]]);
-    return { values: { mapdirect: Object.fromEntries(values) } };
+    return { values: { mapdirect: values } };
   },
 }));
