@@ -13,12 +13,16 @@ const PER_EXTENT = "KiB an extent";
 
 const row = (key, title, unit, better) => ({ key, title, unit, better });
 
-/** Reading all files, one after the other, MB/s. */
+/** Reading all files, one after the other, MB/s; the best of several times. */
 async function read(bench, folder, bytes) {
-  const from = performance.now();
   const options = { limitMs: GRACE_MS, signal: bench.signal };
-  await run("sh", ["-c", `cat "$1"/* | wc -c`, "sh", folder], options);
-  return bytes / ((performance.now() - from) / 1000) / 1e6;
+  let best = 0;
+  for (let slice = 0; slice < bench.fewSlices; slice += 1) {
+    const from = performance.now();
+    await run("sh", ["-c", `cat "$1"/* | wc -c`, "sh", folder], options);
+    best = Math.max(best, bytes / ((performance.now() - from) / 1000) / 1e6);
+  }
+  return best;
 }
 
 async function ofMapdirect(bench, turns) {
