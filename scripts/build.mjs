@@ -44,7 +44,7 @@ function walk(path) {
     .flatMap((name) => walk(join(path, name)));
 }
 
-function digest(paths, ...salt) {
+export function digest(paths, ...salt) {
   const hash = createHash("sha256");
   for (const text of salt) hash.update(text);
   for (const file of paths.flatMap(walk)) {

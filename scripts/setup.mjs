@@ -31,6 +31,10 @@ const TEST_TOOLS = {
   "clang-format": "clang-format",
   pmempool: "pmdk-tools",
   mdb_stat: "lmdb-utils",
+  debootstrap: "debootstrap",
+  lintian: "lintian",
+  "dpkg-shlibdeps": "dpkg-dev",
+  "pkg-config": "pkg-config",
   chromium: "chromium",
   tmux: "tmux",
   mandoc: "mandoc",
@@ -99,6 +103,9 @@ const missingPackages = (tools) =>
     .filter(([command]) => !hasCommand(command))
     .map(([, name]) => name);
 
+/** Debian packages that a build of the native parts lacks. */
+export const missingBuildPackages = () => missingPackages(BUILD_TOOLS);
+
 function ensureSystemPackages({ vm }) {
   const inCi = process.env.CI === "true";
   const forVm = vm ? { ...VM_TOOLS, ...GUEST_TOOLS } : {};
@@ -107,7 +114,7 @@ function ensureSystemPackages({ vm }) {
   if (missing.length === 0) return;
   const install = ["install", "-y", "--no-install-recommends", ...missing];
   if (!inCi || process.getuid?.() !== 0 || !hasCommand("apt-get")) {
-    const need = missingPackages(BUILD_TOOLS);
+    const need = missingBuildPackages();
     if (need.length === 0) return; // Tests that miss their tool are skipped, with that reason.
     const sudo = process.getuid?.() === 0 ? "" : "sudo ";
     throw new SetupError(
