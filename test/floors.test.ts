@@ -93,6 +93,12 @@ describe("floors", () => {
     expect(found.map((file) => relative(root, file))).toEqual([]);
   });
 
+  test("the picture of the floors shows each folder", () => {
+    const picture = readFileSync(join(root, "docs/images/floors.svg"), "utf8");
+    const missing = [...new Set(files.map(floorOf))].filter((floor) => !picture.includes(`>${floor}/<`));
+    expect(missing).toEqual([]);
+  });
+
   test("only src/region/addon.ts loads the native addon", () => {
     const loaders = files.filter((file) => {
       const text = readFileSync(file, "utf8");

@@ -1,4 +1,8 @@
-/** What the package gives to programs that import it. */
+/**
+ * What the package gives to programs that import it.
+ *
+ * @module mapdirect
+ */
 export type { ExtentReport, FileMap, StateName } from "../daemon/client.ts";
 export type { Formatted } from "../daemon/format.ts";
 export {
@@ -8,6 +12,7 @@ export {
   type LeaseWish,
   type Location,
   type MapOptions,
+  type MappingEvents,
   mapDirect,
   open,
 } from "./mapping.ts";

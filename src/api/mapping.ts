@@ -64,7 +64,8 @@ export interface Location {
   readonly generation: bigint;
 }
 
-interface MappingEvents {
+/** What a mapping tells its listeners. */
+export interface MappingEvents {
   /** The lease is being broken. When the listeners have returned, the mapping is released. */
   break: [notice: BreakNotice];
   /** The buffer has length 0, and the lease has ended. */

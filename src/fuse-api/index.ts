@@ -1,6 +1,8 @@
 /**
  * `mapdirect/fuse`: file systems in user space, on the kernel's own FUSE protocol. Write an object with a method for each
  * operation ({@link FileSystem}), and {@link mount} it. docs/FUSE.md is the guide.
+ *
+ * @module mapdirect/fuse
  */
 export { Errno, type ErrnoName } from "../base/errno.ts";
 export { FsError } from "../base/errors.ts";
@@ -9,6 +11,7 @@ export {
   FallocMode,
   Fopen,
   FUSE_ROOT_ID as ROOT_NODE,
+  InitBit,
   type InitFlagName,
   LockType,
   OpenFlag,
