@@ -9,8 +9,10 @@
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { Command, CommanderError } from "commander";
+import pc from "picocolors";
 import { asFailure } from "../daemon/failure.ts";
 import { packageRoot } from "../region/addon.ts";
+import { coloursFor, hasColours } from "./colours.ts";
 import { checkCommand } from "./commands/check.ts";
 import { cloneCommand } from "./commands/clone.ts";
 import { completionCommand } from "./commands/completion.ts";
@@ -31,6 +33,8 @@ import { snapshotCommand } from "./commands/snapshot.ts";
 import { statsCommand } from "./commands/stats.ts";
 import { topCommand } from "./commands/top.ts";
 import { unmountCommand } from "./commands/unmount.ts";
+
+const BOLD = pc.createColors(true);
 
 function version(): string {
   const { version: text } = JSON.parse(readFileSync(join(packageRoot, "package.json"), "utf8")) as {
@@ -78,9 +82,17 @@ Examples:
   for (const command of commands) program.addCommand(command);
   for (const command of [program, ...commands]) {
     command.exitOverride().showHelpAfterError(false).allowExcessArguments(false);
+    // Commander takes it out again where there are no colours.
+    command.configureHelp({ styleTitle: (title) => BOLD.bold(title) });
+    command.configureOutput({ getOutHasColors: () => hasColours(process.stdout) });
     command.configureOutput({ outputError: (text, write) => write(asOneLine(text, command)) });
   }
   return program;
+}
+
+function errorPrefix(): string {
+  const colours = coloursFor(process.stderr);
+  return colours.bold(colours.red("mapdirect:"));
 }
 
 /** Commander's `error: why` in the form that all our errors have. */
@@ -91,7 +103,7 @@ function asOneLine(text: string, command: Command): string {
     .replaceAll("\n", " ");
   const path = command.name() === "mapdirect" ? "mapdirect" : `mapdirect ${command.name()}`;
   const what = command.name() === "mapdirect" ? "usage" : command.name();
-  return `mapdirect: ${what}: ${why}; see '${path} --help'\n`;
+  return `${errorPrefix()} ${what}: ${why}; see '${path} --help'\n`;
 }
 
 /** Run one command and set the exit code; never throws. */
@@ -116,7 +128,7 @@ export async function main(args: readonly string[]): Promise<void> {
       return;
     }
     const failure = asFailure(error, args[0] ?? "usage");
-    process.stderr.write(`mapdirect: ${failure.message}\n`);
+    process.stderr.write(`${errorPrefix()} ${failure.message}\n`);
     if (process.env.MAPDIRECT_DEBUG && error instanceof Error) process.stderr.write(`${error.stack}\n`);
     process.exitCode = exitCodeOf(args, failure.exitCode);
   }

@@ -27,17 +27,26 @@ export function print(text: string): void {
   process.stdout.write(text.endsWith("\n") ? text : `${text}\n`);
 }
 
+/** How a cell below the header looks on a terminal; its width must stay. */
+export type Paint = (text: string, column: number) => string;
+
 /** Columns as wide as their widest cell; cells that are all numbers are set to the right. */
-export function table(header: readonly string[], rows: readonly (readonly string[])[]): string {
+export function table(
+  header: readonly string[],
+  rows: readonly (readonly string[])[],
+  paint: Paint = (text) => text,
+): string {
   const numeric = header.map((_, column) => rows.every((row) => /^[0-9-]*$/.test(row[column] ?? "")));
   const widths = header.map((title, column) =>
     Math.max(title.length, ...rows.map((row) => (row[column] ?? "").length)),
   );
-  const line = (cells: readonly string[]): string =>
+  const line = (cells: readonly string[], row: number): string =>
     cells
-      .map((cell, column) =>
-        numeric[column] ? cell.padStart(widths[column] ?? 0) : cell.padEnd(widths[column] ?? 0),
-      )
+      .map((cell, column) => {
+        const width = widths[column] ?? 0;
+        const padded = numeric[column] ? cell.padStart(width) : cell.padEnd(width);
+        return row === 0 ? padded : paint(padded, column);
+      })
       .join("  ")
       .trimEnd();
   return [header, ...rows].map(line).join("\n");

@@ -6,6 +6,7 @@
 import { closeSync, openSync } from "node:fs";
 import { Errno, type ErrnoName } from "../base/errno.ts";
 import { FsError } from "../base/errors.ts";
+import { progress } from "../base/progress.ts";
 import { type StructValue, viewOf } from "../layout/struct.ts";
 import {
   ExtentState,
@@ -204,11 +205,19 @@ export function prepare(descriptor: number, offset: bigint, length: bigint): voi
   addon().ioctl(descriptor, Ioctl.PREPARE, buffer);
 }
 
+/** So much of a file at a time: a multiple of what can become one extent. */
+const DEFRAG_BYTES = 64n * 1024n * 1024n;
+
 /** Bring the blocks of the whole file together. */
-export function defrag(descriptor: number): void {
+export function defrag(descriptor: number, sizeBytes: bigint): void {
   const buffer = new Uint8Array(WireRange.size);
-  WireRange.encode(viewOf(buffer), 0, { version: WIRE_VERSION, offset: 0n, length: 0n });
-  addon().ioctl(descriptor, Ioctl.DEFRAG, buffer);
+  for (let offset = 0n; offset < sizeBytes; offset += DEFRAG_BYTES) {
+    progress("moving blocks", Number(offset), Number(sizeBytes));
+    // The last one goes to the end, whatever that is by now.
+    const length = offset + DEFRAG_BYTES < sizeBytes ? DEFRAG_BYTES : 0n;
+    WireRange.encode(viewOf(buffer), 0, { version: WIRE_VERSION, offset, length });
+    addon().ioctl(descriptor, Ioctl.DEFRAG, buffer);
+  }
 }
 
 /** Share all blocks of `source` with `target`, from the beginning on. */

@@ -12,6 +12,7 @@
 import { statfs } from "node:fs/promises";
 import { Socket } from "node:net";
 import { Errno } from "../base/errno.ts";
+import { listenToProgress } from "../base/progress.ts";
 import { formatUuid } from "../media/mkfs.ts";
 import { loadFuseNative } from "../region/addon.ts";
 import { type FuseMount, openFuseMount, unmountFuse } from "../region/fusemount.ts";
@@ -85,10 +86,12 @@ async function serve(request: DaemonRequest, log: Log, readiness: Readiness): Pr
   const { options, mountpoint } = request;
   const region = openRegionOrExplain(request.region, options);
   try {
+    listenToProgress((step, done, total) => readiness.progress(step, done, total));
     const volume = await Volume.open(region, {
       readOnly: options.readOnly,
       ...leasePolicy(options, region.facts.sizeBytes, process.getuid?.() ?? 0),
     });
+    listenToProgress(null);
     let served = false;
     let door: Door | undefined;
     let metrics: Metrics | undefined;

@@ -9,11 +9,12 @@ import { statfs } from "node:fs/promises";
 import { join, resolve } from "node:path";
 import type { Readable } from "node:stream";
 import { Errno } from "../base/errno.ts";
+import { progress } from "../base/progress.ts";
 import { packageRoot } from "../region/addon.ts";
 import { unmountFuse } from "../region/fusemount.ts";
 import { asFailure, errnoOf, Failure, reason } from "./failure.ts";
 import { mountAt, resolveMountpoint } from "./mounts.ts";
-import { readReadyLine } from "./readiness.ts";
+import { readReadyLine, takeProgress } from "./readiness.ts";
 
 /** The absolute path of a region that exists. */
 export function resolveRegion(path: string): string {
@@ -92,7 +93,9 @@ export async function startDaemon(request: StartRequest): Promise<number> {
     child.on("error", failed);
     pipe.setEncoding("utf8");
     pipe.on("data", (part: string) => {
-      line += part;
+      const { steps, rest } = takeProgress(line + part);
+      for (const { step, done: so, total } of steps) progress(step, so, total);
+      line = rest;
       if (line.includes("\n")) done(line);
     });
     pipe.on("close", () => done(line));

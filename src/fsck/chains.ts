@@ -4,7 +4,9 @@
  * A group's checksum covers its number and the incarnation of its chain, so a whole group is to be believed wherever it is
  * found: what is damaged is noted and stepped over, and the chain is taken up again behind it.
  */
+
 import { CorruptionError } from "../base/errors.ts";
+import { PROGRESS_STRIDE, progress } from "../base/progress.ts";
 import { viewOf } from "../layout/struct.ts";
 import {
   type ChainGeometry,
@@ -40,6 +42,8 @@ export class SegmentFinder {
     const start = Math.ceil(RESERVED_BYTES / segmentBytes) * segmentBytes;
     for (let at = start; isSegmentPlace(at, this.#geometry); at += segmentBytes) {
       const head = segmentHead(readSome(this.#region, at, SegmentHeader.size), at, this.#geometry);
+      if ((at / segmentBytes) % PROGRESS_STRIDE === 0)
+        progress("searching the region", at, this.#geometry.regionBytes);
       if (typeof head !== "string") places.set(`${head.role} ${head.incarnation} ${head.index}`, at);
     }
     return places;

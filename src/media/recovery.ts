@@ -6,6 +6,7 @@
  * Invariant: recovery writes nothing. A crash during it changes nothing, and it can be run on a read-only region.
  */
 import { CorruptionError } from "../base/errors.ts";
+import { progress } from "../base/progress.ts";
 import type { Region } from "../region/region.ts";
 import { type ChainEnd, type ChainGeometry, type ChainGroup, walkChain } from "./chain.ts";
 import { crc32c } from "./checksum.ts";
@@ -167,6 +168,7 @@ export function recover(region: Region, sink: RecoverySink): Recovery {
         return;
       }
       records += group.view.getUint16(group.at + GroupHeader.at.count, true);
+      progress("reading the checkpoint: records", records, 0);
       tell(group, sink);
     },
   );
@@ -227,6 +229,7 @@ export function recover(region: Region, sink: RecoverySink): Recovery {
   if (log.lsn > superblock.logLsn) {
     walkChain(region, geometry, SegmentRole.LOG, logStart, (group) => {
       if (group.kind !== GroupKind.RECORDS) return;
+      progress("replaying the log", group.lsn - superblock.logLsn, log.lsn - superblock.logLsn);
       if (group.lsn > through) {
         dropped += 1;
         return;

@@ -6,6 +6,7 @@
  * a mistake in one is not repeated in the other.
  */
 import { CorruptionError, InvariantError } from "../base/errors.ts";
+import { PROGRESS_STRIDE, progress } from "../base/progress.ts";
 import { COUNTER_MAX, COUNTER_ROOM, FeatureIncompatible, RESERVED_BYTES } from "../media/format.ts";
 import { SHARED } from "../media/group.ts";
 import { ROOT_INO } from "../media/mkfs.ts";
@@ -117,7 +118,10 @@ export function checkTree(state: State): void {
   }
   const names = new Counts(state);
   const subdirectories = new Map<number, number>();
+  let looked = 0;
   for (const inode of state.inodes.values()) {
+    looked += 1;
+    if (looked % PROGRESS_STRIDE === 0) progress("checking names", looked, state.inodes.size);
     if (inode.directory === null) continue;
     if (inode.nlink === 0 && inode.directory.names.size > 0) {
       throw new CorruptionError(`directory ${inode.ino}`, "no entries once removed", "some");
@@ -217,7 +221,10 @@ export function claimAll(
       );
     }
   }
+  let looked = 0;
   for (const inode of state.inodes.values()) {
+    looked += 1;
+    if (looked % PROGRESS_STRIDE === 0) progress("checking blocks", looked, state.inodes.size);
     for (const extent of inode.extents ?? []) {
       if (extent.state !== SHARED && !allocator.claim(extent.physical, extent.count)) {
         throw new CorruptionError(

@@ -5,6 +5,7 @@
  * the tail are copied to free ones, and stay where they were. A crash at any moment finds the old size or the new.
  */
 import { FsError } from "../base/errors.ts";
+import { progress } from "../base/progress.ts";
 import { type MappedState, UNWRITTEN } from "../media/group.ts";
 import { leastVolumeBytes } from "../media/mkfs.ts";
 import { mustBeReadOnly, type SuperblockValue } from "../media/superblock.ts";
@@ -101,6 +102,7 @@ function moveOut(
       moves.push({ start: at, count: room.count, to: room.start });
       at += room.count;
       done += room.count;
+      progress("moving blocks", done, total);
     }
   }
   for (const inode of state.inodes.values()) {

@@ -4,6 +4,7 @@
  * Invariant: until the superblocks name them, what was there before stays as it is. A crash at any moment finds the old
  * metadata or the new.
  */
+import { progress } from "../base/progress.ts";
 import { type ChainGeometry, ChainWriter, type SegmentSource } from "../media/chain.ts";
 import { Checkpoint } from "../media/checkpoint.ts";
 import { SegmentRole } from "../media/format.ts";
@@ -11,8 +12,8 @@ import type { SuperblockValue } from "../media/superblock.ts";
 import type { Region } from "../region/region.ts";
 import type { State } from "./state.ts";
 
-/** Longest time without a look at the event loop, milliseconds. */
-const STEP_MS = 1000;
+/** From one word of progress to the next, milliseconds. */
+const STEP_MS = 100;
 
 export interface Rewritten {
   readonly log: ChainWriter;
@@ -37,7 +38,10 @@ export async function rewrite(
   const incarnation = superblock.incarnations + 1;
   const log = ChainWriter.begin(region, geometry, SegmentRole.LOG, source, { ...from, incarnation });
   const checkpoint = new Checkpoint(region, geometry, source, state, incarnation + 1, log.rotate());
-  while (!checkpoint.step(STEP_MS));
+  while (!checkpoint.step(STEP_MS)) {
+    const bytes = checkpoint.segments.length * geometry.segmentBytes;
+    progress("writing metadata", Math.min(bytes, state.snapshotBytes), state.snapshotBytes);
+  }
   const written = await checkpoint.finish(superblock, clean);
   return { log, checkpointSegments: checkpoint.segments, superblock: written };
 }

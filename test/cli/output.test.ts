@@ -1,5 +1,6 @@
 import { describe, expect, test } from "vitest";
 import { properties, table, toJson } from "../../src/cli/output.ts";
+import { missing, programPath, run } from "../support/run.ts";
 
 describe("output", () => {
   test("JSON keeps all digits of 64-bit numbers and leaves out what is undefined", () => {
@@ -34,5 +35,44 @@ describe("output", () => {
         "\n",
       ),
     );
+  });
+});
+
+describe("colours", () => {
+  const ESC = String.fromCharCode(27);
+  const onTerminal = (args: string, env: Record<string, string> = {}) =>
+    run("script", ["-qec", `${process.execPath} ${programPath} ${args}`, "/dev/null"], {
+      env: { TERM: "xterm", ...env },
+    });
+
+  test("on a terminal titles of help are bold and errors begin in red; with NO_COLOR nothing is", async ({
+    skip,
+  }) => {
+    const lacking = missing("script");
+    if (lacking !== undefined) skip(lacking);
+    expect((await onTerminal("mkfs --help")).stdout).toContain(`${ESC}[1mOptions:`);
+    expect((await onTerminal("info /no/such")).stdout).toContain(`${ESC}[31mmapdirect:`);
+    for (const args of ["mkfs --help", "info /no/such", "frobnicate"])
+      expect((await onTerminal(args, { NO_COLOR: "1" })).stdout).not.toContain(ESC);
+  });
+
+  test("paint of a cell leaves the columns where they are", () => {
+    const plain = table(
+      ["state", "file"],
+      [
+        ["held", "a"],
+        ["breaking", "b"],
+      ],
+    );
+    const painted = table(
+      ["state", "file"],
+      [
+        ["held", "a"],
+        ["breaking", "b"],
+      ],
+      (text, column) => (column === 0 ? `<${text}>` : text),
+    );
+    expect(painted.replaceAll(/[<>]/g, "")).toBe(plain);
+    expect(painted).toContain("<held    >");
   });
 });

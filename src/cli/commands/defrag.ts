@@ -1,7 +1,8 @@
 /** defrag: bring the blocks of a file together. */
 import { Command } from "commander";
-import { defrag, readExtents, withOpen } from "../../daemon/client.ts";
+import { defrag, type FileMap, readExtents, withOpen } from "../../daemon/client.ts";
 import { print } from "../output.ts";
+import { showingProgress } from "../progress.ts";
 
 export function defragCommand(): Command {
   return new Command("defrag")
@@ -17,9 +18,12 @@ export function defragCommand(): Command {
       withOpen(
         path,
         (descriptor) => {
-          const before = countExtents(descriptor);
-          defrag(descriptor);
-          const after = countExtents(descriptor);
+          const map = readExtents(descriptor);
+          const before = countExtents(map);
+          // Blocks may lie behind the end of the file.
+          const last = map.extents.findLast(({ state }) => state !== "hole");
+          showingProgress(() => defrag(descriptor, last === undefined ? 0n : last.offset + last.length));
+          const after = countExtents(readExtents(descriptor));
           print(
             after < before
               ? `${path}: ${before} extents, now ${after}`
@@ -31,5 +35,4 @@ export function defragCommand(): Command {
     });
 }
 
-const countExtents = (descriptor: number): number =>
-  readExtents(descriptor).extents.filter(({ state }) => state !== "hole").length;
+const countExtents = (map: FileMap): number => map.extents.filter(({ state }) => state !== "hole").length;

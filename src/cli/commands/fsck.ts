@@ -7,6 +7,7 @@ import { resolveRegion } from "../../daemon/start.ts";
 import { type FsckReport, fsck } from "../../fsck/fsck.ts";
 import { formatUuid } from "../../media/mkfs.ts";
 import { print, toJson } from "../output.ts";
+import { showingProgress } from "../progress.ts";
 
 /** fsck(8). */
 export const FsckExit = { CLEAN: 0, CORRECTED: 1, UNCORRECTED: 4, FAILED: 8, USAGE: 16 } as const;
@@ -73,7 +74,7 @@ async function examine(path: string, repair: boolean): Promise<FsckReport> {
   }
   const region = openRegionOrExplain(path, { readOnly: !repair });
   try {
-    return await fsck(region, { repair });
+    return await showingProgress(() => fsck(region, { repair }));
   } catch (error) {
     throw asFailure(error, path, "see 'mapdirect fsck --help'");
   } finally {

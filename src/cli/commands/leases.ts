@@ -4,6 +4,7 @@ import { Command } from "commander";
 import { ask, asLeases, readExtents, withOpen } from "../../daemon/client.ts";
 import { Failure, usage } from "../../daemon/failure.ts";
 import { FS_TYPE, readMounts } from "../../daemon/mounts.ts";
+import { coloursFor, stateColour } from "../colours.ts";
 import { print, table, toJson } from "../output.ts";
 
 export function leasesCommand(): Command {
@@ -116,10 +117,21 @@ function leases(path: string, flags: { json: boolean }): void {
     `${Math.floor(lease.age_s)} s`,
     lease.file,
   ]);
-  print(
-    table(
-      ["id", "kind", "state", "pid", "uid", "command", "offset", "length", "quarantined", "age", "file"],
-      rows,
-    ),
-  );
+  const colours = coloursFor(process.stdout);
+  const header = [
+    "id",
+    "kind",
+    "state",
+    "pid",
+    "uid",
+    "command",
+    "offset",
+    "length",
+    "quarantined",
+    "age",
+    "file",
+  ];
+  const paint = (text: string, column: number): string =>
+    header[column] === "state" ? stateColour(colours, text.trim())(text) : text;
+  print(table(header, rows, paint));
 }

@@ -9,6 +9,7 @@ import { Readiness } from "../../daemon/readiness.ts";
 import { inUse, runDaemon } from "../../daemon/run.ts";
 import { freeMountpoint, resolveRegion, startDaemon } from "../../daemon/start.ts";
 import { collect } from "../arguments.ts";
+import { showingProgress } from "../progress.ts";
 
 export interface MountFlags {
   foreground: boolean;
@@ -127,7 +128,7 @@ async function serveInBackground(region: string, mountpoint: string, flags: Moun
     ...flags.options.flatMap((list) => ["-o", list]),
   ];
   try {
-    await startDaemon({ region, mountpoint, words, log, bound: false });
+    await showingProgress(() => startDaemon({ region, mountpoint, words, log, bound: false }));
   } finally {
     if (typeof log === "number") closeSync(log);
   }

@@ -10,6 +10,7 @@ import { resolveRegion } from "../../daemon/start.ts";
 import { type Resized, resize } from "../../namespace/resize.ts";
 import { sizeArgument } from "../arguments.ts";
 import { print } from "../output.ts";
+import { showingProgress } from "../progress.ts";
 
 export function resizeCommand(): Command {
   return new Command("resize")
@@ -57,7 +58,7 @@ async function resizeRegion(path: string, size: number | undefined): Promise<Res
   if (grows) truncateSync(path, size);
   const region = openRegionOrExplain(path, { readOnly: false });
   try {
-    return await resize(region, size ?? region.facts.sizeBytes);
+    return await showingProgress(() => resize(region, size ?? region.facts.sizeBytes));
   } catch (error) {
     if (grows) truncateSync(path, status.size);
     throw asFailure(error, path, "choose another --size");

@@ -1,8 +1,10 @@
 /** snapshot: a copy of a volume as it was at one moment. */
 import { Command } from "commander";
+import { progress } from "../../base/progress.ts";
 import { formatSize } from "../../daemon/sizes.ts";
 import { takeSnapshot } from "../../daemon/snapshot.ts";
 import { print } from "../output.ts";
+import { showingProgress } from "../progress.ts";
 import { locate } from "../volume.ts";
 
 export function snapshotCommand(): Command {
@@ -37,13 +39,15 @@ async function run(volume: string, target: string, flags: { mapped: boolean }): 
   const interrupt = new AbortController();
   const stop = (): void => interrupt.abort();
   process.once("SIGINT", stop).once("SIGTERM", stop);
-  const { sizeBytes, copiedBytes } = await takeSnapshot({
-    region,
-    mountpoint,
-    target,
-    mappedToo: flags.mapped,
-    signal: interrupt.signal,
-    progress: () => {},
-  });
+  const { sizeBytes, copiedBytes } = await showingProgress(() =>
+    takeSnapshot({
+      region,
+      mountpoint,
+      target,
+      mappedToo: flags.mapped,
+      signal: interrupt.signal,
+      progress: (copied, total) => progress("copying", copied, total),
+    }),
+  );
   print(`${target}: ${formatSize(sizeBytes)}, of which ${formatSize(copiedBytes)} were copied`);
 }
