@@ -314,11 +314,7 @@ function makeLease(session: Session, request: Request, handle: Handle, wish: Map
   const { inode } = handle;
   const block = Number(wish.offset >> store.blockShift);
   const count = blocksFor(store, wish.length);
-  if (reachesBehind(inode, block, count, store.allocator.end))
-    throw new FsError(
-      "EAGAIN",
-      "the volume is being made smaller, and blocks of this range are about to move",
-    );
+  refuseTail(session, inode, block, count);
   // Of two requests at a time one gets it.
   if (handle.lease !== null) throw new FsError("EBUSY", "this open file has a lease already");
   const holder = new Caller(request.pid, request.uid);
@@ -350,13 +346,19 @@ function replyGranted(session: Session, request: Request, lease: Lease): void {
   });
 }
 
-function reachesBehind(inode: Inode, block: number, count: number, end: number): boolean {
+/** While the volume is being made smaller, no lease gets where blocks are about to move. @throws FsError EAGAIN */
+function refuseTail(session: Session, inode: Inode, block: number, count: number): void {
+  const { end, blockCount } = session.volume.store.allocator;
+  if (end === blockCount) return;
   const map = inode.extents;
   for (let piece = map?.next(block) ?? null; piece !== null && piece.block < block + count; ) {
-    if (piece.physical + Math.min(piece.count, block + count - piece.block) > end) return true;
+    if (piece.physical + Math.min(piece.count, block + count - piece.block) > end)
+      throw new FsError(
+        "EAGAIN",
+        "the volume is being made smaller, and blocks of this range are about to move",
+      );
     piece = map?.next(piece.block + piece.count) ?? null;
   }
-  return false;
 }
 
 function anyShared(inode: Inode, block: number, count: number): boolean {
