@@ -280,7 +280,7 @@ describe("mkfs and mount", () => {
     await withFolder(async (folder) => {
       const region = join(folder, "region");
       const made = await mkfs(region, { sizeBytes: 32 * 1024 * 1024, label: "embedded" });
-      expect(made).toEqual({ region, sizeBytes: 32 * 1024 * 1024 });
+      expect(made).toEqual({ region, sizeBytes: 32 * 1024 * 1024, blockSizeBytes: 4096 });
       await expect(mkfs(region)).rejects.toThrow("use --force to overwrite it");
       await mkdir(join(folder, "mnt"));
       const mounted = await mountRegion(region, join(folder, "mnt"), {
