@@ -19,6 +19,8 @@ import { Model, parseLog } from "./model.ts";
 const CYCLES = Number(process.env.MAPDIRECT_KILL_CYCLES ?? 10);
 const seed = Number(process.env.MAPDIRECT_SEED ?? randomInt(2 ** 31));
 const WRITERS = 2;
+/** A long run says every so often how far it is. */
+const PROGRESS_CYCLES = 100;
 
 /** Linear congruential, for choices that a seed repeats. */
 function chooser(start: number): (below: number) => number {
@@ -31,6 +33,8 @@ function chooser(start: number): (below: number) => number {
 
 interface Writer {
   folder: string;
+  /** It has begun to write. */
+  begun: Promise<void>;
   log: Promise<string>;
 }
 
@@ -41,14 +45,22 @@ function startWriter(folder: string, writerSeed: number): Writer {
   onTestFinished(() => {
     child.kill("SIGKILL");
   });
+  let begin: () => void = () => {};
+  const begun = new Promise<void>((done) => {
+    begin = done;
+  });
   const log = new Promise<string>((done) => {
     let text = "";
     child.stdout.setEncoding("utf8").on("data", (part: string) => {
       text += part;
+      begin();
     });
-    child.on("close", () => done(text));
+    child.on("close", () => {
+      begin();
+      done(text);
+    });
   });
-  return { folder, log };
+  return { folder, begun, log };
 }
 
 /** A mount that is killed in turn while it recovers. */
@@ -70,8 +82,9 @@ async function cycle(mount: TestMount, index: number, choose: (below: number) =>
     await mkdir(folder);
     writers.push(startWriter(folder, choose(2 ** 31)));
   }
-  // Node needs some 50 ms to start; most kills come early, some after a checkpoint or two.
-  await sleep(60 + (choose(5) === 0 ? choose(1500) : choose(250)));
+  // Most kills come early, some after a checkpoint or two.
+  await Promise.all(writers.map(({ begun }) => begun));
+  await sleep(choose(5) === 0 ? choose(1500) : choose(250));
   await mount.kill9();
   const logs = await Promise.all(writers.map(({ log }) => log));
   if (choose(3) === 0) await killDuringRecovery(mount, 100 + choose(200));
@@ -113,7 +126,13 @@ describe("kill -9 of the daemon", () => {
       const choose = chooser(seed);
       let operations = 0;
       await withMount({ assumePmem, sizeBytes: 128 * 1024 * 1024 }, async (mount) => {
-        for (let index = 0; index < CYCLES; index += 1) operations += await cycle(mount, index, choose);
+        for (let index = 0; index < CYCLES; index += 1) {
+          operations += await cycle(mount, index, choose);
+          if ((index + 1) % PROGRESS_CYCLES === 0)
+            console.log(
+              `kill9: ${index + 1} of ${CYCLES} cycles, ${operations} acknowledged operations checked`,
+            );
+        }
       });
       console.log(`kill9: ${operations} acknowledged operations checked`);
       expect(operations).toBeGreaterThan(CYCLES);

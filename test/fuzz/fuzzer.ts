@@ -79,6 +79,7 @@ class Fuzzer<Input> {
   readonly #words = new Set<string>();
   readonly #findings = new Map<string, { file: string; message: string }>();
   readonly #begun = performance.now();
+  readonly #cpu = process.cpuUsage();
   #executions = 0;
 
   constructor(target: Target<Input>, options: FuzzOptions) {
@@ -124,8 +125,10 @@ class Fuzzer<Input> {
 
   #figures(): string {
     const seconds = this.#seconds();
+    const { user, system } = process.cpuUsage(this.#cpu);
     return (
-      `${this.#target.name}: ${this.#executions} executions in ${seconds.toFixed(0)} s, ` +
+      `${this.#target.name}: ${this.#executions} executions in ${seconds.toFixed(0)} s ` +
+      `(${((user + system) / 1e6).toFixed(0)} s of CPU), ` +
       `${(this.#executions / seconds).toFixed(1)}/s; ${this.#blocks.size} blocks and ${this.#words.size} answers reached, ` +
       `corpus ${this.#corpus.length}, findings ${this.#findings.size}`
     );

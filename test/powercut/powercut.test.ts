@@ -128,5 +128,5 @@ describe("a power cut leaves each operation whole or not at all", () => {
         expect(search.figures.states, name).toBeGreaterThan(1);
       }
     }
-  });
+  }, 300_000);
 });
