@@ -261,11 +261,14 @@ void RegionObject::drain(const Napi::CallbackInfo &info) {
 Napi::Value RegionObject::sync(const Napi::CallbackInfo &info) {
   const Napi::Env env = info.Env();
   if (!checkOpen(env, "sync")) return Napi::Value();
-  if (cacheline_) {
-    // A store fence orders the stores of the thread that runs it: never send it to another one.
-    mapping_->drain();
+  // A store fence orders the stores of the thread that runs it: never send it to another one. And on tmpfs another thread
+  // takes longer to wake up than the call takes.
+  if (cacheline_ || mapping_->info().inMemory) {
     const Napi::Promise::Deferred deferred = Napi::Promise::Deferred::New(env);
-    deferred.Resolve(env.Undefined());
+    if (const int failure = mapping_->sync(); failure == 0)
+      deferred.Resolve(env.Undefined());
+    else
+      deferred.Reject(makeFailure(env, failure, "sync the region").Value());
     return deferred.Promise();
   }
   SyncWorker *worker = new SyncWorker(env, mapping_);

@@ -138,6 +138,7 @@ int Mapping::inspect(const char *&step) {
     // Its files are mapped by whole huge pages, and the statfs block is one.
     if (filesystem.f_type == HUGETLBFS_MAGIC)
       info_.mapAlignmentBytes = static_cast<uint64_t>(filesystem.f_bsize);
+    info_.inMemory = filesystem.f_type == TMPFS_MAGIC;
     return 0;
   }
   info_.device = status.st_rdev;

@@ -38,6 +38,7 @@ struct RegionInfo {
   std::string mapSyncRefusal; // empty when granted
   uint64_t device;            // st_dev of a file, st_rdev of a device
   uint64_t inode;             // 0 for a device
+  bool inMemory;              // a file on tmpfs: there is nothing to write back to
 };
 
 class Mapping {
