@@ -81,11 +81,25 @@ export function cpio(entries: readonly Entry[]): Buffer {
   return Buffer.concat(parts);
 }
 
+const PT_INTERP = 3;
+
+/** Whether an ELF file of 64 bits asks for a dynamic loader. */
+function isDynamic(bytes: Buffer): boolean {
+  const [table, size, count] = [
+    Number(bytes.readBigUInt64LE(0x20)),
+    bytes.readUInt16LE(0x36),
+    bytes.readUInt16LE(0x38),
+  ];
+  for (let index = 0; index < count; index += 1) {
+    if (bytes.readUInt32LE(table + index * size) === PT_INTERP) return true;
+  }
+  return false;
+}
+
 /** A guest has no libraries before it has the host's root. */
 function readBusybox(): Buffer {
   const bytes = readFileSync(BUSYBOX);
-  if (bytes.includes("ld-linux"))
-    throw new Error(`${BUSYBOX} needs libraries: apt-get install busybox-static`);
+  if (isDynamic(bytes)) throw new Error(`${BUSYBOX} needs libraries: apt-get install busybox-static`);
   return bytes;
 }
 

@@ -62,7 +62,11 @@ export function kindsOn(name: string, options: { clientPrograms: boolean }): voi
           folder,
           name: "kinds",
           script: "kinds.mjs",
-          request: { ...options, kinds: process.env.MAPDIRECT_VM_KINDS?.split(";") },
+          request: {
+            ...options,
+            kinds: process.env.MAPDIRECT_VM_KINDS?.split(";"),
+            only: process.env.MAPDIRECT_VM_ONLY,
+          },
           modules: ["nfit", "nd_virtio", "virtio_pmem", "ext4", "xfs", "nbd"],
           memory: "3G,slots=4,maxmem=8G",
           machine: "pc,nvdimm=on",
@@ -92,7 +96,7 @@ export function kindsOn(name: string, options: { clientPrograms: boolean }): voi
           for (const { what, why } of own.filter(({ verdict }) => verdict === "skip"))
             process.stderr.write(`skipped on ${kind}: ${what}: ${why}\n`);
           expect(wrong.map(({ what, why }) => `${what}: ${why}`)).toEqual([]);
-          expect(own.length, `the guest did not come so far\n${console}`).toBeGreaterThan(5);
+          expect(own.length, `the guest did not come so far\n${console}`).toBeGreaterThan(2);
         });
       }
 

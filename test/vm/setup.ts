@@ -1,6 +1,4 @@
 /** Before the first guest: kernels, and the programs that guests run. What is not there is a reason to skip, or to stop. */
-import { rmSync } from "node:fs";
-import { join } from "node:path";
 import type { TestProject } from "vitest/node";
 import { fetchKernel, KERNELS, Unavailable } from "./kernels.ts";
 import { cache, type Kernels } from "./machine.ts";
@@ -17,7 +15,6 @@ export function setup(project: TestProject): void {
       process.stderr.write(`vm: no kernel of ${row.suite}: ${error.message}\n`);
     }
   }
-  rmSync(join(cache, "measured"), { recursive: true, force: true });
   project.provide("kernels", kernels);
   project.provide("programs", buildPrograms(cache));
 }

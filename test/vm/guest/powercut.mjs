@@ -51,7 +51,10 @@ for (const [id, kind] of ["seal", "breakable"].entries()) {
 const folder = join(MNT, `cycle-${cycle}`);
 mkdirSync(folder);
 if (sysrqAfterMs !== null) {
-  spawn("sh", ["-c", `sleep ${sysrqAfterMs / 1000}; echo b > /proc/sysrq-trigger`], { stdio: "ignore" });
+  // Counted from when all three programs have been acknowledged something.
+  const begun = `[ -s ${OUT}/direct-0 ] && [ -s ${OUT}/direct-1 ] && grep -q '^<' ${OUT}/log`;
+  const script = `until ${begun}; do sleep 0.1; done; sleep ${sysrqAfterMs / 1000}; echo b > /proc/sysrq-trigger`;
+  spawn("sh", ["-c", script], { stdio: "ignore" });
 }
 process.argv[2] = folder;
 process.argv[3] = `${seed}`;

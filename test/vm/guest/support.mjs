@@ -15,7 +15,7 @@ export const project = "/run/project";
 /** What the host wants of this guest. */
 export const request = JSON.parse(readFileSync(join(OUT, "request.json"), "utf8"));
 export const programs = request.programs.replace(request.root, project);
-const COMMAND_LIMIT_MS = 120_000;
+const COMMAND_LIMIT_MS = 600_000;
 
 const environment = { ...process.env, PATH: "/usr/sbin:/usr/bin:/sbin:/bin" };
 export const preload = join(project, "dist/lib/libmapdirect_preload.so");
@@ -74,6 +74,8 @@ export function equal(found, expected, what) {
 }
 
 let failed = 0;
+/** Without these there is nothing to look at. */
+const needed = /^(set up|mkfs and mount|taken away)$/;
 
 function record(entry) {
   appendFileSync(join(OUT, "results.jsonl"), `${JSON.stringify({ kernel: release(), ...entry })}\n`);
@@ -87,6 +89,7 @@ function record(entry) {
  * with a reason; it throws when something is not as it should be. Returns whether it held.
  */
 export async function check(kind, what, body) {
+  if (request.only !== undefined && !needed.test(what) && !new RegExp(request.only).test(what)) return true;
   const begin = Date.now();
   try {
     const measured = (await body()) ?? "yes";
