@@ -112,7 +112,7 @@ function copyTree(source, target, wanted) {
 function stageProgram(stage) {
   const home = "usr/lib/mapdirect";
   copyTree(at("dist"), stage.to(`${home}/dist`), (path) => {
-    if (/^\/(lib|include|demo|system|sbin|share\/man)\//.test(path) || path === "/bin/demo.js") return false;
+    if (/^\/(lib|include|demo|system|sbin|share)\//.test(path) || path === "/bin/demo.js") return false;
     return !/\.map$|^\/bin\/.*\.d\.ts$/.test(path);
   });
   for (const name of ["mapdirect.node", "mapdirect_client.node"]) {
@@ -152,6 +152,13 @@ function stageLibraries(stage, { TRIPLET, VERSION }) {
 
 const packed = (content) => gzipSync(content, { level: 9 });
 
+/** Where Debian's shells look; the folders in dist/share/ are those of their own documentation. */
+const COMPLETIONS = {
+  "bash-completion/completions/mapdirect": "usr/share/bash-completion/completions/mapdirect",
+  "zsh/site-functions/_mapdirect": "usr/share/zsh/vendor-completions/_mapdirect",
+  "fish/vendor_completions.d/mapdirect.fish": "usr/share/fish/vendor_completions.d/mapdirect.fish",
+};
+
 function stageDocuments(stage, { VERSION, EMAIL, date }) {
   const doc = "usr/share/doc/mapdirect";
   for (const name of readdirSync(at("docs"))) {
@@ -166,6 +173,9 @@ function stageDocuments(stage, { VERSION, EMAIL, date }) {
   stage.write(`${doc}/copyright`, copyright());
   const overrides = at("packaging/debian/lintian-overrides");
   if (existsSync(overrides)) stage.copy(overrides, "usr/share/lintian/overrides/mapdirect");
+  for (const [source, target] of Object.entries(COMPLETIONS)) {
+    if (existsSync(at("dist/share", source))) stage.copy(at("dist/share", source), target);
+  }
   const man = at("dist/share/man");
   if (!existsSync(man)) return;
   for (const section of readdirSync(man)) {
@@ -177,9 +187,9 @@ function stageDocuments(stage, { VERSION, EMAIL, date }) {
       );
     }
   }
+  // Mount options are a part of mapdirect(5).
   for (const name of ["mount.mapdirect", "mount.fuse.mapdirect"]) {
-    if (existsSync(join(man, "man8/mapdirect.8")))
-      stage.link("mapdirect.8.gz", `usr/share/man/man8/${name}.8.gz`);
+    stage.link("../man5/mapdirect.5.gz", `usr/share/man/man8/${name}.8.gz`);
   }
 }
 

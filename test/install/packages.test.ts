@@ -224,6 +224,9 @@ test(
     umount /tmp/mnt
     grep -q ExecStart /usr/lib/systemd/system/mapdirect@.service
     test -f /usr/share/doc/mapdirect/examples/60-mapdirect.rules
+    gzip -dc /usr/share/man/man1/mapdirect.1.gz | grep -q SYNOPSIS
+    gzip -dc /usr/share/man/man8/mount.fuse.mapdirect.8.gz | grep -q break_time
+    test -s /usr/share/bash-completion/completions/mapdirect
     dpkg --verify mapdirect`);
     expect(used, used.stdout + used.stderr).toMatchObject({ code: 0 });
     expect(used.stdout).toMatch(/\n1\n$/);
