@@ -265,7 +265,7 @@ Napi::Value RegionObject::sync(const Napi::CallbackInfo &info) {
   // takes longer to wake up than the call takes.
   if (cacheline_ || mapping_->info().inMemory) {
     const Napi::Promise::Deferred deferred = Napi::Promise::Deferred::New(env);
-    if (const int failure = mapping_->sync(); failure == 0)
+    if (const int failure = mapping_->sync(mapping_->info().sizeBytes); failure == 0)
       deferred.Resolve(env.Undefined());
     else
       deferred.Reject(makeFailure(env, failure, "sync the region").Value());
