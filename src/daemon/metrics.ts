@@ -214,40 +214,19 @@ function registryOf(stats: () => Statistics): Registry {
   const registers = [registry];
   type Row = readonly [labels: Record<string, string>, value: number];
   const rowsOf = (value: number | Row[]): Row[] => (typeof value === "number" ? [[{}, value]] : value);
-  const counter = (
-    name: string,
-    help: string,
-    labelNames: string[],
-    read: (s: Statistics) => number | Row[],
-  ): void => {
-    new Counter({
-      name,
-      help,
-      labelNames,
-      registers,
-      collect() {
-        this.reset();
-        for (const [labels, value] of rowsOf(read(stats()))) this.inc(labels, value);
-      },
-    });
-  };
-  const gauge = (
-    name: string,
-    help: string,
-    labelNames: string[],
-    read: (s: Statistics) => number | Row[],
-  ): void => {
-    new Gauge({
-      name,
-      help,
-      labelNames,
-      registers,
-      collect() {
-        this.reset();
-        for (const [labels, value] of rowsOf(read(stats()))) this.set(labels, value);
-      },
-    });
-  };
+  const metric =
+    (Kind: typeof Counter | typeof Gauge) =>
+    (name: string, help: string, labelNames: string[], read: (s: Statistics) => number | Row[]): void => {
+      const made: Counter | Gauge = new Kind({
+        ...{ name, help, labelNames, registers },
+        collect() {
+          made.reset();
+          for (const [labels, value] of rowsOf(read(stats()))) made.inc(labels, value);
+        },
+      });
+    };
+  const counter = metric(Counter);
+  const gauge = metric(Gauge);
   const by = (label: string, values: Readonly<Record<string, number>>): Row[] =>
     Object.entries(values).map(([name, value]) => [{ [label]: name }, value]);
 

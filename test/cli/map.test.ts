@@ -5,6 +5,7 @@ import { join } from "node:path";
 import { describe, expect, test } from "vitest";
 import { cellsIn, gridOf, STYLES } from "../../src/cli/picture.ts";
 import { Ioctl, LeaseKind } from "../../src/lease/wire.ts";
+import { BLOCK_STATES } from "../../src/namespace/blockmap.ts";
 import { addon } from "../../src/region/addon.ts";
 import type { MapReport } from "../../src/session/blockmap.ts";
 import { grantRequest } from "../support/grant.ts";
@@ -97,17 +98,7 @@ describe("map", () => {
 });
 
 describe("a cell of the picture", () => {
-  const states = [
-    "free",
-    "metadata",
-    "data",
-    "unwritten",
-    "shared",
-    "leased",
-    "sealed",
-    "breaking",
-    "quarantined",
-  ];
+  const states = [...BLOCK_STATES];
   const of = (...cells: number[][]): MapReport =>
     ({ states, cells, totals: {}, cell_blocks: 1000, block_size: 4096 }) as unknown as MapReport;
 

@@ -27,6 +27,8 @@ export async function withBrowser<T>(
     const browser = await chromium.launchPersistentContext(profile, {
       executablePath: EXECUTABLE,
       headless: true,
+      // On a machine that is busy with other tests.
+      timeout: 120_000,
       colorScheme,
       viewport: { width, height },
       args: [
@@ -39,6 +41,7 @@ export async function withBrowser<T>(
         "--disable-sync",
       ],
     });
+    browser.setDefaultTimeout(60_000);
     try {
       return await action(browser);
     } finally {
