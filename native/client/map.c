@@ -308,7 +308,7 @@ static int region_has_uuid(const struct map_request *map) {
   uint64_t at = region->superblock_uuid_offset;
   uint8_t uuid[sizeof region->uuid];
   if (region->kind != MAPDIRECT_WIRE_REGION_KIND_DEVDAX) {
-    if (pread(map->region_fd, uuid, sizeof uuid, (off_t)at) != (ssize_t)sizeof uuid) return -EOPNOTSUPP;
+    if (raw_pread(map->region_fd, uuid, sizeof uuid, (off_t)at) != (ssize_t)sizeof uuid) return -EOPNOTSUPP;
   } else { /* a character DAX device has no read(2) */
     uint64_t unit = region->map_alignment;
     uint64_t first = at / unit * unit;

@@ -77,4 +77,10 @@ static inline int raw_close(int fd) {
   return (int)raw_syscall(SYS_close, fd, 0, 0, 0, 0, 0);
 }
 
+/* Not the libc's: under the preload library that is ours, which serves the program's descriptors, and the keeper has a
+ * descriptor table of its own. */
+static inline ssize_t raw_pread(int fd, void *buffer, size_t count, off_t offset) {
+  return (ssize_t)raw_syscall(SYS_pread64, fd, (long)buffer, (long)count, (long)offset, 0, 0);
+}
+
 #endif

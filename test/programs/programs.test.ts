@@ -35,8 +35,8 @@ class Programs {
     return { LD_PRELOAD: preload, MAPDIRECT: "auto", MAPDIRECT_STATS: this.#statsFile };
   }
 
-  succeed(command: string, args: readonly string[]): Promise<string> {
-    return succeed(command, args, { env: this.environment });
+  succeed(command: string, args: readonly string[], words = "auto"): Promise<string> {
+    return succeed(command, args, { env: { ...this.environment, MAPDIRECT: words } });
   }
 
   /** What the programs since the last call have counted. */
@@ -198,6 +198,21 @@ for (const assumePmem of [false, true]) {
         expect(await programs.succeed("sqlite3", [database, check])).toBe("ok\n0|100\n1|100\n2|100\n");
         await mount.remount();
         expect(await succeed("sqlite3", [database, check])).toBe("ok\n0|100\n1|100\n2|100\n");
+      });
+
+      // The journal comes and goes with each transaction, and with it the number of its descriptor.
+      test("with a journal that is deleted: reads and writes are served from mappings, and the database is whole", async () => {
+        const database = join(await mount.fresh(), "journal.db");
+        await programs.stats();
+        const insert = "INSERT INTO t (text) VALUES (hex(randomblob(500)));".repeat(200);
+        const setup = `PRAGMA journal_mode=DELETE; CREATE TABLE t (id INTEGER PRIMARY KEY, text); ${insert}`;
+        for (let round = 0; round < 5; round += 1) {
+          const statements = round === 0 ? setup : insert;
+          await programs.succeed("sqlite3", ["-bail", database, statements], "auto,io");
+        }
+        const check = "PRAGMA integrity_check; SELECT count(*) FROM t;";
+        expect(await programs.succeed("sqlite3", [database, check], "auto,io")).toBe("ok\n1000\n");
+        expect(await succeed("sqlite3", [database, check])).toBe("ok\n1000\n");
       });
     });
   });
