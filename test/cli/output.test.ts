@@ -40,8 +40,9 @@ describe("output", () => {
 
 describe("colours", () => {
   const ESC = String.fromCharCode(27);
+  // Node takes no terminal for one that has colours when CI is set.
   const onTerminal = (args: string, env: Record<string, string> = {}) =>
-    run("script", ["-qec", `${process.execPath} ${programPath} ${args}`, "/dev/null"], {
+    run("script", ["-qec", `env -u CI ${process.execPath} ${programPath} ${args}`, "/dev/null"], {
       env: { TERM: "xterm", ...env },
     });
 
