@@ -28,9 +28,9 @@ import { asFailure, errnoOf, Failure, usage } from "./failure.ts";
 import { openRegionOrExplain } from "./run.ts";
 
 export interface SnapshotRequest {
-  /** Absolute path of the region. */
+  /** Absolute path of the region; not looked at if it is mounted. */
   readonly region: string;
-  /** Where it is mounted; null if it is not. */
+  /** Absolute path; null if it is not mounted. */
   readonly mountpoint: string | null;
   /** The file to make; it must not exist. */
   readonly target: string;

@@ -1,11 +1,13 @@
 /** snapshot: a copy of a volume as it was at one moment. */
 import { Command } from "commander";
 import { progress } from "../../base/progress.ts";
+import { Failure } from "../../daemon/failure.ts";
+import { mountAt } from "../../daemon/mounts.ts";
 import { formatSize } from "../../daemon/sizes.ts";
 import { takeSnapshot } from "../../daemon/snapshot.ts";
 import { print } from "../output.ts";
 import { showingProgress } from "../progress.ts";
-import { locate } from "../volume.ts";
+import { whereIs } from "../volumes.ts";
 
 export function snapshotCommand(): Command {
   return new Command("snapshot")
@@ -35,14 +37,18 @@ Examples:
 }
 
 async function run(volume: string, target: string, flags: { mapped: boolean }): Promise<void> {
-  const { region, mountpoint } = locate(volume);
+  const { path, mounted } = whereIs(volume);
+  if (mounted && mountAt(path) === undefined) {
+    const todo = "see 'findmnt -t fuse.mapdirect' for those there are";
+    throw new Failure(volume, "no volume is mounted there", todo);
+  }
   const interrupt = new AbortController();
   const stop = (): void => interrupt.abort();
   process.once("SIGINT", stop).once("SIGTERM", stop);
   const { sizeBytes, copiedBytes } = await showingProgress(() =>
     takeSnapshot({
-      region,
-      mountpoint,
+      region: path,
+      mountpoint: mounted ? path : null,
       target,
       mappedToo: flags.mapped,
       signal: interrupt.signal,
