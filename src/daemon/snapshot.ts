@@ -14,6 +14,7 @@ import { setImmediate as nextTurn } from "node:timers/promises";
 import { promisify } from "node:util";
 import { Errno } from "../base/errno.ts";
 import { FsError } from "../base/errors.ts";
+import { progress } from "../base/progress.ts";
 import { viewOf } from "../layout/struct.ts";
 import * as wire from "../lease/wire.ts";
 import { bringBack } from "../namespace/recovered.ts";
@@ -38,7 +39,6 @@ export interface SnapshotRequest {
   readonly mappedToo: boolean;
   /** Aborted: the copy is given up and removed. */
   readonly signal: AbortSignal;
-  readonly progress: (copiedBytes: number, totalBytes: number) => void;
 }
 
 export interface Taken {
@@ -251,7 +251,7 @@ async function copyParts(path: string, source: Source, request: SnapshotRequest)
           }
         }
       }
-      request.progress(totalBytes - source.leftBytes, totalBytes);
+      progress("copying", totalBytes - source.leftBytes, totalBytes);
       // A signal gets its turn.
       await nextTurn();
       if (request.signal.aborted) throw new Failure(path, "interrupted", "the copy was removed");

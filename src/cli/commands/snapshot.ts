@@ -1,6 +1,5 @@
 /** snapshot: a copy of a volume as it was at one moment. */
 import { Command } from "commander";
-import { progress } from "../../base/progress.ts";
 import { Failure } from "../../daemon/failure.ts";
 import { mountAt } from "../../daemon/mounts.ts";
 import { formatSize } from "../../daemon/sizes.ts";
@@ -52,7 +51,6 @@ async function run(volume: string, target: string, flags: { mapped: boolean }): 
       target,
       mappedToo: flags.mapped,
       signal: interrupt.signal,
-      progress: (copied, total) => progress("copying", copied, total),
     }),
   );
   print(`${target}: ${formatSize(sizeBytes)}, of which ${formatSize(copiedBytes)} were copied`);
