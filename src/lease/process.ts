@@ -8,8 +8,23 @@ export interface ProcessFacts {
   readonly command: string;
 }
 
+/** A program that maps again and again is looked up once in so long, milliseconds: no thread id comes round so soon. */
+const KNOWN_MS = 1000;
+const KNOWN_MAX = 256;
+const known = new Map<number, { readonly facts: ProcessFacts; readonly untilMs: number }>();
+
 /** The kernel names the thread that called; its process and command are in /proc. */
 export function processOfThread(tid: number): ProcessFacts {
+  const now = performance.now();
+  const before = known.get(tid);
+  if (before !== undefined && now < before.untilMs) return before.facts;
+  const facts = lookUp(tid);
+  if (known.size >= KNOWN_MAX) known.clear();
+  known.set(tid, { facts, untilMs: now + KNOWN_MS });
+  return facts;
+}
+
+function lookUp(tid: number): ProcessFacts {
   try {
     const status = readFileSync(`/proc/${tid}/status`, "latin1");
     const pid = Number(/^Tgid:\s*(\d+)$/m.exec(status)?.[1] ?? tid);
