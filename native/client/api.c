@@ -35,6 +35,7 @@ void *mapdirect_remap(void *old_addr, size_t old_length, size_t new_length, int 
 }
 
 int mapdirect_persist(const void *addr, size_t length) {
+  if (persist_at_once((uintptr_t)addr, length)) return 0;
   return answer(errno, core_persist((uintptr_t)addr, length));
 }
 

@@ -113,6 +113,15 @@ static bool flush_piece(const struct piece_view *view, uintptr_t at, uintptr_t u
   return true;
 }
 
+/* What most calls are about, with as little as possible between the stores and their flush. */
+bool persist_at_once(uintptr_t start, size_t length) {
+  uintptr_t end = start + length;
+  if (end <= start || !table_flushes(start, end)) return false;
+  flush_lines(start, end);
+  fence();
+  return true;
+}
+
 int core_persist(uintptr_t start, size_t length) {
   uintptr_t page = page_bytes();
   uintptr_t end = start + length;
