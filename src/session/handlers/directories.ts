@@ -1,7 +1,7 @@
 /** Reading directories. Cookies are those of namespace/directory.ts; 1 and 2 are "." and "..". */
 import { FsError } from "../../base/errors.ts";
 import { DirentplusWriter, DirentWriter, putOpenOut } from "../../fuse/encode.ts";
-import { OpenIn } from "../../fuse/kernel.ts";
+import { Fopen, OpenIn } from "../../fuse/kernel.ts";
 import type { Request } from "../../fuse/request.ts";
 import { noteAccess } from "../../namespace/attributes.ts";
 import type { Dentry } from "../../namespace/directory.ts";
@@ -13,11 +13,20 @@ const DT_DIR = 4;
 const COOKIE_DOT = 1;
 const COOKIE_DOTDOT = 2;
 
+/**
+ * All changes of a directory go through this mount, and the kernel drops what it has read of one when it changes it. Where
+ * each reading is to be noted (strictatime), it has to come here.
+ */
+function openFlags(session: Session): number {
+  const noted = session.options.atime === "strictatime" && !session.options.noDirectoryAtime;
+  return noted ? 0 : Fopen.CACHE_DIR | Fopen.KEEP_CACHE;
+}
+
 export function opendir(session: Session, request: Request): void {
   const inode = session.volume.store.inode(request.nodeid);
   if (inode.directory === null) throw new FsError("ENOTDIR");
   const handle = session.handles.add(inode, request.body(OpenIn).flags);
-  if (!session.reply(request, putOpenOut(session.outView, 0, handle.fh, 0)))
+  if (!session.reply(request, putOpenOut(session.outView, 0, handle.fh, openFlags(session))))
     session.handles.remove(handle.fh);
 }
 
