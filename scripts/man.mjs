@@ -359,7 +359,7 @@ function third() {
 export async function makeShare() {
   const { createProgram } = await import("../dist/cli/main.js");
   const { completionFor } = await import("../dist/cli/completion.js");
-  const program = createProgram();
+  const program = await createProgram();
   const library = third();
   const files = {
     "man/man1/mapdirect.1": first(program),

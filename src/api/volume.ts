@@ -2,7 +2,7 @@
 import { type Formatted, formatRegion } from "../daemon/format.ts";
 import { lockHolder } from "../daemon/mounts.ts";
 import { parseMountOptions } from "../daemon/options.ts";
-import { inUse } from "../daemon/run.ts";
+import { inUse } from "../daemon/region.ts";
 import { freeMountpoint, resolveRegion, startDaemon } from "../daemon/start.ts";
 import { unmountAndWait } from "../daemon/stop.ts";
 

@@ -13,28 +13,33 @@ import pc from "picocolors";
 import { asFailure } from "../daemon/failure.ts";
 import { packageRoot } from "../region/addon.ts";
 import { coloursFor, hasColours } from "./colours.ts";
-import { checkCommand } from "./commands/check.ts";
-import { cloneCommand } from "./commands/clone.ts";
-import { completionCommand } from "./commands/completion.ts";
-import { dashboardCommand } from "./commands/dashboard.ts";
-import { defragCommand } from "./commands/defrag.ts";
-import { doctorCommand } from "./commands/doctor.ts";
-import { dumpCommand } from "./commands/dump.ts";
-import { extentsCommand } from "./commands/extents.ts";
-import { FsckExit, fsckCommand } from "./commands/fsck.ts";
-import { infoCommand } from "./commands/info.ts";
-import { leasesCommand } from "./commands/leases.ts";
-import { mapCommand } from "./commands/map.ts";
-import { mkfsCommand } from "./commands/mkfs.ts";
-import { mountCommand } from "./commands/mount.ts";
-import { prepareCommand } from "./commands/prepare.ts";
-import { resizeCommand } from "./commands/resize.ts";
-import { snapshotCommand } from "./commands/snapshot.ts";
-import { statsCommand } from "./commands/stats.ts";
-import { topCommand } from "./commands/top.ts";
-import { unmountCommand } from "./commands/unmount.ts";
+import { FsckExit } from "./exit-codes.ts";
 
 const BOLD = pc.createColors(true);
+
+/** In the order of the help. Each is loaded when it is wanted: most of what a start takes is loading. */
+const COMMANDS: Readonly<Record<string, () => Promise<Command>>> = {
+  mkfs: async () => (await import("./commands/mkfs.ts")).mkfsCommand(),
+  mount: async () => (await import("./commands/mount.ts")).mountCommand(),
+  unmount: async () => (await import("./commands/unmount.ts")).unmountCommand(),
+  info: async () => (await import("./commands/info.ts")).infoCommand(),
+  doctor: async () => (await import("./commands/doctor.ts")).doctorCommand(),
+  extents: async () => (await import("./commands/extents.ts")).extentsCommand(),
+  leases: async () => (await import("./commands/leases.ts")).leasesCommand(),
+  prepare: async () => (await import("./commands/prepare.ts")).prepareCommand(),
+  clone: async () => (await import("./commands/clone.ts")).cloneCommand(),
+  fsck: async () => (await import("./commands/fsck.ts")).fsckCommand(),
+  check: async () => (await import("./commands/check.ts")).checkCommand(),
+  resize: async () => (await import("./commands/resize.ts")).resizeCommand(),
+  dump: async () => (await import("./commands/dump.ts")).dumpCommand(),
+  defrag: async () => (await import("./commands/defrag.ts")).defragCommand(),
+  snapshot: async () => (await import("./commands/snapshot.ts")).snapshotCommand(),
+  stats: async () => (await import("./commands/stats.ts")).statsCommand(),
+  map: async () => (await import("./commands/map.ts")).mapCommand(),
+  dashboard: async () => (await import("./commands/dashboard.ts")).dashboardCommand(),
+  top: async () => (await import("./commands/top.ts")).topCommand(),
+  completion: async () => (await import("./commands/completion.ts")).completionCommand(),
+};
 
 function version(): string {
   const { version: text } = JSON.parse(readFileSync(join(packageRoot, "package.json"), "utf8")) as {
@@ -43,7 +48,8 @@ function version(): string {
   return text;
 }
 
-export function createProgram(): Command {
+/** With all commands, or with the one that `only` names, if there is one of that name. */
+export async function createProgram(only?: string): Promise<Command> {
   const program = new Command("mapdirect")
     .description("A file system whose files can be mapped with MAP_DIRECT.")
     .version(version())
@@ -57,28 +63,10 @@ Examples:
   mapdirect extents /mnt/file
   mapdirect unmount /mnt`,
     );
-  const commands = [
-    mkfsCommand(),
-    mountCommand(),
-    unmountCommand(),
-    infoCommand(),
-    doctorCommand(),
-    extentsCommand(),
-    leasesCommand(),
-    prepareCommand(),
-    cloneCommand(),
-    fsckCommand(),
-    checkCommand(),
-    resizeCommand(),
-    dumpCommand(),
-    defragCommand(),
-    snapshotCommand(),
-    statsCommand(),
-    mapCommand(),
-    dashboardCommand(),
-    topCommand(),
-    completionCommand(),
-  ];
+  const wanted = only !== undefined && Object.hasOwn(COMMANDS, only) ? COMMANDS[only] : undefined;
+  // What is completed are the others.
+  const load = wanted === undefined || only === "completion" ? Object.values(COMMANDS) : [wanted];
+  const commands = await Promise.all(load.map((one) => one()));
   for (const command of commands) program.addCommand(command);
   for (const command of [program, ...commands]) {
     command.exitOverride().showHelpAfterError(false).allowExcessArguments(false);
@@ -113,7 +101,7 @@ export async function main(args: readonly string[]): Promise<void> {
     if (error.code === "EPIPE") process.exit(0);
     throw error;
   });
-  const program = createProgram();
+  const program = await createProgram(args[0]);
   try {
     if (args.length === 0) {
       process.stderr.write("mapdirect: usage: no command was given; see 'mapdirect --help'\n");

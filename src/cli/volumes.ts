@@ -3,7 +3,7 @@ import { realpathSync, statSync } from "node:fs";
 import { asFailure } from "../daemon/failure.ts";
 import { lockHolder, mountAt, mountOfRegion, resolveMountpoint } from "../daemon/mounts.ts";
 import { defaultMountOptions, leasePolicy } from "../daemon/options.ts";
-import { inUse, openRegionOrExplain } from "../daemon/run.ts";
+import { inUse, openRegionOrExplain } from "../daemon/region.ts";
 import { Volume } from "../session/volume.ts";
 
 export interface Whereabouts {

@@ -7,7 +7,7 @@ import { identifyContent, makeFileSystem } from "../media/mkfs.ts";
 import { createRegionFile } from "../region/create.ts";
 import { asFailure, Failure, reason } from "./failure.ts";
 import { lockHolder, readMounts } from "./mounts.ts";
-import { inUse, openRegionOrExplain } from "./run.ts";
+import { inUse, openRegionOrExplain } from "./region.ts";
 
 export const DEFAULT_SIZE_BYTES = 1024 ** 3;
 

@@ -16,8 +16,6 @@ import { listenToProgress } from "../base/progress.ts";
 import { formatUuid } from "../media/mkfs.ts";
 import { loadFuseNative } from "../region/addon.ts";
 import { type FuseMount, openFuseMount, unmountFuse } from "../region/fusemount.ts";
-import type { MappedRegion } from "../region/native-region.ts";
-import { openRegion } from "../region/open.ts";
 import { FuseNativeChannel } from "../session/fuse-native.ts";
 import { Session } from "../session/session.ts";
 import { statistics } from "../session/statistics.ts";
@@ -26,9 +24,10 @@ import { Door } from "./door.ts";
 import { asFailure, errnoOf, Failure, reason } from "./failure.ts";
 import type { Log } from "./log.ts";
 import type { Metrics } from "./metrics.ts";
-import { FS_TYPE, mountAt, mountOfRegion } from "./mounts.ts";
+import { FS_TYPE, mountAt } from "./mounts.ts";
 import { leasePolicy, type MountOptions, mountWords } from "./options.ts";
 import type { Readiness } from "./readiness.ts";
+import { openRegionOrExplain } from "./region.ts";
 
 export interface DaemonRequest {
   /** Absolute paths. */
@@ -42,30 +41,6 @@ export interface DaemonRequest {
 
 /** How long users of a mount that was asked to end by a signal have until the connection is cut. */
 const LAZY_GRACE_MS = 2_000;
-
-/** The region of a daemon, or why it cannot be had, in terms of what the user can do about it. */
-export function openRegionOrExplain(
-  path: string,
-  options: { readOnly: boolean; assumePmem?: boolean },
-): MappedRegion {
-  try {
-    return openRegion(path, options);
-  } catch (error) {
-    if (errnoOf(error) === Errno.EBUSY) throw inUse(path);
-    throw asFailure(error, path, "see 'mapdirect info REGION'");
-  }
-}
-
-export function inUse(region: string): Failure {
-  const mount = mountOfRegion(region);
-  return mount === undefined
-    ? new Failure(region, "the region is in use by another process", `see 'fuser -v ${region}' for which`)
-    : new Failure(
-        region,
-        `the region is mounted already, on ${mount.mountpoint}`,
-        `unmount it first: 'mapdirect unmount ${mount.mountpoint}'`,
-      );
-}
 
 export async function runDaemon(request: DaemonRequest, log: Log, readiness: Readiness): Promise<number> {
   // A working directory would keep another file system from being unmounted.

@@ -26,7 +26,7 @@ import type { Region } from "../region/region.ts";
 import { CopyBeforeWrite } from "../space/copy-before-write.ts";
 import { withOpen } from "./client.ts";
 import { asFailure, errnoOf, Failure, usage } from "./failure.ts";
-import { openRegionOrExplain } from "./run.ts";
+import { openRegionOrExplain } from "./region.ts";
 
 export interface SnapshotRequest {
   /** Absolute path of the region; not looked at if it is mounted. */

@@ -34,7 +34,7 @@ async function offered(...words: string[]): Promise<string[]> {
 
 describe("bash", () => {
   test("offers every command, and the options of each", async () => {
-    const program = createProgram();
+    const program = await createProgram();
     const names = program.commands.flatMap((command) => [command.name(), ...command.aliases()]);
     expect((await offered("")).sort()).toEqual(names.sort());
     expect(await offered("unm")).toEqual(["unmount"]);

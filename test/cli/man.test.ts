@@ -18,7 +18,7 @@ const textOf = (section: number): string =>
     .replaceAll("\\-", "-");
 
 describe("the pages", () => {
-  test("mapdirect(1) has every command, and every option with what it does", () => {
+  test("mapdirect(1) has every command, and every option with what it does", async () => {
     const text = textOf(1);
     const look = (command: Command, path: string): void => {
       expect(text).toContain(`.SS ${path}\n`);
@@ -27,7 +27,7 @@ describe("the pages", () => {
       }
       for (const sub of command.commands) look(sub, `${path} ${sub.name()}`);
     };
-    for (const command of createProgram().commands) look(command, `mapdirect ${command.name()}`);
+    for (const command of (await createProgram()).commands) look(command, `mapdirect ${command.name()}`);
     expect(text).toContain("Examples:\n  mapdirect mkfs --size 1G");
     expect(text).toContain(".SH WHEN SOMETHING IS WRONG");
   });

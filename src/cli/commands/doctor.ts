@@ -5,7 +5,7 @@ import { ask, withOpen } from "../../daemon/client.ts";
 import { examine, type Finding, type RegionNow } from "../../daemon/doctor.ts";
 import { asFailure } from "../../daemon/failure.ts";
 import { lockHolder, mountAt, mountOfRegion, resolveMountpoint } from "../../daemon/mounts.ts";
-import { inUse, openRegionOrExplain } from "../../daemon/run.ts";
+import { inUse, openRegionOrExplain } from "../../daemon/region.ts";
 import type { VolumeInfo } from "../../session/volume.ts";
 import { print, toJson } from "../output.ts";
 

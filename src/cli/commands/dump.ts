@@ -4,7 +4,7 @@ import { Command } from "commander";
 import { dumpOf } from "../../daemon/client.ts";
 import { asFailure } from "../../daemon/failure.ts";
 import { lockHolder, mountNamed } from "../../daemon/mounts.ts";
-import { inUse, openRegionOrExplain } from "../../daemon/run.ts";
+import { inUse, openRegionOrExplain } from "../../daemon/region.ts";
 import { resolveRegion } from "../../daemon/start.ts";
 import { dumpLines } from "../../namespace/dump.ts";
 import { bringBack } from "../../namespace/recovered.ts";

@@ -2,15 +2,13 @@
 import { Command } from "commander";
 import { asFailure, Failure, usage } from "../../daemon/failure.ts";
 import { lockHolder } from "../../daemon/mounts.ts";
-import { inUse, openRegionOrExplain } from "../../daemon/run.ts";
+import { inUse, openRegionOrExplain } from "../../daemon/region.ts";
 import { resolveRegion } from "../../daemon/start.ts";
 import { type FsckReport, fsck } from "../../fsck/fsck.ts";
 import { formatUuid } from "../../media/mkfs.ts";
+import { FsckExit } from "../exit-codes.ts";
 import { print, toJson } from "../output.ts";
 import { showingProgress } from "../progress.ts";
-
-/** fsck(8). */
-export const FsckExit = { CLEAN: 0, CORRECTED: 1, UNCORRECTED: 4, FAILED: 8, USAGE: 16 } as const;
 
 interface FsckFlags {
   repair: boolean;

@@ -6,7 +6,7 @@ import { LOG_FORMATS, LOG_LEVELS, type LogFormat, type LogLevel } from "../../da
 import { lockHolder } from "../../daemon/mounts.ts";
 import { type MountOptions, parseMountOptions } from "../../daemon/options.ts";
 import { Readiness } from "../../daemon/readiness.ts";
-import { inUse, runDaemon } from "../../daemon/run.ts";
+import { inUse } from "../../daemon/region.ts";
 import { freeMountpoint, resolveRegion, startDaemon } from "../../daemon/start.ts";
 import { collect } from "../arguments.ts";
 import { showingProgress } from "../progress.ts";
@@ -104,6 +104,7 @@ async function serveHere(
 ): Promise<void> {
   // Loaded by daemons alone.
   const { createLog } = await import("../../daemon/logger.ts");
+  const { runDaemon } = await import("../../daemon/run.ts");
   const log = createLog({
     lowest: flags.logLevel ?? (flags.debug ? "debug" : "info"),
     format: flags.logFormat,

@@ -4,7 +4,7 @@ import { Command } from "commander";
 import { resizeMount, withOpen } from "../../daemon/client.ts";
 import { asFailure } from "../../daemon/failure.ts";
 import { lockHolder, mountNamed } from "../../daemon/mounts.ts";
-import { inUse, openRegionOrExplain } from "../../daemon/run.ts";
+import { inUse, openRegionOrExplain } from "../../daemon/region.ts";
 import { formatSize } from "../../daemon/sizes.ts";
 import { resolveRegion } from "../../daemon/start.ts";
 import { type Resized, resize } from "../../namespace/resize.ts";
