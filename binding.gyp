@@ -21,6 +21,7 @@
         "native/region/mapping.cc",
         "native/fuse/device.cc",
         "native/fuse/busypoll.cc",
+        "native/fuse/ring.cc",
         "native/fuse/channel.cc",
         "native/fuse/notifier.cc",
         "native/fuse/mount.cc",

@@ -9,7 +9,19 @@ export default defineConfig({
     projects: [
       { extends: true, test: { name: "kernel", include: ["test/**/*.test.ts"] } },
       {
-        // The suite of mounts once more, over the other transport. What that lacks: test/support/transport.ts.
+        // The suite of mounts once more, over io_uring, where the kernel allows that.
+        extends: true,
+        test: {
+          name: "io_uring",
+          include: ["breaking", "data", "denial", "names", "tools"].map(
+            (name) => `test/mount/${name}.test.ts`,
+          ),
+          env: { MAPDIRECT_TEST_TRANSPORT: "io_uring" },
+          setupFiles: ["test/support/transport.ts"],
+        },
+      },
+      {
+        // And over the optional package. What that lacks: test/support/transport.ts.
         extends: true,
         test: {
           name: "fuse-native",

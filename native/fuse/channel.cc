@@ -7,6 +7,9 @@
 namespace mapdirect {
 namespace {
 
+// Answers that one system call gives.
+constexpr uint32_t kAnswersTogether = 4;
+
 struct Closing {
   void (*afterClose)(void *);
   void *argument;
@@ -27,22 +30,29 @@ int Channel::open(uv_loop_t *loop, int descriptor, void *buffer, size_t capacity
   if (flags < 0 || fcntl(descriptor, F_SETFL, flags | O_NONBLOCK) != 0) return -errno;
   if (fcntl(descriptor, F_SETFD, FD_CLOEXEC) != 0) return -errno;
 
-  uv_poll_t *poll = new uv_poll_t;
-  if (const int failure = uv_poll_init(loop, poll, descriptor); failure != 0) {
-    delete poll;
-    return failure;
-  }
   std::shared_ptr<Channel> opened(new Channel(options, haveSeveralCpus()));
-  poll->data = opened.get();
-  opened->poll_ = poll;
+  int failure = 0;
+  opened->poll_ = watch(loop, descriptor, onReadable, opened.get(), failure);
+  if (opened->poll_ == nullptr) return failure;
   opened->listener_ = listener;
   opened->buffer_ = buffer;
   opened->capacity_ = capacity;
   opened->descriptor_ = std::make_shared<Descriptor>(descriptor);
-  uv_poll_start(poll, UV_READABLE, onReadable);
   opened->watching_ = true;
   channel = std::move(opened);
   return 0;
+}
+
+uv_poll_t *Channel::watch(uv_loop_t *loop, int descriptor, uv_poll_cb callback, void *self, int &failure) {
+  uv_poll_t *poll = new uv_poll_t;
+  failure = uv_poll_init(loop, poll, descriptor);
+  if (failure != 0) {
+    delete poll;
+    return nullptr;
+  }
+  poll->data = self;
+  uv_poll_start(poll, UV_READABLE, callback);
+  return poll;
 }
 
 Channel::~Channel() {
@@ -52,6 +62,11 @@ Channel::~Channel() {
 void Channel::close(void (*afterClose)(void *), void *argument) {
   if (poll_ == nullptr) return;
   watching_ = false;
+  if (ringPoll_ != nullptr) {
+    uv_close(reinterpret_cast<uv_handle_t *>(ringPoll_),
+             [](uv_handle_t *handle) { delete reinterpret_cast<uv_poll_t *>(handle); });
+    ringPoll_ = nullptr;
+  }
   uv_poll_t *poll = poll_;
   poll_ = nullptr;
   poll->data = new Closing{afterClose, argument};
@@ -64,12 +79,15 @@ void Channel::close(void (*afterClose)(void *), void *argument) {
   // uv_close has taken the descriptor out of epoll, so its number may go now; a notification that is being
   // written keeps it until the write returns.
   descriptor_.reset();
+  if (ring_ != nullptr) ring_->close();
+  ring_.reset();
 }
 
 void Channel::end(int error) {
   if (!watching_) return;
   watching_ = false;
   uv_poll_stop(poll_);
+  if (ringPoll_ != nullptr) uv_poll_stop(ringPoll_);
   listener_->onEnd(error);
 }
 
@@ -79,29 +97,46 @@ void Channel::onReadable(uv_poll_t *poll, int, int) {
   self->serve();
 }
 
-void Channel::serve() {
-  // A nested turn of the loop (a synchronous wait inside a handler) must not overwrite the request being
-  // served.
-  if (serving_) return;
+void Channel::onRingReadable(uv_poll_t *poll, int, int) {
+  const std::shared_ptr<Channel> self = static_cast<Channel *>(poll->data)->shared_from_this();
+  self->serveRing();
+}
+
+void Channel::begin() {
   serving_ = true;
   counters_.wakeups++;
   listener_->onBurstBegin();
   if (idleSinceNanos_ != 0) busyPoll_.wokenAfter(uv_hrtime() - idleSinceNanos_);
   idleSinceNanos_ = 0;
+}
 
+// Promises run at the end of a burst: who waits for one of them shall not wait for the window as well.
+void Channel::runPromises(bool &owing) {
+  if (!owing) return;
+  owing = false;
+  listener_->onBurstEnd();
+  listener_->onBurstBegin();
+}
+
+void Channel::serve() {
+  // A nested turn of the loop (a synchronous wait inside a handler) must not overwrite the request being
+  // served.
+  if (serving_) return;
+  begin();
   bool owing = false;
   for (uint32_t served = 0; served < options_.batch && watching_; served++) {
     ssize_t length = readRequest(descriptor_->number(), buffer_, capacity_);
     if (length == -EAGAIN) {
       const uint64_t since = uv_hrtime();
-      if (owing) {
-        // Promises run at the end of a burst: who waits for one of them shall not wait for the window as well.
-        owing = false;
-        listener_->onBurstEnd();
-        listener_->onBurstBegin();
-        if (!watching_) break;
+      runPromises(owing);
+      if (!watching_) break;
+      // With a ring only what nobody waits for comes this way.
+      if (served > 0 && ring_ == nullptr) {
+        pollOn(since, [this, &length] {
+          length = readRequest(descriptor_->number(), buffer_, capacity_);
+          return length != -EAGAIN;
+        });
       }
-      if (served > 0 && busyPoll_.windowNanos() > 0) length = pollOn(since);
       if (length == -EAGAIN) {
         idleSinceNanos_ = since;
         break;
@@ -113,27 +148,96 @@ void Channel::serve() {
       break;
     }
     counters_.requests++;
-    if (listener_->onRequest(static_cast<size_t>(length))) owing = true;
+    if (listener_->onRequest(static_cast<size_t>(length), ChannelListener::kNoEntry)) owing = true;
   }
   serving_ = false;
   listener_->onBurstEnd();
 }
 
-ssize_t Channel::pollOn(uint64_t sinceNanos) {
+void Channel::serveRing() {
+  if (serving_) return;
+  const std::shared_ptr<Ring> ring = ring_;
+  ring->awake();
+  begin();
+  bool owing = false;
+  Ring::Arrival arrival;
+  for (uint32_t served = 0; served < options_.batch && watching_; served++) {
+    if (!ring->next(arrival)) {
+      ring->submit();
+      if (!ring->next(arrival)) {
+        const uint64_t since = uv_hrtime();
+        runPromises(owing);
+        if (!watching_) break;
+        const bool came = served > 0 && pollOn(since, [&ring, &arrival] {
+                            if (!ring->hasWork()) return false;
+                            ring->submit();
+                            return ring->next(arrival);
+                          });
+        if (!came && !ring->next(arrival)) {
+          idleSinceNanos_ = since;
+          break;
+        }
+      }
+    }
+    counters_.requests++;
+    collecting_ = true;
+    if (listener_->onRequest(arrival.length, static_cast<int>(arrival.entry))) owing = true;
+    collecting_ = false;
+    // One call for several answers, if there are several to give; the first shall not wait for long.
+    if (!ring->hasCompletion() || ring->queued() >= kAnswersTogether) ring->submit();
+  }
+  ring->grow();
+  serving_ = false;
+  listener_->onBurstEnd();
+  if (ring_ != nullptr && ring->asleep()) ring->wake();
+}
+
+template <typename Attempt> bool Channel::pollOn(uint64_t sinceNanos, Attempt attempt) {
   const uint64_t window = busyPoll_.windowNanos();
+  if (window == 0) return false;
   for (;;) {
-    const ssize_t length = readRequest(descriptor_->number(), buffer_, capacity_);
+    const bool done = attempt();
     const uint64_t passed = uv_hrtime() - sinceNanos;
-    if (length != -EAGAIN) {
+    if (done) {
       busyPoll_.hit(passed);
       counters_.pollHits++;
-      return length;
+      return true;
     }
     if (passed >= window) {
       busyPoll_.missed();
-      return -EAGAIN;
+      return false;
     }
+    // Who asks next may be waiting for this very processor.
+    sched_yield();
   }
+}
+
+int Channel::useRing(std::shared_ptr<Ring> ring) {
+  int failure = 0;
+  uv_poll_t *poll = watch(poll_->loop, ring->eventDescriptor(), onRingReadable, this, failure);
+  if (poll == nullptr) return failure;
+  ringPoll_ = poll;
+  ring_ = std::move(ring);
+  failure = ring_->start(descriptor_->number());
+  // What the kernel has accepted goes on being served.
+  if (ring_->asleep()) ring_->wake();
+  return failure;
+}
+
+int Channel::reply(uint64_t unique, int error, const void *payload, size_t length) {
+  if (ring_ == nullptr || !ring_->holds(unique))
+    return writeReply(descriptor_->number(), unique, error, payload, length);
+  const int result = ring_->answer(unique, error, payload, length);
+  if (!collecting_) ring_->submit();
+  return result;
+}
+
+int Channel::replyFromRegion(uint64_t unique, const Mapping &region, const Piece *pieces, size_t count) {
+  if (ring_ == nullptr || !ring_->holds(unique))
+    return writeRegionReply(descriptor_->number(), unique, region, pieces, count);
+  const int result = ring_->answerFromRegion(unique, region, pieces, count);
+  if (!collecting_) ring_->submit();
+  return result;
 }
 
 } // namespace mapdirect

@@ -30,6 +30,7 @@ Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   exports.Set("crc32c", Napi::Function::New<checksum>(env, "crc32c"));
   exports.Set("openRegion", Napi::Function::New<RegionObject::open>(env, "openRegion"));
   exports.Set("openChannel", Napi::Function::New<ChannelObject::open>(env, "openChannel"));
+  exports.Set("openRing", Napi::Function::New<ChannelObject::openRing>(env, "openRing"));
   defineSystemCalls(env, exports);
   return exports;
 }

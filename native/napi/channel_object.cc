@@ -12,6 +12,9 @@ namespace mapdirect {
 namespace {
 
 constexpr uint32_t kBatchMax = 1024;
+constexpr uint64_t kQueuesMax = 8192;
+constexpr uint64_t kDepthMax = 64;
+constexpr uint64_t kPayloadMax = 1 << 30;
 
 Napi::Value errnoResult(Napi::Env env, int negativeErrno) {
   return Napi::Number::New(env, -negativeErrno);
@@ -26,6 +29,8 @@ void ChannelObject::define(Napi::Env env) {
                                        InstanceMethod<&ChannelObject::reply>("reply"),
                                        InstanceMethod<&ChannelObject::replyRegion>("replyRegion"),
                                        InstanceMethod<&ChannelObject::notify>("notify"),
+                                       InstanceMethod<&ChannelObject::useRing>("useRing"),
+                                       InstanceMethod<&ChannelObject::entry>("entry"),
                                        InstanceMethod<&ChannelObject::close>("close"),
                                        InstanceAccessor<&ChannelObject::counters>("counters"),
                                    }));
@@ -135,8 +140,8 @@ void ChannelObject::onBurstEnd() {
   handles_.reset();
 }
 
-bool ChannelObject::onRequest(size_t length) {
-  return call(onRequest_, static_cast<double>(length));
+bool ChannelObject::onRequest(size_t length, int entry) {
+  return call(onRequest_, static_cast<double>(length), entry);
 }
 
 void ChannelObject::onEnd(int error) {
@@ -144,15 +149,17 @@ void ChannelObject::onEnd(int error) {
 }
 
 // Whether the callback returned true.
-bool ChannelObject::call(const Napi::FunctionReference &callback, double argument) {
+bool ChannelObject::call(const Napi::FunctionReference &callback, double argument, int second) {
   const Napi::Env env = Env();
   const Napi::HandleScope scope(env);
   napi_value receiver = Value();
   napi_value function = callback.Value();
-  napi_value number = nullptr;
-  napi_create_double(env, argument, &number);
+  napi_value arguments[2] = {};
+  napi_create_double(env, argument, &arguments[0]);
+  if (second != kNoEntry) napi_create_int32(env, second, &arguments[1]);
   napi_value result = nullptr;
-  const napi_status status = napi_call_function(env, receiver, function, 1, &number, &result);
+  const size_t count = second == kNoEntry ? 1 : 2;
+  const napi_status status = napi_call_function(env, receiver, function, count, arguments, &result);
   bool isTrue = false;
   if (status == napi_ok) return napi_get_value_bool(env, result, &isTrue) == napi_ok && isTrue;
   if (status != napi_pending_exception) return false;
@@ -170,8 +177,7 @@ Napi::Value ChannelObject::reply(const Napi::CallbackInfo &info) {
       !getSlice(env, info[2], info[3], info[4], payload))
     return Napi::Value();
   if (channel_ == nullptr || channel_->closed()) return errnoResult(env, -ENODEV);
-  return errnoResult(
-      env, writeReply(channel_->descriptor()->number(), unique, error, payload.data, payload.length));
+  return errnoResult(env, channel_->reply(unique, error, payload.data, payload.length));
 }
 
 Napi::Value ChannelObject::replyRegion(const Napi::CallbackInfo &info) {
@@ -201,11 +207,55 @@ Napi::Value ChannelObject::replyRegion(const Napi::CallbackInfo &info) {
       return fail(env, -EINVAL, "replyRegion: piece " + std::to_string(i));
     pieces.push_back({zeros, zeros ? 0 : static_cast<uint64_t>(offset), static_cast<uint64_t>(bytes)});
   }
-  const int failure =
-      writeRegionReply(channel_->descriptor()->number(), unique, *region, pieces.data(), pieces.size());
+  const int failure = channel_->replyFromRegion(unique, *region, pieces.data(), pieces.size());
   if (failure == -EINVAL)
     return fail(env, failure, "replyRegion: a piece outside the region, or a reply too long");
   return errnoResult(env, failure);
+}
+
+Napi::Value ChannelObject::openRing(const Napi::CallbackInfo &info) {
+  const Napi::Env env = info.Env();
+  if (!info[0].IsObject()) return fail(env, -EINVAL, "openRing({ queues, depth, payloadBytes })");
+  const Napi::Object options = info[0].As<Napi::Object>();
+  uint64_t queues = 0;
+  uint64_t depth = 0;
+  uint64_t payloadBytes = 0;
+  if (!getCount(env, options.Get("queues"), "queues", queues) ||
+      !getCount(env, options.Get("depth"), "depth", depth) ||
+      !getCount(env, options.Get("payloadBytes"), "payloadBytes", payloadBytes))
+    return Napi::Value();
+  if (queues == 0 || queues > kQueuesMax || depth == 0 || depth > kDepthMax || payloadBytes > kPayloadMax)
+    return fail(env, -EINVAL, "openRing: queues is 1 to 8192, depth 1 to 64, payloadBytes at most 2^30");
+  const RingOptions wanted{static_cast<uint32_t>(queues), static_cast<uint32_t>(depth),
+                           static_cast<uint32_t>(payloadBytes)};
+  std::unique_ptr<Ring> ring;
+  const char *step = "";
+  if (const int failure = Ring::open(wanted, ring, step); failure != 0) return fail(env, failure, step);
+  return Napi::External<std::shared_ptr<Ring>>::New(
+      env, new std::shared_ptr<Ring>(std::move(ring)),
+      [](Napi::Env, std::shared_ptr<Ring> *held) { delete held; });
+}
+
+Napi::Value ChannelObject::useRing(const Napi::CallbackInfo &info) {
+  const Napi::Env env = info.Env();
+  if (!info[0].IsExternal() || ring_ != nullptr)
+    return fail(env, -EINVAL, "useRing: takes the result of openRing(), once");
+  if (channel_ == nullptr || channel_->closed()) return errnoResult(env, -ENODEV);
+  ring_ = *info[0].As<Napi::External<std::shared_ptr<Ring>>>().Data();
+  return errnoResult(env, channel_->useRing(ring_));
+}
+
+// The memory of an entry, which lives as long as anybody can see it.
+Napi::Value ChannelObject::entry(const Napi::CallbackInfo &info) {
+  const Napi::Env env = info.Env();
+  uint64_t index = 0;
+  if (!getCount(env, info[0], "entry", index)) return Napi::Value();
+  if (ring_ == nullptr || index >= ring_->entryCount())
+    return fail(env, -EINVAL, "entry: there is no such one");
+  auto *held = new std::shared_ptr<Ring>(ring_);
+  return Napi::Buffer<uint8_t>::New(
+      env, ring_->message(static_cast<uint32_t>(index)), ring_->messageBytes(),
+      [](Napi::Env, uint8_t *, std::shared_ptr<Ring> *kept) { delete kept; }, held);
 }
 
 Napi::Value ChannelObject::notify(const Napi::CallbackInfo &info) {

@@ -23,6 +23,8 @@ public:
   static void define(Napi::Env env);
   // openChannel(descriptor, buffer, { busyPollMicros, batch }, onRequest, onEnd)
   static Napi::Value open(const Napi::CallbackInfo &info);
+  // openRing({ queues, depth, payloadBytes })
+  static Napi::Value openRing(const Napi::CallbackInfo &info);
 
   explicit ChannelObject(const Napi::CallbackInfo &info);
   ~ChannelObject() override;
@@ -31,20 +33,23 @@ private:
   Napi::Value reply(const Napi::CallbackInfo &info);
   Napi::Value replyRegion(const Napi::CallbackInfo &info);
   Napi::Value notify(const Napi::CallbackInfo &info);
+  Napi::Value useRing(const Napi::CallbackInfo &info);
+  Napi::Value entry(const Napi::CallbackInfo &info);
   void close(const Napi::CallbackInfo &info);
   Napi::Value counters(const Napi::CallbackInfo &info);
 
   void onBurstBegin() override;
   void onBurstEnd() override;
-  bool onRequest(size_t length) override;
+  bool onRequest(size_t length, int entry) override;
   void onEnd(int error) override;
-  bool call(const Napi::FunctionReference &callback, double argument);
+  bool call(const Napi::FunctionReference &callback, double argument, int second = kNoEntry);
   void settle(uint64_t ticket, int error);
   void shut();
 
   static void onEnvironmentEnd(napi_async_cleanup_hook_handle hook, void *argument);
 
   std::shared_ptr<Channel> channel_;
+  std::shared_ptr<Ring> ring_;
   std::unique_ptr<Notifier> notifier_;
   std::unique_ptr<Napi::AsyncContext> context_;
   Napi::Reference<Napi::Uint8Array> buffer_;

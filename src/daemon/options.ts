@@ -29,9 +29,15 @@ export interface MountOptions {
   assumePmem: boolean;
   /** Where metrics are shown; null for nowhere. */
   metrics: MetricsAddress | null;
-  /** How requests come from the kernel: by its own protocol, or through the optional package fuse-native. */
-  transport: "kernel" | "fuse-native";
+  transport: Transport;
 }
+
+/**
+ * How requests come from the kernel: through /dev/fuse, through io_uring (Linux 6.14), or through the optional package
+ * fuse-native.
+ */
+export const TRANSPORTS = ["kernel", "io_uring", "fuse-native"] as const;
+export type Transport = (typeof TRANSPORTS)[number];
 
 const HELP = "see 'mapdirect mount --help'";
 
@@ -114,10 +120,11 @@ const VALUED: Record<string, { wants: string; set: (options: MountOptions, value
     },
   },
   transport: {
-    wants: "kernel or fuse-native",
+    wants: "kernel, io_uring or fuse-native",
     set: (options, value) => {
-      if (value !== "kernel" && value !== "fuse-native") return false;
-      options.transport = value;
+      const known = TRANSPORTS.find((one) => one === value);
+      if (known === undefined) return false;
+      options.transport = known;
       return true;
     },
   },

@@ -14,10 +14,11 @@ import { Socket } from "node:net";
 import { Errno } from "../base/errno.ts";
 import { listenToProgress } from "../base/progress.ts";
 import { formatUuid } from "../media/mkfs.ts";
-import { loadFuseNative } from "../region/addon.ts";
+import { loadFuseNative, type NativeRing } from "../region/addon.ts";
+import { openFuseRing } from "../region/fuse-ring.ts";
 import { type FuseMount, openFuseMount, unmountFuse } from "../region/fusemount.ts";
 import { FuseNativeChannel } from "../session/fuse-native.ts";
-import { Session } from "../session/session.ts";
+import { Session, TRANSFER_BYTES_MAX } from "../session/session.ts";
 import { statistics } from "../session/statistics.ts";
 import { Volume } from "../session/volume.ts";
 import { Door } from "./door.ts";
@@ -81,7 +82,8 @@ async function serve(request: DaemonRequest, log: Log, readiness: Readiness): Pr
       if (options.directGroup !== null && !options.readOnly) {
         door = await Door.open(region, options.directGroup, formatUuid(volume.store.superblock.uuid), log);
       }
-      const mount = options.transport === "kernel" ? await mountVolume(request) : null;
+      const ring = options.transport === "io_uring" ? openRingOrExplain() : null;
+      const mount = options.transport === "fuse-native" ? null : await mountVolume(request);
       session = new Session(volume, {
         uid: process.getuid?.() ?? 0,
         debug: request.debug ? (text) => log.debug(text) : null,
@@ -91,6 +93,7 @@ async function serve(request: DaemonRequest, log: Log, readiness: Readiness): Pr
         directSocket: door?.path ?? "",
         atime: options.atime,
         noDirectoryAtime: options.noDirectoryAtime,
+        ring,
       });
       if (mount === null) await mountThroughFuseNative(request, session, log);
       else session.attach(mount.fd);
@@ -131,6 +134,14 @@ function unmountAtEndOf(descriptor: number): void {
   pipe.on("close", () => process.kill(process.pid, "SIGTERM"));
   pipe.resume();
   pipe.unref();
+}
+
+function openRingOrExplain(): NativeRing {
+  try {
+    return openFuseRing(TRANSFER_BYTES_MAX);
+  } catch (error) {
+    throw new Failure("transport=io_uring", reason(error), "or mount without that option");
+  }
 }
 
 function mountVolume(request: DaemonRequest): Promise<FuseMount> {

@@ -90,7 +90,11 @@ export class Request {
   /** Byte offset of the end of all that, where the extensions begin. */
   end = 0;
 
-  constructor(buffer: Uint8Array) {
+  /** `isCopy`: the buffer is its own, and nobody else writes into it. */
+  constructor(
+    buffer: Uint8Array,
+    readonly isCopy = false,
+  ) {
     this.bytes = Buffer.from(buffer.buffer, buffer.byteOffset, buffer.byteLength);
     this.view = new DataView(buffer.buffer, buffer.byteOffset, buffer.byteLength);
   }
@@ -308,7 +312,7 @@ export class Request {
 
   /** A request with a buffer of its own, to be answered or run again later. */
   clone(): Request {
-    const copy = new Request(Buffer.from(this.bytes.subarray(0, this.length)));
+    const copy = new Request(Buffer.from(this.bytes.subarray(0, this.length)), true);
     copy.setxattrExtended = this.setxattrExtended;
     copy.receivedMs = this.receivedMs;
     copy.load(this.length);

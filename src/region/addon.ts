@@ -64,6 +64,22 @@ export interface Channel {
   readonly counters: { requests: number; wakeups: number; pollHits: number };
 }
 
+/** io_uring and its entries, before and after a channel uses them. Opaque. */
+export interface NativeRing {
+  readonly ring: never;
+}
+
+/** A channel of the kernel's own. */
+export interface KernelChannel extends Channel {
+  /**
+   * Have requests come through the ring from now on, after INIT was answered so; `onRequest` then gets the entry that holds
+   * one as its second argument. Returns 0 or a positive errno: they go on coming through the descriptor.
+   */
+  useRing(ring: NativeRing): number;
+  /** Where the requests of an entry lie, from the first byte on, until they are answered. */
+  entry(index: number): Buffer;
+}
+
 export interface Addon {
   readonly flushMethod: string;
   /** How crc32c is computed: "sse4.2", "armv8-crc" or "table". */
@@ -89,9 +105,14 @@ export interface Addon {
     descriptor: number,
     buffer: Uint8Array,
     options: { busyPollMicros: number; batch: number },
-    onRequest: (length: number) => unknown,
+    onRequest: (length: number, entry?: number) => unknown,
     onEnd: (errno: number) => void,
-  ): Channel;
+  ): KernelChannel;
+  /**
+   * For FUSE over io_uring: `queues` is the number of possible CPUs, `depth` how many requests of each are served at a time
+   * to begin with. Throws what io_uring_setup(2) says: ENOSYS, EPERM (sysctl kernel.io_uring_disabled), ENOMEM.
+   */
+  openRing(options: { queues: number; depth: number; payloadBytes: number }): NativeRing;
   /** ioctl(2) with a buffer that goes in and out; returns its non-negative result or throws. */
   ioctl(descriptor: number, request: number, argument: Uint8Array): number;
   /** fallocate(2), lseek(2) SEEK_DATA/SEEK_HOLE and such, for tests and tools that Node has no call for. */

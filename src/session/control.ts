@@ -139,6 +139,7 @@ function info(session: Session): unknown {
       negotiated === null
         ? null
         : {
+            transport: session.overRing ? "io_uring" : "kernel",
             minor: negotiated.minor,
             kernel_minor: negotiated.kernelMinor,
             features: featureNames(negotiated.features),

@@ -9,7 +9,7 @@
  * - a request that waits can be interrupted (EINTR), and never holds up another;
  * - nothing here calls into the own mount.
  */
-import { Errno } from "../base/errno.ts";
+import { Errno, errnoName } from "../base/errno.ts";
 import { CorruptionError, FsError, invariant, MediaError } from "../base/errors.ts";
 import { settledOrAborted, Wait } from "../base/wait.ts";
 import { type Negotiated, requestBufferBytes } from "../fuse/init.ts";
@@ -22,7 +22,13 @@ import { holderIsGone } from "../lease/process.ts";
 import type { Lease } from "../lease/table.ts";
 import type { AtimeMode } from "../namespace/attributes.ts";
 import type { Inode } from "../namespace/inode.ts";
-import { addon, type Channel, type NativeRegion } from "../region/addon.ts";
+import {
+  addon,
+  type Channel,
+  type KernelChannel,
+  type NativeRegion,
+  type NativeRing,
+} from "../region/addon.ts";
 import type { NativeBacked, Region } from "../region/region.ts";
 import { Answers } from "./answers.ts";
 import { Counting } from "./counting.ts";
@@ -45,6 +51,8 @@ export interface SessionOptions {
   readonly directSocket: string;
   readonly atime: AtimeMode;
   readonly noDirectoryAtime: boolean;
+  /** For FUSE over io_uring; null: everything comes through /dev/fuse. */
+  readonly ring: NativeRing | null;
 }
 
 /** Largest WRITE and READ, bytes; the kernel's default limit of 256 pages (fs.fuse.max_pages_limit). */
@@ -75,10 +83,15 @@ export class Session {
   readonly startedAtMs = Date.now();
   /** Set by INIT. */
   negotiated: Negotiated | null = null;
+  /** Requests come through io_uring. */
+  overRing = false;
   #channel: Channel | null = null;
   #resolveEnded: () => void = () => {};
   readonly #request: Request;
   readonly #buffer: Buffer;
+  /** Of the entries of the ring. */
+  readonly #entries: Request[] = [];
+  #kernel: KernelChannel | null = null;
   readonly #native: NativeRegion;
   /** Requests that wait, by id; FUSE_INTERRUPT aborts them, and so does the end of the session. */
   readonly #waiting = new Map<bigint, AbortController>();
@@ -147,7 +160,7 @@ export class Session {
 
   /** Serve the /dev/fuse descriptor until the file system is unmounted. */
   attach(descriptor: number): void {
-    this.attachTo((buffer, onRequest, onEnd) =>
+    this.#kernel = this.attachTo((buffer, onRequest, onEnd) =>
       addon().openChannel(
         descriptor,
         buffer,
@@ -158,13 +171,36 @@ export class Session {
     );
   }
 
+  /**
+   * INIT was answered with OVER_IO_URING. Until the kernel has its entries it holds back whoever calls; if it does not take
+   * them, everything goes on through /dev/fuse.
+   */
+  beginRing(): void {
+    const { ring } = this.options;
+    if (ring === null || this.#kernel === null) return;
+    const refused = this.#kernel.useRing(ring);
+    if (refused === 0) this.overRing = true;
+    else this.options.warn(`the kernel does not take the ring: ${errnoName(refused)}; going on without`);
+  }
+
+  /** The request in an entry of the ring. */
+  #requestIn(entry: number): Request {
+    let request = this.#entries[entry];
+    if (request === undefined) {
+      request = new Request((this.#kernel as KernelChannel).entry(entry));
+      request.setxattrExtended = this.#request.setxattrExtended;
+      this.#entries[entry] = request;
+    }
+    return request;
+  }
+
   /** Serve what comes by another way: each request lies in the buffer while `onRequest` runs, as from /dev/fuse. */
   attachTo<C extends Channel>(
-    open: (buffer: Buffer, onRequest: (length: number) => void, onEnd: () => void) => C,
+    open: (buffer: Buffer, onRequest: (length: number, entry?: number) => unknown, onEnd: () => void) => C,
   ): C {
     const channel = open(
       this.#buffer,
-      (length) => this.#receive(length),
+      (length, entry) => this.#receive(length, entry),
       () => this.#resolveEnded(),
     );
     this.#channel = channel;
@@ -188,8 +224,8 @@ export class Session {
   }
 
   /** Returns whether somebody waits for what promises are to bring. */
-  #receive(length: number): boolean {
-    const request = this.#request;
+  #receive(length: number, entry: number | undefined): boolean {
+    const request = entry === undefined ? this.#request : this.#requestIn(entry);
     request.receivedMs = performance.now();
     try {
       request.load(length);
@@ -224,7 +260,7 @@ export class Session {
     try {
       if (handler.waits && handler.atOnce?.(this, request) !== true) {
         // It goes on after this turn of the event loop: it needs a request of its own.
-        const own = request === this.#request ? request.clone() : request;
+        const own = request.isCopy ? request : request.clone();
         handler.run(this, own, this.#wait(own)).then(
           () => this.#waiting.delete(own.unique),
           (error: unknown) => {
@@ -298,7 +334,7 @@ export class Session {
 
   /** Keep the request until what it waits for has happened, or it is interrupted; then run it again. */
   #park(request: Request, attempt: number, wait: Wait): void {
-    const own = request === this.#request ? request.clone() : request;
+    const own = request.isCopy ? request : request.clone();
     const signal = this.#wait(own);
     void settledOrAborted(wait.until, signal).then(() => {
       this.#waiting.delete(own.unique);

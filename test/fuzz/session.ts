@@ -17,7 +17,7 @@ import { type StructField, viewOf } from "../../src/layout/struct.ts";
 import * as wire from "../../src/lease/wire.ts";
 import { checkVolume } from "../../src/namespace/check.ts";
 import { Store } from "../../src/namespace/store.ts";
-import { addon, type Channel } from "../../src/region/addon.ts";
+import { addon, type KernelChannel } from "../../src/region/addon.ts";
 import type { Granularity } from "../../src/region/region.ts";
 import { Session } from "../../src/session/session.ts";
 import { Volume } from "../../src/session/volume.ts";
@@ -397,7 +397,7 @@ class Served {
         mountpoint: "/mnt",
         directSocket: "",
       },
-      ...{ atime: "relatime", noDirectoryAtime: false },
+      ...{ atime: "relatime", noDirectoryAtime: false, ring: null },
     });
     const native = addon();
     const { openChannel } = native;
@@ -417,8 +417,10 @@ class Served {
     });
   }
 
-  #channel(): Channel {
+  #channel(): KernelChannel {
     return {
+      useRing: () => 0,
+      entry: () => Buffer.alloc(0),
       ...{ close: () => {}, counters: { requests: 0, wakeups: 0, pollHits: 0 } },
       notify: async () => 0,
       reply: (unique, error, payload, start, length) => this.#answered(unique, error, payload, start, length),

@@ -70,7 +70,7 @@ test("options that fuse-native cannot keep are refused before anything is mounte
     ["transport=fuse-native,direct=seal", /no direct mappings/],
     ["direct_group=0,transport=fuse-native", /no direct mappings/],
     ["transport=fuse-native,allow_other", /does not say which user calls/],
-    ["transport=libfuse", /wants kernel or fuse-native/],
+    ["transport=libfuse", /wants kernel, io_uring or fuse-native/],
     ["transport", /needs a value/],
   ];
   for (const [options, expected] of refusals) {

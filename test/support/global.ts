@@ -1,8 +1,9 @@
 /**
  * Around a whole run of vitest: clear away what a killed run left, and check at the end that this one leaves nothing:
- * no mount, no daemon, no loop device.
+ * no mount, no daemon, no loop device. Root has the kernel allow FUSE over io_uring meanwhile, where it can.
  */
 import { execFileSync } from "node:child_process";
+import { readFileSync, writeFileSync } from "node:fs";
 import { isRunning } from "../../src/daemon/mounts.ts";
 import { findLeftovers, type Leftover, removeFolders } from "./leftovers.ts";
 
@@ -27,12 +28,29 @@ function clear(leftovers: readonly Leftover[]): void {
   removeFolders(leftovers);
 }
 
+const ENABLE_URING = "/sys/module/fuse/parameters/enable_uring";
+let uringBefore: string | undefined;
+
+/** It concerns daemons that ask for it and nobody else. */
+function allowUring(): void {
+  try {
+    const before = readFileSync(ENABLE_URING, "latin1").trim();
+    if (before === "Y" || process.getuid?.() !== 0) return;
+    writeFileSync(ENABLE_URING, "Y");
+    uringBefore = before;
+  } catch {
+    // The kernel has none: the tests say that they are skipped.
+  }
+}
+
 export function setup(): void {
+  allowUring();
   process.env.MAPDIRECT_TEST_RUN = `${process.pid}`;
   clear(findLeftovers().filter(({ run }) => !isRunning(run)));
 }
 
 export function teardown(): void {
+  if (uringBefore !== undefined) writeFileSync(ENABLE_URING, uringBefore);
   const ours = findLeftovers().filter(({ run }) => run === process.pid);
   const serious = ours.filter(({ kind }) => kind !== "folder");
   clear(ours);

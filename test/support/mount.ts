@@ -15,7 +15,7 @@ import { afterAll, beforeAll, expect, onTestFinished } from "vitest";
 import { isRunning, lockHolder, mountAt, mountOfRegion } from "../../src/daemon/mounts.ts";
 import { folderPrefix } from "./leftovers.ts";
 import { cli, type Result, type RunOptions, run } from "./run.ts";
-import { fuseNativeUnavailable, transport } from "./transport.ts";
+import { transport, transportUnavailable } from "./transport.ts";
 
 export interface MountRequest {
   /** Size of the region in bytes; 64 MiB if left out. */
@@ -51,7 +51,7 @@ export class TestMount {
 
   /** Make the region and mount it. */
   async begin(): Promise<void> {
-    if (transport === "fuse-native" && fuseNativeUnavailable() !== null) return; // Every test is skipped.
+    if (transportUnavailable() !== null) return; // Every test is skipped.
     const { sizeBytes = 64 * 1024 * 1024, blockSizeBytes = 4096, user } = this.request;
     await mkdir(this.path);
     await chmod(this.folder, 0o755);
@@ -77,7 +77,7 @@ export class TestMount {
   async mount(options = this.request.options): Promise<void> {
     const args = ["mount", ...(this.request.assumePmem ? ["--assume-pmem"] : [])];
     if (options !== undefined) args.push("-o", options);
-    if (transport === "fuse-native") args.push("--transport", transport);
+    if (transport !== "kernel") args.push("--transport", transport);
     const debug = process.env.MAPDIRECT_TEST_LOG;
     if (debug !== undefined) args.push("--log", debug);
     const { code, stderr } = await this.cli(...args, this.region, this.path);

@@ -1,14 +1,14 @@
 /**
- * Which transport the mounts of a run use. The project "fuse-native" of vitest.config.ts runs the suite of mounts over that
- * package; what its interface lacks is skipped with the reason that stands here, and nothing else is.
+ * Which transport the mounts of a run use. The projects "io_uring" and "fuse-native" of vitest.config.ts run the suite of
+ * mounts over those; what fuse-native's interface lacks is skipped with the reason that stands here, and nothing else is.
  */
 import { beforeEach } from "vitest";
+import { TRANSPORTS, type Transport } from "../../src/daemon/options.ts";
 import { loadFuseNative } from "../../src/region/addon.ts";
-
-export type Transport = "kernel" | "fuse-native";
+import { openFuseRing } from "../../src/region/fuse-ring.ts";
 
 export const transport: Transport =
-  process.env.MAPDIRECT_TEST_TRANSPORT === "fuse-native" ? "fuse-native" : "kernel";
+  TRANSPORTS.find((one) => one === process.env.MAPDIRECT_TEST_TRANSPORT) ?? "kernel";
 
 let unavailable: string | null | undefined;
 
@@ -30,6 +30,20 @@ const NO_CALLER = "it does not say who calls: the mount is for whoever mounted a
 const TIMES = "times are milliseconds from 1970 on, and mtime becomes what atime is set to";
 const LARGE = "sizes are JavaScript numbers";
 const HIDDEN = "libfuse addresses files by path: an open file that loses its name has a hidden one";
+
+let ringRefused: string | null | undefined;
+
+/** Why FUSE over io_uring cannot be used here, or null. */
+export function uringUnavailable(): string | null {
+  if (ringRefused !== undefined) return ringRefused;
+  try {
+    openFuseRing(4096);
+    ringRefused = null;
+  } catch (error) {
+    ringRefused = (error as Error).message;
+  }
+  return ringRefused;
+}
 
 /** What fuse-native lacks, by the names of the tests that need it. docs/OPERATIONS.md has the same list for users. */
 export const LACKING: Readonly<Record<string, string>> = {
@@ -66,6 +80,21 @@ export const LACKING: Readonly<Record<string, string>> = {
   "an abort of the connection by the administrator ends the daemon, and the mountpoint is free again":
     "it does not say that the connection was aborted",
 };
+
+/** Why nothing can be tested over the transport of this run, or null. */
+export const transportUnavailable = (): string | null =>
+  transport === "fuse-native"
+    ? fuseNativeUnavailable()
+    : transport === "io_uring"
+      ? uringUnavailable()
+      : null;
+
+if (transport === "io_uring") {
+  beforeEach(({ skip }) => {
+    const reason = transportUnavailable();
+    if (reason !== null) skip(reason);
+  });
+}
 
 if (transport === "fuse-native") {
   beforeEach(({ task, skip }) => {

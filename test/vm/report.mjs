@@ -15,6 +15,7 @@ const PROMISES = [
   ["fio psync, mmap", /^fio (psync|mmap)/],
   ["fio libpmem, PMDK", /^(fio libpmem|PMDK)/],
   ["client's programs", /\.c, by /],
+  ["FUSE over io_uring", /^FUSE over io_uring$/],
 ];
 
 /** yes; no and what failed; what the kernel answered instead; nothing if it was not tried. */

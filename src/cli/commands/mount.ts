@@ -4,7 +4,7 @@ import { Command, Option } from "commander";
 import { Failure, reason } from "../../daemon/failure.ts";
 import { LOG_FORMATS, LOG_LEVELS, type LogFormat, type LogLevel } from "../../daemon/log.ts";
 import { lockHolder } from "../../daemon/mounts.ts";
-import { type MountOptions, parseMountOptions } from "../../daemon/options.ts";
+import { type MountOptions, parseMountOptions, TRANSPORTS } from "../../daemon/options.ts";
 import { Readiness } from "../../daemon/readiness.ts";
 import { inUse } from "../../daemon/region.ts";
 import { freeMountpoint, resolveRegion, startDaemon } from "../../daemon/start.ts";
@@ -35,9 +35,8 @@ export function mountCommand(): Command {
     .option("--assume-pmem", "declare the region to be persistent memory, for tests", false)
     .option("-o, --options <list>", "mount options, separated by commas", collect, [])
     .addOption(
-      new Option("--transport <name>", "kernel, or fuse-native where that package is installed").choices([
-        "kernel",
-        "fuse-native",
+      new Option("--transport <name>", "kernel; io_uring; or fuse-native, where that is installed").choices([
+        ...TRANSPORTS,
       ]),
     )
     .option("--log <file>", "append the log of the background daemon to a file")
@@ -71,6 +70,8 @@ Options for -o:
   max_leased=SIZE        bytes that a user may hold under lease (half of the region)
   metrics=ADDRESS        as --metrics
   assume_pmem            as --assume-pmem
+  transport=io_uring     as --transport io_uring: requests through io_uring (Linux 6.14,
+                         where fuse.enable_uring is on)
   transport=fuse-native  as --transport fuse-native: through that npm package, without
                          direct mappings, for whoever mounts alone
 

@@ -29,6 +29,7 @@ export function init(session: Session, request: Request): void {
       "POSIX_ACL",
       "SETXATTR_EXT",
       "DIRECT_IO_ALLOW_MMAP",
+      ...(session.options.ring === null ? [] : (["OVER_IO_URING"] as const)),
     ],
     maxWriteBytes: TRANSFER_BYTES_MAX,
     maxReadaheadBytes: TRANSFER_BYTES_MAX,
@@ -41,6 +42,7 @@ export function init(session: Session, request: Request): void {
     request.setxattrExtended = negotiated.features.SETXATTR_EXT;
   }
   session.replyBytes(request, negotiated.reply);
+  if (negotiated.features.OVER_IO_URING) session.beginRing();
 }
 
 export function destroy(session: Session, request: Request): void {

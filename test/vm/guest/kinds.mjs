@@ -111,6 +111,7 @@ function nbd() {
  * found      what `mapdirect info` must name
  * unit       bytes that mappings are made of
  * sync       MAP_SYNC: true granted, false refused
+ * uring      try FUSE over io_uring as well
  * pins       io_uring registered buffers over a direct mapping: as the kernel must answer; undefined: measured alone
  * programs   the client's C programs to run
  */
@@ -203,6 +204,7 @@ const KINDS = [
     unit: 4096,
     sync: false,
     pins: true,
+    uring: true,
     programs: [],
   },
 ];
@@ -358,6 +360,32 @@ async function examine(kind, set) {
     await mapdirect("unmount", MNT);
   });
   if (run("mountpoint", ["-q", MNT]).code === 0) run("umount", ["-l", MNT]);
+  if (kind.uring) await on("FUSE over io_uring", () => overUring(region));
+}
+
+const ENABLE_URING = "/sys/module/fuse/parameters/enable_uring";
+
+/** Where the kernel has it; elsewhere it has to be refused, with the reason. */
+async function overUring(region) {
+  if (!existsSync(ENABLE_URING)) {
+    const said = await mapdirect("mount", "-o", "transport=io_uring", region, MNT).catch(
+      ({ message }) => message,
+    );
+    if (!/no FUSE over io_uring/.test(said)) throw new Error(`mounted, or: ${said}`);
+    return "refused";
+  }
+  writeFileSync(ENABLE_URING, "Y");
+  await mapdirect("mount", "-o", "transport=io_uring", region, MNT);
+  try {
+    equal(JSON.parse(await mapdirect("info", "--json", MNT)).fuse.transport, "io_uring", "transport");
+    fio("psync", "--rw=randrw", "--bs=16k", "--fsync=32", "--numjobs=3");
+    fio("mmap", "--rw=randwrite", "--bs=4k");
+    await mapdirect("check", MNT);
+  } finally {
+    await mapdirect("unmount", MNT);
+  }
+  await mapdirect("fsck", region);
+  return "yes";
 }
 
 for (const kind of KINDS) {

@@ -1,0 +1,366 @@
+#include "fuse/ring.h"
+
+#include "region/mapping.h"
+
+#include <atomic>
+#include <cerrno>
+#include <cstring>
+#include <linux/fuse.h>
+#include <linux/io_uring.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+namespace mapdirect {
+namespace {
+
+// As linux/fuse.h has them since 7.42; older headers do not.
+constexpr uint32_t kRegister = 1;       // FUSE_IO_URING_CMD_REGISTER
+constexpr uint32_t kCommitAndFetch = 2; // FUSE_IO_URING_CMD_COMMIT_AND_FETCH
+
+struct EntryInOut { // fuse_uring_ent_in_out
+  uint64_t flags;
+  uint64_t commitId;
+  uint32_t payloadBytes;
+  uint32_t padding;
+  uint64_t reserved;
+};
+
+constexpr size_t kHeaderBytes = 128;    // FUSE_URING_IN_OUT_HEADER_SZ
+constexpr size_t kOperationBytes = 128; // FUSE_URING_OP_IN_OUT_SZ
+
+struct EntryHeaders { // fuse_uring_req_header
+  uint8_t inOut[kHeaderBytes];
+  uint8_t operation[kOperationBytes];
+  EntryInOut entry;
+};
+static_assert(sizeof(EntryHeaders) == 288);
+
+struct Command { // fuse_uring_cmd_req
+  uint64_t flags;
+  uint64_t commitId;
+  uint16_t queue;
+  uint8_t padding[6];
+};
+static_assert(sizeof(Command) == 24);
+
+constexpr size_t kSubmissionBytes = 128; // IORING_SETUP_SQE128
+constexpr size_t kCommandAt = 48;        // io_uring_sqe.cmd
+
+// An entry: the headers on a page of their own, the payload on whole pages behind it. The request is put together so
+// that the data of a WRITE stays where the kernel has put it.
+constexpr size_t kPage = 4096;
+constexpr size_t kFixedBytes = sizeof(fuse_in_header) + sizeof(fuse_write_in);
+constexpr size_t kPartsAt = 512;
+static_assert(sizeof(EntryHeaders) <= kPartsAt && kPartsAt + 2 * sizeof(iovec) <= kPage - kFixedBytes);
+
+constexpr uint32_t kSubmissions = 64;
+constexpr uint32_t kCompletions = 4096;
+constexpr uint32_t kEntriesMax = 65536;
+
+int setup(uint32_t entries, io_uring_params *parameters) {
+  return static_cast<int>(syscall(__NR_io_uring_setup, entries, parameters));
+}
+
+uint32_t loadAcquire(const uint32_t *at) {
+  return std::atomic_ref<uint32_t>(*const_cast<uint32_t *>(at)).load(std::memory_order_acquire);
+}
+
+size_t roundUp(size_t bytes) {
+  return (bytes + kPage - 1) / kPage * kPage;
+}
+
+} // namespace
+
+int Ring::open(const RingOptions &options, std::unique_ptr<Ring> &ring, const char *&step) {
+  std::unique_ptr<Ring> opened(new Ring(options));
+  if (const int failure = opened->map(step); failure != 0) return failure;
+  step = "mmap";
+  for (uint32_t queue = 0; queue < options.queues; queue++) {
+    for (uint32_t count = 0; count < options.depth; count++) {
+      if (const int failure = opened->addEntry(static_cast<uint16_t>(queue)); failure != 0) return failure;
+    }
+  }
+  ring = std::move(opened);
+  return 0;
+}
+
+int Ring::map(const char *&step) {
+  io_uring_params parameters{};
+  parameters.flags = IORING_SETUP_SQE128 | IORING_SETUP_CQSIZE | IORING_SETUP_TASKRUN_FLAG |
+                     IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN;
+  parameters.cq_entries = kCompletions;
+  step = "io_uring_setup";
+  ring_ = setup(kSubmissions, &parameters);
+  if (ring_ < 0) return -errno;
+  if ((parameters.features & IORING_FEAT_SINGLE_MMAP) == 0) return -ENOSYS;
+
+  step = "mmap of the ring";
+  const size_t submissionEnd = parameters.sq_off.array + parameters.sq_entries * sizeof(uint32_t);
+  const size_t completionEnd = parameters.cq_off.cqes + parameters.cq_entries * sizeof(io_uring_cqe);
+  ringsBytes_ = submissionEnd > completionEnd ? submissionEnd : completionEnd;
+  void *rings = mmap(nullptr, ringsBytes_, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, ring_,
+                     IORING_OFF_SQ_RING);
+  if (rings == MAP_FAILED) return -errno;
+  rings_ = static_cast<uint8_t *>(rings);
+  submissionsBytes_ = parameters.sq_entries * kSubmissionBytes;
+  void *submissions = mmap(nullptr, submissionsBytes_, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE,
+                           ring_, IORING_OFF_SQES);
+  if (submissions == MAP_FAILED) return -errno;
+  submissions_ = static_cast<uint8_t *>(submissions);
+
+  const auto word = [this](uint32_t offset) { return reinterpret_cast<uint32_t *>(rings_ + offset); };
+  submissionTail_ = word(parameters.sq_off.tail);
+  submissionFlags_ = word(parameters.sq_off.flags);
+  submissionArray_ = word(parameters.sq_off.array);
+  submissionMask_ = *word(parameters.sq_off.ring_mask);
+  completionHead_ = word(parameters.cq_off.head);
+  completionTail_ = word(parameters.cq_off.tail);
+  completionFlags_ = word(parameters.cq_off.flags);
+  completionMask_ = *word(parameters.cq_off.ring_mask);
+  completions_ = reinterpret_cast<io_uring_cqe *>(rings_ + parameters.cq_off.cqes);
+
+  step = "eventfd";
+  event_ = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+  if (event_ < 0) return -errno;
+  step = "io_uring_register";
+  if (syscall(__NR_io_uring_register, ring_, IORING_REGISTER_EVENTFD, &event_, 1) != 0) return -errno;
+  return 0;
+}
+
+void Ring::close() {
+  if (ring_ >= 0) ::close(ring_);
+  if (event_ >= 0) ::close(event_);
+  ring_ = event_ = -1;
+}
+
+Ring::~Ring() {
+  close();
+  if (rings_ != nullptr) munmap(rings_, ringsBytes_);
+  if (submissions_ != nullptr) munmap(submissions_, submissionsBytes_);
+  for (const Entry &entry : entries_)
+    munmap(entry.block, kPage + roundUp(options_.payloadBytes) + kPage);
+}
+
+// Address space: pages are there once a request has needed them.
+int Ring::addEntry(uint16_t queue) {
+  if (entries_.size() >= kEntriesMax) return -ENOSPC;
+  void *block = mmap(nullptr, kPage + roundUp(options_.payloadBytes) + kPage, PROT_READ | PROT_WRITE,
+                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (block == MAP_FAILED) return -errno;
+  entries_.push_back({static_cast<uint8_t *>(block), queue, false});
+  all_[queue]++;
+  return 0;
+}
+
+uint8_t *Ring::message(uint32_t entry) const {
+  return entries_[entry].block + kPage - kFixedBytes;
+}
+
+size_t Ring::messageBytes() const {
+  return kFixedBytes + roundUp(options_.payloadBytes) + kPage;
+}
+
+// There is always room: whoever adds one submits in time.
+io_uring_sqe *Ring::nextSubmission() {
+  if (queued_ == kSubmissions) submit();
+  const uint32_t tail = *submissionTail_; // ours alone
+  const uint32_t index = tail & submissionMask_;
+  uint8_t *at = submissions_ + index * kSubmissionBytes;
+  memset(at, 0, kSubmissionBytes);
+  submissionArray_[index] = index;
+  return reinterpret_cast<io_uring_sqe *>(at);
+}
+
+void Ring::command(uint32_t operation, uint32_t entry, uint64_t commitId) {
+  io_uring_sqe *submission = nextSubmission();
+  submission->opcode = IORING_OP_URING_CMD;
+  submission->fd = device_;
+  submission->cmd_op = operation;
+  submission->user_data = entry;
+  if (operation == kRegister) {
+    uint8_t *block = entries_[entry].block;
+    iovec *parts = reinterpret_cast<iovec *>(block + kPartsAt);
+    parts[0] = {block, sizeof(EntryHeaders)};
+    parts[1] = {block + kPage, options_.payloadBytes};
+    submission->addr = reinterpret_cast<uint64_t>(parts);
+    submission->len = 2;
+  }
+  Command command{};
+  command.commitId = commitId;
+  command.queue = entries_[entry].queue;
+  memcpy(reinterpret_cast<uint8_t *>(submission) + kCommandAt, &command, sizeof command);
+  std::atomic_ref<uint32_t>(*submissionTail_).store(*submissionTail_ + 1, std::memory_order_release);
+  queued_++;
+}
+
+int Ring::enter(uint32_t count) {
+  return static_cast<int>(
+      syscall(__NR_io_uring_enter, ring_, count, 0, IORING_ENTER_GETEVENTS, nullptr, size_t{0}));
+}
+
+// Also runs what the kernel wants to have run by this thread: it copies requests that have come into their entries.
+void Ring::submit() {
+  while (queued_ > 0 || (loadAcquire(submissionFlags_) & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW)) != 0) {
+    const int done = enter(queued_);
+    if (done < 0 && errno == EINTR) continue;
+    // Nothing else is expected of a valid ring (EBADR, EBUSY: completions are in the way, and are taken next).
+    if (done <= 0) return;
+    queued_ -= static_cast<uint32_t>(done) < queued_ ? static_cast<uint32_t>(done) : queued_;
+  }
+}
+
+int Ring::start(int device) {
+  device_ = device;
+  for (uint32_t entry = 0; entry < entries_.size(); entry++) {
+    entries_[entry].live = true;
+    command(kRegister, entry, 0);
+    if (queued_ == kSubmissions) submit();
+  }
+  submit();
+  // A refusal comes at once.
+  Arrival arrival;
+  for (uint32_t seen = 0; seen < entries_.size() && hasCompletion(); seen++) {
+    const io_uring_cqe &first = completions_[*completionHead_ & completionMask_];
+    if (first.res >= 0) break;
+    next(arrival);
+  }
+  return failure_;
+}
+
+void Ring::grow() {
+  bool added = false;
+  for (uint16_t queue = 0; queue < options_.queues; queue++) {
+    if (inUse_[queue] < all_[queue] || addEntry(queue) != 0) continue;
+    const uint32_t entry = entryCount() - 1;
+    entries_[entry].live = true;
+    command(kRegister, entry, 0);
+    added = true;
+  }
+  if (added) submit();
+}
+
+void Ring::awake() {
+  uint64_t count;
+  std::atomic_ref<uint32_t>(*completionFlags_).fetch_or(IORING_CQ_EVENTFD_DISABLED);
+  while (read(event_, &count, sizeof count) < 0 && errno == EINTR) {
+  }
+}
+
+bool Ring::asleep() {
+  std::atomic_ref<uint32_t>(*completionFlags_).fetch_and(~uint32_t{IORING_CQ_EVENTFD_DISABLED});
+  return hasWork();
+}
+
+void Ring::wake() {
+  const uint64_t one = 1;
+  while (write(event_, &one, sizeof one) < 0 && errno == EINTR) {
+  }
+}
+
+bool Ring::hasCompletion() const {
+  return *completionHead_ != loadAcquire(completionTail_);
+}
+
+bool Ring::hasWork() const {
+  return hasCompletion() ||
+         (loadAcquire(submissionFlags_) & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW)) != 0;
+}
+
+bool Ring::next(Arrival &arrival) {
+  while (hasCompletion()) {
+    const uint32_t head = *completionHead_;
+    const io_uring_cqe completion = completions_[head & completionMask_];
+    std::atomic_ref<uint32_t>(*completionHead_).store(head + 1, std::memory_order_release);
+    if (take(completion, arrival)) return true;
+  }
+  return false;
+}
+
+bool Ring::take(const io_uring_cqe &completion, Arrival &arrival) {
+  const uint32_t index = static_cast<uint32_t>(completion.user_data);
+  if (index >= entries_.size()) return false;
+  Entry &entry = entries_[index];
+  if (completion.res < 0) {
+    // The mount has ended (ENOTCONN, ECONNABORTED), or the kernel did not take the entry.
+    entry.live = false;
+    failure_ = completion.res;
+    return false;
+  }
+  EntryHeaders headers;
+  memcpy(&headers, entry.block, sizeof headers);
+  fuse_in_header request;
+  memcpy(&request, headers.inOut, sizeof request);
+  const size_t payload = headers.entry.payloadBytes;
+  if (payload > options_.payloadBytes || request.len < sizeof request + payload) return false;
+  const size_t operation = request.len - sizeof request - payload;
+  if (operation > kOperationBytes) return false;
+
+  uint8_t *to = message(index);
+  memcpy(to, &request, sizeof request);
+  if (payload > 0 && operation != sizeof(fuse_write_in))
+    memmove(to + sizeof request + operation, entry.block + kPage, payload);
+  memcpy(to + sizeof request, headers.operation, operation);
+  held_.emplace(request.unique, index);
+  inUse_[entry.queue]++;
+  arrival = {index, request.len};
+  return true;
+}
+
+void Ring::commit(uint32_t index, uint64_t unique, int error, size_t length) {
+  Entry &entry = entries_[index];
+  fuse_out_header header{};
+  header.len = static_cast<uint32_t>(sizeof header + length);
+  header.error = -error;
+  header.unique = unique;
+  memcpy(entry.block, &header, sizeof header);
+  EntryInOut about{};
+  about.commitId = unique;
+  about.payloadBytes = static_cast<uint32_t>(length);
+  memcpy(entry.block + offsetof(EntryHeaders, entry), &about, sizeof about);
+  inUse_[entry.queue]--;
+  command(kCommitAndFetch, index, unique);
+}
+
+int Ring::answer(uint64_t unique, int error, const void *payload, size_t length) {
+  const auto found = held_.find(unique);
+  if (found == held_.end()) return -ENOENT;
+  const uint32_t entry = found->second;
+  held_.erase(found);
+  if (length > options_.payloadBytes) {
+    commit(entry, unique, EIO, 0);
+    return -EINVAL;
+  }
+  if (length > 0) memcpy(entries_[entry].block + kPage, payload, length);
+  commit(entry, unique, error, length);
+  return 0;
+}
+
+int Ring::answerFromRegion(uint64_t unique, const Mapping &region, const Piece *pieces, size_t count) {
+  const auto found = held_.find(unique);
+  if (found == held_.end()) return -ENOENT;
+  const uint32_t entry = found->second;
+  held_.erase(found);
+  uint8_t *payload = entries_[entry].block + kPage;
+  size_t total = 0;
+  for (size_t i = 0; i < count; i++) {
+    const Piece &piece = pieces[i];
+    int failure = 0;
+    if (piece.length > options_.payloadBytes - total)
+      failure = -EINVAL;
+    else if (piece.zeros)
+      memset(payload + total, 0, piece.length);
+    else
+      failure = region.read(piece.offset, payload + total, piece.length);
+    if (failure != 0) {
+      commit(entry, unique, EIO, 0);
+      return failure;
+    }
+    total += piece.length;
+  }
+  commit(entry, unique, 0, total);
+  return 0;
+}
+
+} // namespace mapdirect
