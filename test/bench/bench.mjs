@@ -4,8 +4,9 @@
  *
  * Order: within a round a workload runs on all peers, one after the other, before the next workload begins; each round
  * begins with another peer. So neighbours in time are compared, and no peer always comes first. Workloads with slices
- * go round the peers several times in a round, and the best of a peer's slices counts: what else runs on the machine only
- * ever makes one slower.
+ * go round the peers several times in a round, and the median of a peer's slices counts. A slice is long enough to forget what
+ * ran before it: whether a program and its server share a processor makes a request two or three times as fast, and how busy
+ * the processors were a moment ago decides it.
  */
 import { accessSync, constants, mkdirSync, readdirSync, readFileSync, rmSync, statfsSync } from "node:fs";
 import { loadavg } from "node:os";
@@ -15,7 +16,7 @@ import { GOALS, judge } from "./goals.mjs";
 import { describeMachine } from "./machine.mjs";
 import { folderName, sweep } from "./mounts.mjs";
 import { Missing, PEERS } from "./peers.mjs";
-import { bestOf, curvesOf, Results } from "./results.mjs";
+import { curvesOf, medianOf, Results } from "./results.mjs";
 import { Interrupted, run, Scope, startFirst } from "./scope.mjs";
 import { STUDIES } from "./studies/index.mjs";
 import { prepareData } from "./workloads/data.mjs";
@@ -30,15 +31,15 @@ const MIB = 1024 * 1024;
  */
 export const PROFILES = {
   full: {
-    rounds: 5,
+    rounds: 3,
     wideRounds: 2,
-    slices: 10,
-    fewSlices: 4,
-    sliceSec: 0.08,
+    slices: 3,
+    fewSlices: 2,
+    sliceSec: 0.4,
     fioMs: 250,
     fileMib: 128,
-    metaFiles: 250,
-    treeFiles: 400,
+    metaFiles: 1500,
+    treeFiles: 1500,
     transactions: 400,
     directSlices: 40,
     directSliceMs: 4,
@@ -50,13 +51,13 @@ export const PROFILES = {
   quick: {
     rounds: 2,
     wideRounds: 0,
-    slices: 5,
-    fewSlices: 2,
-    sliceSec: 0.04,
+    slices: 2,
+    fewSlices: 1,
+    sliceSec: 0.15,
     fioMs: 150,
     fileMib: 64,
-    metaFiles: 150,
-    treeFiles: 150,
+    metaFiles: 300,
+    treeFiles: 300,
     transactions: 100,
     directSlices: 20,
     directSliceMs: 3,
@@ -229,9 +230,9 @@ class Measurement {
       }
     }
     for (const [peer, measured] of found) {
-      const { cpuMicros, ...best } = bestOf(workload, measured);
+      const { cpuMicros, ...sample } = medianOf(workload, measured);
       const hasFigure = peer.pid !== undefined && Number.isFinite(cpuMicros);
-      this.#add(round, workload, peer.name, hasFigure ? { ...best, cpuMicros } : best);
+      this.#add(round, workload, peer.name, hasFigure ? { ...sample, cpuMicros } : sample);
     }
   }
 

@@ -1,5 +1,5 @@
 /** Samples become rows: per peer, per ratio, and what the goals ask for. */
-import { summary } from "./statistics.mjs";
+import { median, summary } from "./statistics.mjs";
 
 /**
  * A sample: { round, workload, peer, values: { key: number }, ratios?: { peer: { key: number } }, cpuMicros? }. There is
@@ -97,14 +97,15 @@ export class Results {
   }
 }
 
-/** Several slices of one round become one sample: the best of each figure, and the least CPU time. */
-export function bestOf({ rows }, measured) {
+/** Several slices of one round become one sample: the median of each figure, and of the CPU time. */
+export function medianOf({ rows }, measured) {
   const values = {};
-  for (const { key, better } of rows) {
+  for (const { key } of rows) {
     const found = measured.map((one) => one.values[key]).filter((value) => value !== undefined);
-    if (found.length > 0) values[key] = better === "less" ? Math.min(...found) : Math.max(...found);
+    if (found.length > 0) values[key] = median(found);
   }
-  return { values, cpuMicros: Math.min(...measured.map((one) => one.cpuMicros).filter(Number.isFinite)) };
+  const cpu = measured.map((one) => one.cpuMicros).filter(Number.isFinite);
+  return { values, cpuMicros: cpu.length > 0 ? median(cpu) : Number.NaN };
 }
 
 /** Rows with `curve` as curves: { name, x, series: [{ title, unit, values (summary or null) }] }. */
