@@ -53,6 +53,32 @@ private:
   int result_ = 0;
 };
 
+// madvise on the thread pool.
+class GatherWorker : public Napi::AsyncWorker {
+public:
+  GatherWorker(Napi::Env env, std::shared_ptr<Mapping> mapping, uint64_t offset, uint64_t length)
+      : Napi::AsyncWorker(env, "mapdirect.gather"), deferred_(Napi::Promise::Deferred::New(env)),
+        mapping_(std::move(mapping)), offset_(offset), length_(length) {}
+  Napi::Promise promise() const { return deferred_.Promise(); }
+
+  void Execute() override { result_ = mapping_->gather(offset_, length_, gathered_); }
+  void OnOK() override {
+    if (result_ != 0) {
+      deferred_.Reject(makeFailure(Env(), result_, rangeText("gather", length_, offset_)).Value());
+      return;
+    }
+    deferred_.Resolve(Napi::Buffer<uint8_t>::Copy(Env(), gathered_.data(), gathered_.size()));
+  }
+
+private:
+  Napi::Promise::Deferred deferred_;
+  std::shared_ptr<Mapping> mapping_;
+  const uint64_t offset_;
+  const uint64_t length_;
+  std::vector<uint8_t> gathered_;
+  int result_ = 0;
+};
+
 // ftruncate and fsync on the thread pool; then the new part is mapped on the thread that uses the mapping.
 class GrowWorker : public Napi::AsyncWorker {
 public:
@@ -104,6 +130,7 @@ void RegionObject::define(Napi::Env env) {
                                        InstanceMethod<&RegionObject::copy>("copy"),
                                        InstanceMethod<&RegionObject::flush>("flush"),
                                        InstanceMethod<&RegionObject::unload>("unload"),
+                                       InstanceMethod<&RegionObject::gather>("gather"),
                                        InstanceMethod<&RegionObject::drain>("drain"),
                                        InstanceMethod<&RegionObject::sync>("sync"),
                                        InstanceMethod<&RegionObject::measure>("measure"),
@@ -252,6 +279,22 @@ void RegionObject::unload(const Napi::CallbackInfo &info) {
     return;
   if (const int failure = mapping_->unload(offset, length); failure != 0)
     fail(env, failure, rangeText("unload", offset, length));
+}
+
+Napi::Value RegionObject::gather(const Napi::CallbackInfo &info) {
+  const Napi::Env env = info.Env();
+  uint64_t offset = 0;
+  uint64_t length = 0;
+  if (!checkOpen(env, "gather") || !getCount(env, info[0], "offset", offset) ||
+      !getCount(env, info[1], "length", length))
+    return Napi::Value();
+  // Looked at here: the region may grow meanwhile.
+  if (mapping_->addressOf(offset, length) == nullptr)
+    return fail(env, -EINVAL, rangeText("gather", length, offset));
+  GatherWorker *worker = new GatherWorker(env, mapping_, offset, length);
+  const Napi::Promise promise = worker->promise();
+  worker->Queue();
+  return promise;
 }
 
 void RegionObject::drain(const Napi::CallbackInfo &info) {

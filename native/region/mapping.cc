@@ -60,8 +60,9 @@ const char *whyNoMapSync(RegionKind kind, bool dax, int failure) {
 
 // Set aside for a region to grow into, at least. Nothing but numbers: no memory, no page tables.
 constexpr uint64_t kRoomBytes = uint64_t{4} << 40;
-// Huge pages need it of address and offset alike.
-constexpr uint64_t kHugePageBytes = 2 << 20;
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE 25 // Linux 6.1
+#endif
 
 uint64_t roundUp(uint64_t value, uint64_t unit) {
   return (value + unit - 1) / unit * unit;
@@ -323,6 +324,31 @@ int Mapping::unload(uint64_t offset, size_t length) const {
   const uint64_t end = (offset + length) / page * page;
   // Not on device-dax, whose pages are larger. It is only about memory.
   if (first < end) madvise(base_ + first, end - first, MADV_DONTNEED);
+  return 0;
+}
+
+int Mapping::gather(uint64_t offset, uint64_t length, std::vector<uint8_t> &gathered) const {
+  if (!info_.inMemory) return -EOPNOTSUPP;
+  if (offset % kHugePageBytes != 0 || length % kHugePageBytes != 0) return -EINVAL;
+  const uint64_t page = static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
+  std::vector<uint8_t> there(kHugePageBytes / page);
+  gathered.assign(length / kHugePageBytes, 0);
+  for (size_t first = 0; first < gathered.size();) {
+    // Several at a time: before each call's work the kernel has every CPU put its pages away, which takes longer.
+    size_t past = first;
+    for (; past < gathered.size(); past++) {
+      if (mincore(base_ + offset + past * kHugePageBytes, kHugePageBytes, there.data()) != 0) return -errno;
+      if (!std::all_of(there.begin(), there.end(), [](uint8_t one) { return (one & 1) != 0; })) break;
+    }
+    if (past > first) {
+      const bool done = madvise(base_ + offset + first * kHugePageBytes, (past - first) * kHugePageBytes,
+                                MADV_COLLAPSE) == 0;
+      if (!done && errno == EINVAL) return -EOPNOTSUPP; // an older kernel, or one without huge pages
+      std::fill(gathered.begin() + static_cast<ptrdiff_t>(first),
+                gathered.begin() + static_cast<ptrdiff_t>(past), done ? 1 : 2);
+    }
+    first = past + 1;
+  }
   return 0;
 }
 

@@ -18,8 +18,12 @@
 #include <memory>
 #include <string>
 #include <sys/types.h>
+#include <vector>
 
 namespace mapdirect {
+
+// A huge page of the page cache, bytes.
+constexpr uint64_t kHugePageBytes = 2 << 20;
 
 enum class RegionKind { file, block, devdax };
 
@@ -61,6 +65,10 @@ public:
   int flush(uint64_t offset, size_t length) const;
   // Takes the pages out of our address space, and out of what we are charged for; the region keeps its bytes.
   int unload(uint64_t offset, size_t length) const;
+  // Of a region on tmpfs, the whole huge pages in [offset, offset + length): each that has all of its bytes becomes one
+  // page instead of many, for whoever maps the region. A hole stays one. `gathered` has a byte for each: 1 it is one now,
+  // 0 it has holes, 2 the kernel did not. Blocks for some milliseconds; safe on any thread.
+  int gather(uint64_t offset, uint64_t length, std::vector<uint8_t> &gathered) const;
   void drain() const;
   // Sends a descriptor of the region over a connected unix socket: of an open file description of its own, for
   // a lock belongs to the description. Never blocks: -EAGAIN when the socket takes nothing.

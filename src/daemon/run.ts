@@ -18,6 +18,7 @@ import { loadFuseNative, type NativeRing } from "../region/addon.ts";
 import { openFuseRing } from "../region/fuse-ring.ts";
 import { type FuseMount, openFuseMount, unmountFuse } from "../region/fusemount.ts";
 import { FuseNativeChannel } from "../session/fuse-native.ts";
+import { HugePages } from "../session/huge-pages.ts";
 import { Session, TRANSFER_BYTES_MAX } from "../session/session.ts";
 import { statistics } from "../session/statistics.ts";
 import { Volume } from "../session/volume.ts";
@@ -72,6 +73,7 @@ async function serve(request: DaemonRequest, log: Log, readiness: Readiness): Pr
     let door: Door | undefined;
     let metrics: Metrics | undefined;
     let session: Session | undefined;
+    let pages: HugePages | undefined;
     try {
       if (options.metrics !== null) {
         // Loaded only where it is wanted: it takes as long as all the rest of a start.
@@ -105,6 +107,7 @@ async function serve(request: DaemonRequest, log: Log, readiness: Readiness): Pr
       }
       answered.catch(() => {});
       if (metrics !== undefined) log.info(`metrics are at ${metrics.address}`);
+      if (!options.readOnly) pages = new HugePages(region.native, () => region.facts.sizeBytes);
       log.info(`${request.region} is mounted on ${mountpoint}, pid ${process.pid}`);
       readiness.ready();
       const signals = unmountOnSignals(mountpoint, session.ended, log, () => {
@@ -119,6 +122,7 @@ async function serve(request: DaemonRequest, log: Log, readiness: Readiness): Pr
     } finally {
       door?.close();
       await metrics?.close();
+      await pages?.close();
       await volume.close();
       if (served) log.info(`${request.region} is unmounted, its volume closed`);
     }

@@ -34,6 +34,12 @@ export interface NativeRegion {
   flush(offset: number, length: number): void;
   /** madvise(MADV_DONTNEED) of the whole pages in there; where the backing does not know that, nothing happens. */
   unload(offset: number, length: number): void;
+  /**
+   * Of a region on tmpfs: have the kernel keep each whole huge page (2 MiB) in there, of which nothing is a hole, as one page.
+   * On the thread pool. Resolves to a byte for each: 1 it is one, 0 it has holes, 2 the kernel did not. Rejects with
+   * EOPNOTSUPP where there is nothing to gain (another kind of region, Linux before 6.1, no huge pages).
+   */
+  gather(offset: number, length: number): Promise<Uint8Array>;
   drain(): void;
   /** msync(MS_SYNC) of the dirty whole (or fdatasync), on the thread pool. */
   sync(): Promise<void>;
