@@ -293,9 +293,13 @@ bool Ring::take(const io_uring_cqe &completion, Arrival &arrival) {
   fuse_in_header request;
   memcpy(&request, headers.inOut, sizeof request);
   const size_t payload = headers.entry.payloadBytes;
-  if (payload > options_.payloadBytes || request.len < sizeof request + payload) return false;
   const size_t operation = request.len - sizeof request - payload;
-  if (operation > kOperationBytes) return false;
+  inUse_[entry.queue]++;
+  if (payload > options_.payloadBytes || request.len < sizeof request + payload ||
+      operation > kOperationBytes) {
+    commit(index, headers.entry.commitId, EIO, 0);
+    return false;
+  }
 
   uint8_t *to = message(index);
   memcpy(to, &request, sizeof request);
@@ -303,7 +307,6 @@ bool Ring::take(const io_uring_cqe &completion, Arrival &arrival) {
     memmove(to + sizeof request + operation, entry.block + kPage, payload);
   memcpy(to + sizeof request, headers.operation, operation);
   held_.emplace(request.unique, index);
-  inUse_[entry.queue]++;
   arrival = {index, request.len};
   return true;
 }
