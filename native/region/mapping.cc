@@ -341,9 +341,12 @@ int Mapping::gather(uint64_t offset, uint64_t length, std::vector<uint8_t> &gath
       if (!std::all_of(there.begin(), there.end(), [](uint8_t one) { return (one & 1) != 0; })) break;
     }
     if (past > first) {
-      const bool done = madvise(base_ + offset + first * kHugePageBytes, (past - first) * kHugePageBytes,
-                                MADV_COLLAPSE) == 0;
+      uint8_t *const at = base_ + offset + first * kHugePageBytes;
+      const size_t bytes = (past - first) * kHugePageBytes;
+      const bool done = madvise(at, bytes, MADV_COLLAPSE) == 0;
       if (!done && errno == EINVAL) return -EOPNOTSUPP; // an older kernel, or one without huge pages
+      // The call has mapped them as well. What is not used need not count as ours.
+      if (done) madvise(at, bytes, MADV_DONTNEED);
       std::fill(gathered.begin() + static_cast<ptrdiff_t>(first),
                 gathered.begin() + static_cast<ptrdiff_t>(past), done ? 1 : 2);
     }
