@@ -1,12 +1,13 @@
 /**
  * The command line of the benchmark: what `npm run bench` runs when everything is installed and built. Prints tables;
- * writes the figures (JSON) and a page with charts (HTML).
+ * writes the figures (JSON), a page with charts (HTML), and the tables for a document (Markdown).
  */
 import { mkdirSync, writeFileSync } from "node:fs";
 import { join, resolve } from "node:path";
 import { parseArgs } from "node:util";
 import { fail, root, SetupError } from "../../scripts/setup.mjs";
 import { PARTS, PROFILES, runBench } from "./bench.mjs";
+import { renderMarkdown } from "./markdown.mjs";
 import { page } from "./page.mjs";
 import { PEERS } from "./peers.mjs";
 import { render } from "./report.mjs";
@@ -84,7 +85,8 @@ async function main() {
   const file = join(output, result.at.replace(/[:.]/g, "-"));
   writeFileSync(`${file}.json`, `${JSON.stringify(result, null, 2)}\n`);
   writeFileSync(`${file}.html`, page(result));
-  console.log(`${render(result)}\n\nwritten to ${file}.json and ${file}.html`);
+  writeFileSync(`${file}.md`, renderMarkdown(result));
+  console.log(`${render(result)}\n\nwritten to ${file}.json, .html and .md`);
   process.exitCode = result.failures.length > 0 ? 1 : 0;
 }
 
