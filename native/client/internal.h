@@ -243,6 +243,8 @@ struct file_facts {
 int file_facts_of(int fd, struct file_facts *facts);
 /* The region behind the mount of fd; -EOPNOTSUPP when it is not a regular file of a mapdirect mount. */
 int region_of(int fd, struct file_facts *facts, struct mapdirect_wire_region *region);
+/* On the keeper: who mounted it. False when that cannot be found out: the mount is not in our namespace, or there is no /proc. */
+bool mounter_of(const struct file_facts *facts, uid_t *uid);
 
 /* ------------------------------------------------------------------------------------------------ hole.c */
 

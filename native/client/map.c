@@ -359,15 +359,31 @@ static int region_from_door(const struct mapdirect_wire_region *region) {
   return result;
 }
 
+/* What the caller may open is not for anybody's mount to name: one that lies would have the caller store into it. Root may,
+ * the caller itself, and whoever owns what is named. */
+static bool is_named_rightly(const struct map_request *map, const struct stat *region) {
+  uid_t mounter;
+  if (!mounter_of(&map->file, &mounter)) return false;
+  return mounter == 0 || mounter == map->identity.fsuid || mounter == region->st_uid;
+}
+
+/* The region by its path, if the caller may open it and the mount may name it; -EACCES if not. */
+static int region_by_path(struct map_request *map) {
+  /* O_NONBLOCK: what is at that path may be anything by now. */
+  int fd = open((const char *)map->region.path, O_RDWR | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+  if (fd < 0) return lacks_resources(errno) ? -errno : -EACCES;
+  struct stat status;
+  if (fstat(fd, &status) == 0 && is_named_rightly(map, &status)) return fd;
+  raw_close(fd);
+  return -EACCES;
+}
+
 static int open_region(struct map_request *map) {
   const struct mapdirect_wire_region *region = &map->region;
-  /* O_NONBLOCK: what is at that path may be anything by now. */
-  int fd = open((const char *)region->path, O_RDWR | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
-  if (fd < 0) {
-    if (lacks_resources(errno)) return -errno;
-    fd = region_from_door(region);
-    if (fd < 0) return fd;
-  }
+  int fd = region_by_path(map);
+  /* What comes out of the door the daemon may reach itself. */
+  if (fd == -EACCES) fd = region_from_door(region);
+  if (fd < 0) return fd;
   map->region_fd = fd;
   struct stat *status = &map->region_status;
   if (fstat(fd, status) != 0) return -errno;

@@ -114,7 +114,7 @@ extern "C" {
  * Returns the address, or MAP_FAILED and errno:
  *   EACCES      without PROT_WRITE; fd not open for reading and writing; a seal asked for by somebody who is
  *               neither the file's owner nor root; the region (the storage behind the mount) cannot be opened
- *               by the caller
+ *               by the caller, or is named by a mount of neither root, the caller, nor the region's owner
  *   EAGAIN      a limit on leases (`mapdirect leases` names it); a break of the range is under way, or ended
  *               less than a second ago; memory cannot be locked (MAP_LOCKED); no thread could be started
  *   EBADF       not an open descriptor

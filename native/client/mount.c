@@ -49,10 +49,11 @@ struct kernel_statx {
 _Static_assert(sizeof(struct kernel_statx) == 256, "as the kernel has it");
 _Static_assert(offsetof(struct kernel_statx, mount_id) == 0x90, "as the kernel has it");
 
-/* Never changed after it is in the list, and never freed. */
+/* Never changed after it is in the list, but for the mounter, and never freed. */
 struct known_mount {
   struct known_mount *next;
   uint64_t mount_id;
+  _Atomic int64_t mounter; /* user id; -1: not looked up yet */
   struct mapdirect_wire_region region;
 };
 
@@ -62,8 +63,8 @@ struct known_mount {
 static _Atomic(struct known_mount *) known;
 static _Atomic uint32_t known_count;
 
-static const struct known_mount *find(uint64_t mount_id) {
-  const struct known_mount *mount = atomic_load_explicit(&known, memory_order_acquire);
+static struct known_mount *find(uint64_t mount_id) {
+  struct known_mount *mount = atomic_load_explicit(&known, memory_order_acquire);
   while (mount != NULL && mount->mount_id != mount_id)
     mount = mount->next;
   return mount;
@@ -75,6 +76,7 @@ static void remember(uint64_t mount_id, const struct mapdirect_wire_region *regi
   struct known_mount *mount = page_alloc(round_up(sizeof *mount, page_bytes()));
   if (mount == NULL) return;
   mount->mount_id = mount_id;
+  mount->mounter = -1;
   mount->region = *region;
   mount->next = atomic_load_explicit(&known, memory_order_relaxed);
   while (!atomic_compare_exchange_weak_explicit(&known, &mount->next, mount, memory_order_release,
@@ -132,4 +134,72 @@ int region_of(int fd, struct file_facts *facts, struct mapdirect_wire_region *re
   error = ask(fd, region);
   if (error == 0 && facts->mount_id != 0) remember(facts->mount_id, region);
   return error;
+}
+
+/* ---- who mounted */
+
+#define LINE_BYTES (64u << 10) /* two paths of PATH_MAX, each byte escaped as \\ooo, and options */
+
+/* The user_id= of the line of /proc/self/mountinfo that is about the device (proc(5)), or -1. */
+static int64_t mounter_in(const char *line, dev_t device) {
+  char number[32];
+  char *at = append_number(number, major(device));
+  at = append_text(at, ":");
+  append_number(at, minor(device));
+  for (int field = 0; field < 2; field++) {
+    line = strchr(line, ' ');
+    if (line == NULL) return -1;
+    line++;
+  }
+  size_t length = strlen(number);
+  if (strncmp(line, number, length) != 0 || line[length] != ' ') return -1;
+  /* A path cannot hold " - ": blanks are escaped in it. The options of the file system come last. */
+  const char *type = strstr(line, " - fuse");
+  const char *options = type == NULL ? NULL : strrchr(type, ' ');
+  const char *user = options == NULL ? NULL : strstr(options, "user_id=");
+  if (user == NULL || (user[-1] != ' ' && user[-1] != ',')) return -1;
+  int64_t id = 0;
+  for (user += strlen("user_id="); *user >= '0' && *user <= '9'; user++)
+    id = id * 10 + (*user - '0');
+  return id <= UINT32_MAX ? id : -1;
+}
+
+static int64_t read_mounter(dev_t device) {
+  int fd = open("/proc/self/mountinfo", O_RDONLY | O_CLOEXEC);
+  char *text = fd < 0 ? NULL : page_alloc(2 * LINE_BYTES);
+  int64_t found = -1;
+  size_t held = 0;
+  bool skipping = false; /* a line that is longer than any of ours */
+  while (text != NULL && found < 0) {
+    long count = raw_syscall(SYS_read, fd, (long)(text + held), (long)(2 * LINE_BYTES - 1 - held), 0, 0, 0);
+    if (count == -EINTR) continue;
+    if (count <= 0) break;
+    held += (size_t)count;
+    text[held] = 0;
+    char *line = text;
+    for (char *end; found < 0 && (end = strchr(line, '\n')) != NULL; line = end + 1) {
+      *end = 0;
+      if (!skipping) found = mounter_in(line, device);
+      skipping = false;
+    }
+    held -= (size_t)(line - text);
+    memmove(text, line, held);
+    if (held >= LINE_BYTES) {
+      skipping = true;
+      held = 0;
+    }
+  }
+  page_free(text, 2 * LINE_BYTES);
+  if (fd >= 0) raw_close(fd);
+  return found;
+}
+
+bool mounter_of(const struct file_facts *facts, uid_t *uid) {
+  struct known_mount *mount = facts->mount_id == 0 ? NULL : find(facts->mount_id);
+  int64_t mounter = mount == NULL ? -1 : atomic_load_explicit(&mount->mounter, memory_order_relaxed);
+  if (mounter < 0) mounter = read_mounter(facts->device);
+  if (mounter < 0) return false;
+  if (mount != NULL) atomic_store_explicit(&mount->mounter, mounter, memory_order_relaxed);
+  *uid = (uid_t)mounter;
+  return true;
 }
