@@ -35,8 +35,9 @@ void *mapdirect_remap(void *old_addr, size_t old_length, size_t new_length, int 
 }
 
 int mapdirect_persist(const void *addr, size_t length) {
-  if (persist_at_once((uintptr_t)addr, length)) return 0;
-  return answer(errno, core_persist((uintptr_t)addr, length));
+  int error = core_persist((uintptr_t)addr, length);
+  /* errno stays as it was: nothing on that way goes through libc's calls. */
+  return error == 0 ? 0 : answer(errno, error);
 }
 
 static int prepare(int fd, off_t offset, off_t length) {

@@ -208,8 +208,10 @@ void mapping_free(struct mapping *mapping);
 
 /* Without the lock: the first piece that ends after address. False when there is none. */
 bool table_find(uintptr_t address, struct piece_view *view);
-/* All of [start, end) lies in one direct piece that a CPU flush makes durable. False when a writer is at work. */
-bool table_flushes(uintptr_t start, uintptr_t end);
+/* How [start, end) is made durable if all of it lies in one direct piece; PERSIST_OTHERWISE if not, or when a writer is at
+ * work. */
+enum persist_way { PERSIST_OTHERWISE, PERSIST_BY_FLUSH, PERSIST_BY_MSYNC };
+enum persist_way table_way(uintptr_t start, uintptr_t end);
 
 /* ------------------------------------------------------------------------------------------------ keeper.c
  */
@@ -349,8 +351,6 @@ void break_wish_remap(void);
  */
 
 bool persist_can_flush(void);
-/* False: nothing was done, and core_persist() has to do it. */
-bool persist_at_once(uintptr_t start, size_t length);
 int core_persist(uintptr_t start, size_t length);
 int core_msync(uintptr_t start, size_t length, int flags);
 

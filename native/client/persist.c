@@ -113,16 +113,7 @@ static bool flush_piece(const struct piece_view *view, uintptr_t at, uintptr_t u
   return true;
 }
 
-/* What most calls are about, with as little as possible between the stores and their flush. */
-bool persist_at_once(uintptr_t start, size_t length) {
-  uintptr_t end = start + length;
-  if (end <= start || !table_flushes(start, end)) return false;
-  flush_lines(start, end);
-  fence();
-  return true;
-}
-
-int core_persist(uintptr_t start, size_t length) {
+static int persist_pieces(uintptr_t start, size_t length) {
   uintptr_t page = page_bytes();
   uintptr_t end = start + length;
   if (end < start) return -ENOMEM;
@@ -143,6 +134,22 @@ int core_persist(uintptr_t start, size_t length) {
   }
   fence();
   return error;
+}
+
+int core_persist(uintptr_t start, size_t length) {
+  /* What most calls are about, with as little as possible between the stores and their flush. */
+  switch (length > 0 && start + length > start ? table_way(start, start + length) : PERSIST_OTHERWISE) {
+  case PERSIST_BY_FLUSH:
+    flush_lines(start, start + length);
+    fence();
+    return 0;
+  case PERSIST_BY_MSYNC: {
+    uintptr_t first = start & ~(page_bytes() - 1);
+    return raw_msync(first, start + length - first, MS_SYNC);
+  }
+  default:
+    return persist_pieces(start, length);
+  }
 }
 
 int core_msync(uintptr_t start, size_t length, int flags) {
