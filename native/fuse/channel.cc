@@ -186,6 +186,7 @@ void Channel::serveRing() {
     // One call for several answers, if there are several to give; the first shall not wait for long.
     if (!ring->hasCompletion() || ring->queued() >= kAnswersTogether) ring->submit();
   }
+  ring->submit();
   if (watching_) ring->grow();
   serving_ = false;
   listener_->onBurstEnd();
