@@ -18,6 +18,7 @@ import { blocksFor, guardPrepare, prepareSome } from "../../namespace/data.ts";
 import { defragSome } from "../../namespace/defrag.ts";
 import { FILE_BYTES_MAX, type Inode } from "../../namespace/inode.ts";
 import { takeBack } from "../../namespace/sharing.ts";
+import type { BlockRange, Store } from "../../namespace/store.ts";
 import { administratorOnly, answer } from "../control.ts";
 import { Dump } from "../dumps.ts";
 import type { Handle } from "../handles.ts";
@@ -255,11 +256,16 @@ function grantWish(session: Session, handle: Handle, payload: Uint8Array): MapRe
   return wish;
 }
 
+/** The blocks of the file that a wish is about. */
+const rangeOf = (store: Store, { offset, length }: MapRequest): BlockRange => ({
+  block: Number(offset >> store.blockShift),
+  count: blocksFor(store, length),
+});
+
 /** Nothing has to be prepared, written back, dropped or made durable before the range may be leased. */
 function isReady(session: Session, inode: Inode, wish: MapRequest): boolean {
   const { store } = session.volume;
-  const block = Number(wish.offset >> store.blockShift);
-  const count = blocksFor(store, wish.length);
+  const { block, count } = rangeOf(store, wish);
   const prepares = (wish.flags & wire.LeaseFlag.PREPARE) !== 0;
   if (prepares ? inode.extents?.isWritten(block, count) !== true : anyShared(inode, block, count))
     return false;
@@ -280,8 +286,7 @@ async function grant(
   if ((wish.flags & wire.LeaseFlag.PREPARE) !== 0) {
     await prepareBlocks(session, inode, wish.offset, wish.offset + wish.length, signal);
   }
-  const block = Number(wish.offset >> store.blockShift);
-  const count = blocksFor(store, wish.length);
+  const { block, count } = rangeOf(store, wish);
   refuseTail(session, inode, block, count);
   if (anyShared(inode, block, count)) {
     // What was shared once is the file's own again when the others' end is durable.
@@ -312,8 +317,7 @@ async function grant(
 function makeLease(session: Session, request: Request, handle: Handle, wish: MapRequest): Lease {
   const { store, leases } = session.volume;
   const { inode } = handle;
-  const block = Number(wish.offset >> store.blockShift);
-  const count = blocksFor(store, wish.length);
+  const { block, count } = rangeOf(store, wish);
   refuseTail(session, inode, block, count);
   // Of two requests at a time one gets it.
   if (handle.lease !== null) throw new FsError("EBUSY", "this open file has a lease already");
