@@ -29,7 +29,7 @@ describe("beside ext4 -o dax on the same kind of memory", () => {
         folder,
         name: "compare",
         script: "compare.mjs",
-        request: { seconds: 2, rounds: 3 },
+        request: { seconds: 1, rounds: 3 },
         modules: ["ext4"],
         memory: "2G",
         commands: ["memmap=192M!1024M", "memmap=192M!1280M"],

@@ -16,6 +16,7 @@ const PROMISES = [
   ["fio libpmem, PMDK", /^(fio libpmem|PMDK)/],
   ["client's programs", /\.c, by /],
   ["FUSE over io_uring", /^FUSE over io_uring$/],
+  ["holder outlives the daemon", /^a holder that outlives the daemon$/],
 ];
 
 /** yes; no and what failed; what the kernel answered instead; nothing if it was not tried. */

@@ -2,9 +2,20 @@
  * Every kind of region, in one guest: made, mounted, mapped, and what Linux says of its bytes compared with what the file
  * system says.
  */
-import { existsSync, mkdirSync, readdirSync, readFileSync, realpathSync, writeFileSync } from "node:fs";
+import { spawn } from "node:child_process";
+import {
+  existsSync,
+  mkdirSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  realpathSync,
+  rmSync,
+  writeFileSync,
+} from "node:fs";
 import { release } from "node:os";
 import { basename, join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
 import {
   automatic,
   check,
@@ -14,6 +25,7 @@ import {
   note,
   preload,
   programs,
+  project,
   request,
   run,
   succeed,
@@ -21,6 +33,8 @@ import {
 
 const MIB = 1 << 20;
 const MNT = "/tmp/mnt";
+/** Everything takes its time here. */
+const PATIENCE_MS = 60_000;
 mkdirSync(MNT, { recursive: true });
 
 /** The /dev/pmemN of so many MiB: each that the host gave this guest has another size. */
@@ -112,6 +126,7 @@ function nbd() {
  * unit       bytes that mappings are made of
  * sync       MAP_SYNC: true granted, false refused
  * uring      try FUSE over io_uring as well
+ * outlived   a holder outlives the daemon
  * pins       io_uring registered buffers over a direct mapping: as the kernel must answer; undefined: measured alone
  * programs   the client's C programs to run
  */
@@ -123,6 +138,7 @@ const KINDS = [
     unit: 4096,
     sync: true,
     pins: true,
+    outlived: true,
     programs: ["arguments", "faults", "coherence", "lifetime"],
   },
   {
@@ -361,6 +377,51 @@ async function examine(kind, set) {
   });
   if (run("mountpoint", ["-q", MNT]).code === 0) run("umount", ["-l", MNT]);
   if (kind.uring) await on("FUSE over io_uring", () => overUring(region));
+  if (kind.outlived) await on("a holder that outlives the daemon", () => outlived(region));
+}
+
+const infoOf = async (path) => JSON.parse(await mapdirect("info", "--json", path));
+
+async function until(holds, what) {
+  const end = Date.now() + PATIENCE_MS;
+  while (!(await holds())) {
+    if (Date.now() > end) throw new Error(`${what}: not so after ${PATIENCE_MS} ms`);
+    await sleep(100);
+  }
+}
+
+/** What it can still reach is kept from everybody until it is gone (R23). */
+async function outlived(region) {
+  await mapdirect("mount", region, MNT);
+  const said = "/tmp/holder";
+  const holder = spawn(
+    join(programs, "direct"),
+    ["load", join(MNT, "outlived"), `${256 * 1024}`, "breakable"],
+    {
+      stdio: ["ignore", openSync(said, "w"), "ignore"],
+      env: { ...process.env, LD_LIBRARY_PATH: join(project, "dist/lib") },
+    },
+  );
+  const gone = new Promise((resolve) => holder.once("close", resolve));
+  try {
+    await until(() => readFileSync(said, "utf8").includes("\n"), "the holder stores");
+    const { mount } = await infoOf(MNT);
+    process.kill(mount.pid, "SIGKILL");
+    await until(() => !existsSync(`/proc/${mount.pid}`), "the daemon is gone");
+    run("umount", ["-l", MNT]);
+    await mapdirect("mount", region, MNT);
+    rmSync(join(MNT, "outlived"));
+    const { quarantined } = await infoOf(MNT);
+    if (quarantined < 256 * 1024) throw new Error(`${quarantined} bytes are in quarantine`);
+    holder.kill("SIGKILL");
+    await gone;
+    await until(async () => (await infoOf(MNT)).quarantined === 0, "the quarantine ends with it");
+    await mapdirect("check", MNT);
+  } finally {
+    holder.kill("SIGKILL");
+    await mapdirect("unmount", MNT);
+  }
+  await mapdirect("fsck", region);
 }
 
 const ENABLE_URING = "/sys/module/fuse/parameters/enable_uring";
