@@ -101,8 +101,14 @@ test("a run says what it measured, in a form that programs can read, and clears 
   expect(leftBehind(run)).toEqual([]);
 
   const names = readdirSync(folder).sort();
-  expect(names.map((name) => name.replace(/^.*\./, ""))).toEqual(["html", "json"]);
-  const [page, json] = names.map((name) => readFileSync(join(folder, name), "utf8")) as [string, string];
+  expect(names.map((name) => name.replace(/^.*\./, ""))).toEqual(["html", "json", "md"]);
+  const [page, json, tables] = names.map((name) => readFileSync(join(folder, name), "utf8")) as [
+    string,
+    string,
+    string,
+  ];
+  expect(tables).toMatch(/^### Goals\n\n\| goal \| wanted \| measured \| {2}\|\n\| --- /);
+  expect(tables).toContain("| MAP_DIRECT, µs |");
   const result = JSON.parse(json) as Result;
   expect(result.failures).toEqual([]);
   expect(result.skipped).toEqual([]);

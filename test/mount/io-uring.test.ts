@@ -87,7 +87,7 @@ describe.skipIf(unavailable !== null)(`transport=io_uring${unavailable ? ` (${un
   });
 
   test("callers that wait hold up nobody, however many they are", async () => {
-    await withMount({ options }, async (mount) => {
+    await withMount({ options: "transport=io_uring,break_time=60" }, async (mount) => {
       await writeFile(mount.at("leased"), Buffer.alloc(1 << 20, 1));
       const holder = await hold(mount.at("leased"), 1 << 20);
       // Several times as many as the ring had entries for to begin with.
