@@ -2,7 +2,7 @@
 import { rmSync } from "node:fs";
 import { join } from "node:path";
 import { afterAll, describe, expect, test } from "vitest";
-import { boot, keep, kernelNamed, type Result, readLines, workFolder } from "./machine.ts";
+import { bootToScript, keep, kernelNamed, type Result, readLines, workFolder } from "./machine.ts";
 
 const LIMIT_MS = Number(process.env.MAPDIRECT_VM_LIMIT_S ?? 900) * 1000;
 
@@ -24,7 +24,7 @@ describe("beside ext4 -o dax on the same kind of memory", () => {
     "the same fio jobs run on both, and a direct mapping is one on both",
     async () => {
       if (typeof kernel === "string") return;
-      const { guest, out } = boot({
+      const request = {
         kernel,
         folder,
         name: "compare",
@@ -33,8 +33,9 @@ describe("beside ext4 -o dax on the same kind of memory", () => {
         modules: ["ext4"],
         memory: "2G",
         commands: ["memmap=192M!1024M", "memmap=192M!1280M"],
-      });
-      const end = await guest.end(LIMIT_MS);
+      };
+      const { guest, out, ended } = await bootToScript(request, (one) => one.end(LIMIT_MS));
+      const end = await ended;
       const results = readLines<Result>(join(out, "results.jsonl"));
       const wrong = results
         .filter(({ verdict }) => verdict !== "ok")

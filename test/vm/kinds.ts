@@ -5,7 +5,7 @@
 import { rmSync, truncateSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
-import { boot, keep, kernelNamed, type Result, readLines, workFolder } from "./machine.ts";
+import { bootToScript, keep, kernelNamed, type Result, readLines, workFolder } from "./machine.ts";
 import type { GuestEnd } from "./qemu.ts";
 
 /** As guest/kinds.mjs calls them. */
@@ -57,7 +57,7 @@ export function kindsOn(name: string, options: { clientPrograms: boolean }): voi
 
       beforeAll(async () => {
         if (typeof kernel === "string") return;
-        const { guest, out } = boot({
+        const request = {
           kernel,
           folder,
           name: "kinds",
@@ -77,8 +77,9 @@ export function kindsOn(name: string, options: { clientPrograms: boolean }): voi
             ...backed(folder, "virtio", VIRTIO_PMEM_MIB),
             ...["-device", "virtio-pmem-pci,id=virtio0,memdev=virtio"],
           ],
-        });
-        ended = await guest.end(LIMIT_MS);
+        };
+        const { guest, out, ended: end } = await bootToScript(request, (one) => one.end(LIMIT_MS));
+        ended = await end;
         results = readLines<Result>(join(out, "results.jsonl"));
         console = guest.console();
         keep(`kinds-${name}`, {

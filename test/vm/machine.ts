@@ -2,14 +2,15 @@
  * What all guests of a run share: kernels, initramfs, programs, made once before the first test (setup.ts), and a guest
  * from its request to its results.
  */
-import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
 import { inject, onTestFinished } from "vitest";
 import { packageRoot } from "../../src/region/addon.ts";
 import { folderPrefix } from "../support/leftovers.ts";
 import { buildInitramfs } from "./initramfs.ts";
 import type { Kernel } from "./kernels.ts";
-import { Guest, type GuestRequest } from "./qemu.ts";
+import { Guest, type GuestEnd, type GuestRequest } from "./qemu.ts";
 
 export const cache = join(packageRoot, ".cache", "vm");
 
@@ -60,7 +61,11 @@ export interface Booted {
   readonly out: string;
 }
 
-export function boot(from: Boot): Booted {
+export interface Running extends Booted {
+  readonly ended: Promise<GuestEnd>;
+}
+
+function boot(from: Boot): Booted {
   const { script, modules = [], request, folder, name, ...rest } = from;
   const out = join(folder, name);
   mkdirSync(out);
@@ -75,6 +80,32 @@ export function boot(from: Boot): Booted {
     initramfs: buildInitramfs(from.kernel, cache, modules),
   });
   return { guest, out };
+}
+
+/** A machine is started again as often as this when it does not come to its script. */
+const BOOTS_MAX = 3;
+const LOOK_MS = 50;
+
+/**
+ * The same, once its script has begun. Now and then a kernel crashes while it boots: it patches its own text, which an emulator
+ * of several processors does not always get right (`Oops: int3`). That says nothing of us, so the machine is started again.
+ */
+export async function bootToScript(from: Boot, endOf: (guest: Guest) => Promise<GuestEnd>): Promise<Running> {
+  for (let attempt = 1; ; attempt += 1) {
+    const booted = boot(from);
+    let over = false;
+    const ended = endOf(booted.guest).finally(() => {
+      over = true;
+    });
+    const begun = join(booted.out, "begun");
+    while (!over && !existsSync(begun)) await sleep(LOOK_MS);
+    if (existsSync(begun) || attempt === BOOTS_MAX) return { ...booted, ended };
+    await ended;
+    process.stderr.write(
+      `${from.name}: the guest ended while it booted; once more\n${booted.guest.console(20)}\n`,
+    );
+    rmSync(booted.out, { recursive: true });
+  }
 }
 
 /** The lines of a file of JSON lines; none if it is not there. */

@@ -27,7 +27,7 @@ import { afterAll, describe, expect, test } from "vitest";
 import { Model, parseLog } from "../crash/model.ts";
 import { cli as anyCli, type Result } from "../support/run.ts";
 import type { Kernel } from "./kernels.ts";
-import { type Booted, boot, keep, kernelNamed, readLines, workFolder } from "./machine.ts";
+import { type Booted, bootToScript, keep, kernelNamed, readLines, workFolder } from "./machine.ts";
 import { acknowledged, recordsProblem } from "./records.ts";
 
 const CYCLES = Number(process.env.MAPDIRECT_POWERCUT_CYCLES ?? 20);
@@ -152,7 +152,7 @@ async function cycle(index: number, kernel: Kernel, folder: string, memory: stri
   const delayMs = choose(LOAD_MS);
   const context = `seed ${seed}, cycle ${index} (${way})`;
   const qmp = join(folder, `qmp-${index}`);
-  const booted = boot({
+  const request = {
     kernel,
     folder,
     name: `cycle-${index}`,
@@ -168,9 +168,9 @@ async function cycle(index: number, kernel: Kernel, folder: string, memory: stri
     machine: "pc,memory-backend=ram",
     commands: [`memmap=${REGION.sizeMib}M!${REGION.atMib}M`],
     devices: ["-object", `memory-backend-file,id=ram,share=on,mem-path=${memory},size=${MEMORY_MIB}M`],
-  });
-  const { guest, out } = booted;
-  const ended = guest.end(LIMIT_MS);
+  };
+  const booted = await bootToScript(request, (one) => one.end(LIMIT_MS));
+  const { guest, out, ended } = booted;
   try {
     await loadBegins(booted, ended);
     if (way !== "sysrq-b") await sleep(delayMs);

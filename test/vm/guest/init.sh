@@ -38,6 +38,8 @@ ulimit -c 0
 script=$(sed -n 's/.*guest\.script=\([^ ]*\).*/\1/p' /proc/cmdline)
 node=$(sed -n 's/.*guest\.node=\([^ ]*\).*/\1/p' /proc/cmdline)
 export HOME=/tmp TMPDIR=/tmp LC_ALL=C.UTF-8 GUEST_NODE="$node" GUEST_ARGUMENTS="$(cat /new/run/out/arguments 2>/dev/null)"
+# The host tells a machine that did not come so far from a script that failed.
+: > /new/run/out/begun
 case "$script" in
 *.sh) chroot /new /bin/sh "/run/project/$script" ;;
 *) chroot /new "$node" "/run/project/$script" ;;
