@@ -121,21 +121,22 @@ static uint32_t state_of(const struct piece *piece) {
 
 int mapdirect_query(const void *addr, struct mapdirect_lease_info *info) {
   uintptr_t address = (uintptr_t)addr;
-  struct piece_view view;
-  if (!table_find(address, &view) || view.piece.start > address) return answer(errno, -EFAULT);
-  uint64_t delta = address - view.piece.start;
-  bool written = view.piece.state == PIECE_DIRECT;
+  struct piece piece;
+  struct mapping mapping;
+  if (!table_find(address, &piece, &mapping) || piece.start > address) return answer(errno, -EFAULT);
+  uint64_t delta = address - piece.start;
+  bool written = piece.state == PIECE_DIRECT;
   *info = (struct mapdirect_lease_info){
-      .lease_id = view.mapping.lease_id,
-      .generation = view.mapping.generation,
-      .offset = view.piece.offset + delta,
-      .physical = written ? view.piece.physical + delta : 0,
-      .length = view.piece.end - address,
-      .inode = view.mapping.inode,
-      .device = view.mapping.device,
-      .kind = view.mapping.kind,
-      .state = state_of(&view.piece),
-      .cacheline = view.mapping.cacheline,
+      .lease_id = mapping.lease_id,
+      .generation = mapping.generation,
+      .offset = piece.offset + delta,
+      .physical = written ? piece.physical + delta : 0,
+      .length = piece.end - address,
+      .inode = mapping.inode,
+      .device = mapping.device,
+      .kind = mapping.kind,
+      .state = state_of(&piece),
+      .cacheline = mapping.cacheline,
   };
   return 0;
 }

@@ -504,12 +504,12 @@ typedef int (*piecewise)(uintptr_t at, uintptr_t upto, const struct piece *piece
 static int for_each_piece(uintptr_t start, uintptr_t end, piecewise act, int argument) {
   bool unmapped = false;
   for (uintptr_t at = start; at < end;) {
-    struct piece_view view;
+    struct piece found;
     uintptr_t upto = end;
     const struct piece *piece = NULL;
-    if (table_find(at, &view) && view.piece.start < end) {
-      if (view.piece.start <= at) piece = &view.piece;
-      upto = piece != NULL ? view.piece.end : view.piece.start;
+    if (table_find(at, &found, NULL) && found.start < end) {
+      if (found.start <= at) piece = &found;
+      upto = piece != NULL ? found.end : found.start;
       if (upto > end) upto = end;
     }
     int error = act(at, upto, piece, argument);

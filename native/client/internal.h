@@ -147,12 +147,6 @@ struct mapping {
   struct request retire;
 };
 
-/* A copy of what table_find() found. */
-struct piece_view {
-  struct piece piece;
-  struct mapping mapping;
-};
-
 struct table_bounds {
   _Atomic uintptr_t low;  /* of any piece; UINTPTR_MAX when there is none */
   _Atomic uintptr_t high; /* 0 when there is none */
@@ -206,12 +200,9 @@ bool table_empty(void);
 struct mapping *mapping_alloc(void); /* NULL: no memory */
 void mapping_free(struct mapping *mapping);
 
-/* Without the lock: the first piece that ends after address. False when there is none. */
-bool table_find(uintptr_t address, struct piece_view *view);
-/* How [start, end) is made durable if all of it lies in one direct piece; PERSIST_OTHERWISE if not, or when a writer is at
- * work. */
-enum persist_way { PERSIST_OTHERWISE, PERSIST_BY_FLUSH, PERSIST_BY_MSYNC };
-enum persist_way table_way(uintptr_t start, uintptr_t end);
+/* Without the lock: a copy of the first piece that ends after address, and of its mapping if that is wanted. False when
+ * there is none. Fields of piece->mapping that never change may be read: its memory stays. */
+bool table_find(uintptr_t address, struct piece *piece, struct mapping *mapping);
 
 /* ------------------------------------------------------------------------------------------------ keeper.c
  */

@@ -267,9 +267,9 @@ static bool has_privileges(int fd) {
 static bool all_direct(const struct io_map *map) {
   uintptr_t end = (uintptr_t)map->address + map->mapped;
   for (uintptr_t at = (uintptr_t)map->address; at < end;) {
-    struct piece_view view;
-    if (!table_find(at, &view) || view.piece.start > at || view.piece.state != PIECE_DIRECT) return false;
-    at = view.piece.end;
+    struct piece piece;
+    if (!table_find(at, &piece, NULL) || piece.start > at || piece.state != PIECE_DIRECT) return false;
+    at = piece.end;
   }
   return true;
 }

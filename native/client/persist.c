@@ -107,26 +107,25 @@ static void fence(void) {
 #endif
 
 /* One piece of [at, end): flushed when cache lines make it durable, else left to msync. */
-static bool flush_piece(const struct piece_view *view, uintptr_t at, uintptr_t upto) {
-  if (view->piece.state != PIECE_DIRECT || !view->mapping.cacheline) return false;
+static bool flush_piece(const struct piece *piece, uintptr_t at, uintptr_t upto) {
+  if (piece->state != PIECE_DIRECT || !piece->mapping->cacheline) return false;
   flush_lines(at, upto);
   return true;
 }
 
-static int persist_pieces(uintptr_t start, size_t length) {
-  uintptr_t page = page_bytes();
+int core_persist(uintptr_t start, size_t length) {
   uintptr_t end = start + length;
   if (end < start) return -ENOMEM;
   int error = 0;
   for (uintptr_t at = start; at < end;) {
-    struct piece_view view;
-    if (!table_find(at, &view) || view.piece.start > at) return -ENOMEM;
-    uintptr_t upto = view.piece.end < end ? view.piece.end : end;
-    bool by_kernel = view.piece.state == PIECE_DIRECT || view.piece.state == PIECE_CACHED;
-    if (view.piece.state == PIECE_REVOKED) {
+    struct piece piece;
+    if (!table_find(at, &piece, NULL) || piece.start > at) return -ENOMEM;
+    uintptr_t upto = piece.end < end ? piece.end : end;
+    bool by_kernel = piece.state == PIECE_DIRECT || piece.state == PIECE_CACHED;
+    if (piece.state == PIECE_REVOKED) {
       error = -EIO; /* what was stored there may not be durable, and can no longer be made so */
-    } else if (!flush_piece(&view, at, upto) && by_kernel) {
-      uintptr_t first = at / page * page;
+    } else if (!flush_piece(&piece, at, upto) && by_kernel) {
+      uintptr_t first = at & ~(page_bytes() - 1);
       int result = raw_msync(first, upto - first, MS_SYNC);
       if (result != 0 && error == 0) error = result; /* the rest of the range deserves its chance */
     }
@@ -134,22 +133,6 @@ static int persist_pieces(uintptr_t start, size_t length) {
   }
   fence();
   return error;
-}
-
-int core_persist(uintptr_t start, size_t length) {
-  /* What most calls are about, with as little as possible between the stores and their flush. */
-  switch (length > 0 && start + length > start ? table_way(start, start + length) : PERSIST_OTHERWISE) {
-  case PERSIST_BY_FLUSH:
-    flush_lines(start, start + length);
-    fence();
-    return 0;
-  case PERSIST_BY_MSYNC: {
-    uintptr_t first = start & ~(page_bytes() - 1);
-    return raw_msync(first, start + length - first, MS_SYNC);
-  }
-  default:
-    return persist_pieces(start, length);
-  }
 }
 
 int core_msync(uintptr_t start, size_t length, int flags) {
@@ -162,15 +145,15 @@ int core_msync(uintptr_t start, size_t length, int flags) {
   bool unmapped = false;
   bool revoked = false;
   for (uintptr_t at = start; at < end;) {
-    struct piece_view view;
+    struct piece piece;
     uintptr_t upto = end;
     bool flushed = false;
-    if (table_find(at, &view) && view.piece.start < end) {
-      bool direct = view.piece.start <= at;
-      upto = direct ? view.piece.end : view.piece.start;
+    if (table_find(at, &piece, NULL) && piece.start < end) {
+      bool direct = piece.start <= at;
+      upto = direct ? piece.end : piece.start;
       if (upto > end) upto = end;
-      flushed = direct && flush_piece(&view, at, upto); /* device-dax has no msync */
-      revoked |= direct && view.piece.state == PIECE_REVOKED;
+      flushed = direct && flush_piece(&piece, at, upto); /* device-dax has no msync */
+      revoked |= direct && piece.state == PIECE_REVOKED;
     }
     if (!flushed) {
       int error = raw_msync(at, upto - at, flags);

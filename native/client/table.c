@@ -297,7 +297,7 @@ void table_set_state(const struct mapping *mapping, enum piece_state state) {
   end_change();
 }
 
-bool table_find(uintptr_t address, struct piece_view *view) {
+bool table_find(uintptr_t address, struct piece *piece, struct mapping *mapping) {
   for (;;) {
     uint32_t before = atomic_load_explicit(&table.sequence, memory_order_acquire);
     if (before % 2 == 0) {
@@ -310,37 +310,19 @@ bool table_find(uintptr_t address, struct piece_view *view) {
         while (index < count && array->items[index].state == PIECE_ANCHOR)
           index++;
         found = index < count;
-        if (found) {
-          memcpy(&view->piece, &array->items[index], sizeof view->piece);
+        if (found) *piece = array->items[index];
+        if (found && mapping != NULL) {
           /* A torn pointer is possible only when the sequence has moved on: prove that it has not, then
            * follow it. */
           atomic_thread_fence(memory_order_acquire);
           if (before != atomic_load_explicit(&table.sequence, memory_order_relaxed)) continue;
-          memcpy(&view->mapping, view->piece.mapping, sizeof view->mapping); /* never unmapped */
+          memcpy(mapping, piece->mapping, sizeof *mapping); /* never unmapped */
         }
       }
       atomic_thread_fence(memory_order_acquire);
       if (before == atomic_load_explicit(&table.sequence, memory_order_relaxed)) return found;
     }
   }
-}
-
-enum persist_way table_way(uintptr_t start, uintptr_t end) {
-  uint32_t before = atomic_load_explicit(&table.sequence, memory_order_acquire);
-  const struct piece_array *array = atomic_load_explicit(&table.array, memory_order_acquire);
-  if (before % 2 != 0 || array == NULL) return PERSIST_OTHERWISE;
-  size_t count = atomic_load_explicit(&table.count, memory_order_relaxed);
-  if (count > array->capacity) count = array->capacity;
-  size_t index = lower_bound(array, count, start);
-  if (index == count) return PERSIST_OTHERWISE;
-  const struct piece *piece = &array->items[index];
-  bool inside = piece->start <= start && end <= piece->end && piece->state == PIECE_DIRECT;
-  const struct mapping *mapping = piece->mapping;
-  atomic_thread_fence(memory_order_acquire);
-  /* As in table_find: before the pointer is followed. */
-  if (!inside || before != atomic_load_explicit(&table.sequence, memory_order_relaxed))
-    return PERSIST_OTHERWISE;
-  return mapping->cacheline ? PERSIST_BY_FLUSH : PERSIST_BY_MSYNC;
 }
 
 struct mapping *mapping_alloc(void) {
