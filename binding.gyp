@@ -42,6 +42,7 @@
     {
       "target_name": "mapdirect_client",
       "sources": [
+        "native/client/lines.c",
         "native/client/table.c",
         "native/client/keeper.c",
         "native/client/mount.c",

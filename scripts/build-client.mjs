@@ -27,6 +27,7 @@ const sourceFolder = join(root, "native", "client");
 
 /** What both libraries share, and what only the preload library has. */
 export const CORE_SOURCES = [
+  "lines.c",
   "table.c",
   "keeper.c",
   "mount.c",

@@ -105,17 +105,6 @@ struct area { /* a line of /proc/self/maps */
   const char *name;
 };
 
-static const char *parse_number(const char *at, unsigned base, uint64_t *value) {
-  *value = 0;
-  for (;; at++) {
-    unsigned digit = *at >= '0' && *at <= '9'   ? (unsigned)(*at - '0')
-                     : *at >= 'a' && *at <= 'f' ? (unsigned)(*at - 'a') + 10
-                                                : 16;
-    if (digit >= base) return at;
-    *value = *value * base + digit;
-  }
-}
-
 /* start-end rwxp offset major:minor inode   name */
 static bool parse_area(const char *line, struct area *area) {
   uint64_t start;
@@ -141,41 +130,24 @@ static bool parse_area(const char *line, struct area *area) {
   return true;
 }
 
+#define AREA_BYTES (32u << 10) /* the longest path, each byte escaped, and more */
+
+struct seeing {
+  bool (*see)(void *context, const struct area *area);
+  void *context;
+};
+
+static int see_line(void *context, const char *line) {
+  const struct seeing *seeing = context;
+  struct area area;
+  if (line == NULL || !parse_area(line, &area)) return -EIO;
+  return seeing->see(seeing->context, &area) ? LINE_GO_ON : LINE_STOP;
+}
+
 /* Calls `see` for each line until it returns false. */
 static int each_area(bool (*see)(void *context, const struct area *area), void *context) {
-  const size_t capacity = 32u << 10; /* the longest path, each byte escaped, and more */
-  int fd = open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
-  if (fd < 0) return -errno;
-  char *text = page_alloc(capacity);
-  int error = text == NULL ? -ENOMEM : 0;
-  size_t have = 0;
-  bool more = true;
-  while (error == 0 && more) {
-    ssize_t count = read(fd, text + have, capacity - 1 - have);
-    if (count < 0 && errno == EINTR) continue;
-    if (count <= 0) {
-      error = count < 0 ? -errno : have > 0 ? -EIO : 0;
-      break;
-    }
-    have += (size_t)count;
-    char *line = text;
-    for (char *newline; more && (newline = memchr(line, '\n', have - (size_t)(line - text))) != NULL;
-         line = newline + 1) {
-      struct area area;
-      *newline = 0;
-      if (!parse_area(line, &area)) {
-        error = -EIO;
-        break;
-      }
-      more = see(context, &area);
-    }
-    have -= (size_t)(line - text);
-    memmove(text, line, have);
-    if (have == capacity - 1) error = -EIO;
-  }
-  page_free(text, capacity);
-  raw_close(fd);
-  return error;
+  struct seeing seeing = {.see = see, .context = context};
+  return each_line("/proc/self/maps", AREA_BYTES, see_line, &seeing);
 }
 
 struct find_inode {

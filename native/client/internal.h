@@ -2,6 +2,7 @@
  * Shared by the parts of the client library. Floors, each using only what is above it:
  *
  *     syscall.h   system calls without libc in between
+ *     lines.c     files of /proc, line by line
  *     table.c     which addresses are direct mappings; the one lock
  *     keeper.c    the thread that owns every descriptor
  *     mount.c     which files are ours, and where their region is
@@ -69,6 +70,17 @@ _Static_assert(sizeof(off_t) == 8 && sizeof(void *) == 8, "a 64-bit machine");
 /* Each 2 MiB of a hole costs a page table: 64 GiB, 128 MiB. */
 #define HOLE_BYTES_MAX (64ull << 30)
 #define HUGE_PAGE_BYTES (2ull << 20)
+
+/* ------------------------------------------------------------------------------------------------ lines.c */
+
+/* Digits of the base (at most 16, lower case) from `at` on; returns what is behind them. */
+const char *parse_number(const char *at, unsigned base, uint64_t *value);
+
+/* Gets a line without its end, or NULL for one that is longer than it may be. Returns one of these, or a negative errno. */
+enum { LINE_STOP, LINE_GO_ON };
+typedef int line_seen(void *context, const char *line);
+/* Each line of a file, of up to `longest` bytes. 0; or what stopped it: -EIO for a last line without an end, too. */
+int each_line(const char *path, size_t longest, line_seen *see, void *context);
 
 /* ------------------------------------------------------------------------------------------------ table.c */
 

@@ -138,60 +138,43 @@ int region_of(int fd, struct file_facts *facts, struct mapdirect_wire_region *re
 
 /* ---- who mounted */
 
-#define LINE_BYTES (64u << 10) /* two paths of PATH_MAX, each byte escaped as \\ooo, and options */
+#define MOUNT_BYTES (64u << 10) /* two paths of PATH_MAX, each byte escaped as \\ooo, and options */
 
-/* The user_id= of the line of /proc/self/mountinfo that is about the device (proc(5)), or -1. */
-static int64_t mounter_in(const char *line, dev_t device) {
-  char number[32];
-  char *at = append_number(number, major(device));
-  at = append_text(at, ":");
-  append_number(at, minor(device));
-  for (int field = 0; field < 2; field++) {
-    line = strchr(line, ' ');
-    if (line == NULL) return -1;
-    line++;
-  }
-  size_t length = strlen(number);
-  if (strncmp(line, number, length) != 0 || line[length] != ' ') return -1;
+struct mounter {
+  dev_t device;
+  int64_t uid; /* -1: not found */
+};
+
+/* One of /proc/self/mountinfo (proc(5)): number parent major:minor root mountpoint … - type source options */
+static int see_mount(void *context, const char *line) {
+  struct mounter *mounter = context;
+  if (line == NULL) return LINE_GO_ON; /* none of ours is so long */
+  uint64_t number;
+  uint64_t major_number;
+  uint64_t minor_number;
+  line = parse_number(line, 10, &number);
+  if (*line++ != ' ') return LINE_GO_ON;
+  line = parse_number(line, 10, &number);
+  if (*line++ != ' ') return LINE_GO_ON;
+  line = parse_number(line, 10, &major_number);
+  if (*line++ != ':') return LINE_GO_ON;
+  line = parse_number(line, 10, &minor_number);
+  if (major_number != major(mounter->device) || minor_number != minor(mounter->device)) return LINE_GO_ON;
   /* A path cannot hold " - ": blanks are escaped in it. The options of the file system come last. */
   const char *type = strstr(line, " - fuse");
   const char *options = type == NULL ? NULL : strrchr(type, ' ');
   const char *user = options == NULL ? NULL : strstr(options, "user_id=");
-  if (user == NULL || (user[-1] != ' ' && user[-1] != ',')) return -1;
-  int64_t id = 0;
-  for (user += strlen("user_id="); *user >= '0' && *user <= '9'; user++)
-    id = id * 10 + (*user - '0');
-  return id <= UINT32_MAX ? id : -1;
+  if (user == NULL || (user[-1] != ' ' && user[-1] != ',')) return LINE_GO_ON;
+  parse_number(user + strlen("user_id="), 10, &number);
+  if (number > UINT32_MAX) return LINE_GO_ON;
+  mounter->uid = (int64_t)number;
+  return LINE_STOP;
 }
 
 static int64_t read_mounter(dev_t device) {
-  int fd = open("/proc/self/mountinfo", O_RDONLY | O_CLOEXEC);
-  char *text = fd < 0 ? NULL : page_alloc(2 * LINE_BYTES);
-  int64_t found = -1;
-  size_t held = 0;
-  bool skipping = false; /* a line that is longer than any of ours */
-  while (text != NULL && found < 0) {
-    long count = raw_syscall(SYS_read, fd, (long)(text + held), (long)(2 * LINE_BYTES - 1 - held), 0, 0, 0);
-    if (count == -EINTR) continue;
-    if (count <= 0) break;
-    held += (size_t)count;
-    text[held] = 0;
-    char *line = text;
-    for (char *end; found < 0 && (end = strchr(line, '\n')) != NULL; line = end + 1) {
-      *end = 0;
-      if (!skipping) found = mounter_in(line, device);
-      skipping = false;
-    }
-    held -= (size_t)(line - text);
-    memmove(text, line, held);
-    if (held >= LINE_BYTES) {
-      skipping = true;
-      held = 0;
-    }
-  }
-  page_free(text, 2 * LINE_BYTES);
-  if (fd >= 0) raw_close(fd);
-  return found;
+  struct mounter mounter = {.device = device, .uid = -1};
+  each_line("/proc/self/mountinfo", MOUNT_BYTES, see_mount, &mounter);
+  return mounter.uid;
 }
 
 bool mounter_of(const struct file_facts *facts, uid_t *uid) {
