@@ -161,22 +161,19 @@ void Channel::serveRing() {
   begin();
   bool owing = false;
   Ring::Arrival arrival;
+  const auto take = [&ring, &arrival] {
+    if (ring->next(arrival)) return true;
+    ring->submit();
+    return ring->next(arrival);
+  };
   for (uint32_t served = 0; served < options_.batch && watching_; served++) {
-    if (!ring->next(arrival)) {
-      ring->submit();
-      if (!ring->next(arrival)) {
-        const uint64_t since = uv_hrtime();
-        runPromises(owing);
-        if (!watching_) break;
-        const bool came = served > 0 && pollOn(since, [&ring, &arrival] {
-                            if (!ring->hasWork()) return false;
-                            ring->submit();
-                            return ring->next(arrival);
-                          });
-        if (!came && !ring->next(arrival)) {
-          idleSinceNanos_ = since;
-          break;
-        }
+    if (!take()) {
+      const uint64_t since = uv_hrtime();
+      runPromises(owing);
+      if (!watching_) break;
+      if (!(served > 0 && pollOn(since, take))) {
+        idleSinceNanos_ = since;
+        break;
       }
     }
     counters_.requests++;
@@ -190,7 +187,7 @@ void Channel::serveRing() {
   if (watching_) ring->grow();
   serving_ = false;
   listener_->onBurstEnd();
-  if (ring_ != nullptr && ring->asleep()) ring->wake();
+  if (ring_ != nullptr) ring->asleep();
 }
 
 template <typename Attempt> bool Channel::pollOn(uint64_t sinceNanos, Attempt attempt) {
@@ -221,22 +218,24 @@ int Channel::useRing(std::shared_ptr<Ring> ring) {
   ring_ = std::move(ring);
   failure = ring_->start(descriptor_->number());
   // What the kernel has accepted goes on being served.
-  if (ring_->asleep()) ring_->wake();
+  ring_->asleep();
   return failure;
 }
 
 int Channel::reply(uint64_t unique, int error, const void *payload, size_t length) {
-  if (ring_ == nullptr || !ring_->holds(unique))
+  uint32_t entry = 0;
+  if (ring_ == nullptr || !ring_->claim(unique, entry))
     return writeReply(descriptor_->number(), unique, error, payload, length);
-  const int result = ring_->answer(unique, error, payload, length);
+  const int result = ring_->answer(entry, unique, error, payload, length);
   if (!collecting_) ring_->submit();
   return result;
 }
 
 int Channel::replyFromRegion(uint64_t unique, const Mapping &region, const Piece *pieces, size_t count) {
-  if (ring_ == nullptr || !ring_->holds(unique))
+  uint32_t entry = 0;
+  if (ring_ == nullptr || !ring_->claim(unique, entry))
     return writeRegionReply(descriptor_->number(), unique, region, pieces, count);
-  const int result = ring_->answerFromRegion(unique, region, pieces, count);
+  const int result = ring_->answerFromRegion(entry, unique, region, pieces, count);
   if (!collecting_) ring_->submit();
   return result;
 }

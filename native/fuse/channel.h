@@ -63,6 +63,8 @@ public:
 
   // From now on requests come through the ring. A negative errno: they go on coming through the descriptor.
   int useRing(std::shared_ptr<Ring> ring);
+  // Null without one, and once closed.
+  const std::shared_ptr<Ring> &ring() const { return ring_; }
   // Each answers one request. Return 0 or a negative errno.
   int reply(uint64_t unique, int error, const void *payload, size_t length);
   int replyFromRegion(uint64_t unique, const Mapping &region, const Piece *pieces, size_t count);

@@ -49,16 +49,9 @@ int writeGathered(int descriptor, uint64_t unique, const Mapping &region, const 
                   uint64_t total) {
   const std::unique_ptr<uint8_t, decltype(&free)> gathered(static_cast<uint8_t *>(malloc(total)), free);
   if (gathered == nullptr) return writeReply(descriptor, unique, ENOMEM, nullptr, 0);
-  uint64_t at = 0;
-  for (size_t i = 0; i < count; i++) {
-    if (pieces[i].zeros) {
-      memset(gathered.get() + at, 0, pieces[i].length);
-    } else if (const int failure = region.read(pieces[i].offset, gathered.get() + at, pieces[i].length);
-               failure != 0) {
-      writeReply(descriptor, unique, EIO, nullptr, 0);
-      return -EIO;
-    }
-    at += pieces[i].length;
+  if (copyPieces(region, pieces, count, gathered.get(), total) != 0) {
+    writeReply(descriptor, unique, EIO, nullptr, 0);
+    return -EIO;
   }
   return writeReply(descriptor, unique, 0, gathered.get(), total);
 }
@@ -75,6 +68,20 @@ ssize_t readRequest(int descriptor, void *buffer, size_t capacity) {
     if (length >= 0) return length;
     if (errno != EINTR && errno != ENOENT) return -errno;
   }
+}
+
+int copyPieces(const Mapping &region, const Piece *pieces, size_t count, uint8_t *target, uint64_t room) {
+  for (size_t i = 0; i < count; i++) {
+    const Piece &piece = pieces[i];
+    if (piece.length > room) return -EINVAL;
+    if (piece.zeros)
+      memset(target, 0, piece.length);
+    else if (const int failure = region.read(piece.offset, target, piece.length); failure != 0)
+      return failure;
+    target += piece.length;
+    room -= piece.length;
+  }
+  return 0;
 }
 
 int writeReply(int descriptor, uint64_t unique, int error, const void *payload, size_t length) {

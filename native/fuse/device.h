@@ -43,6 +43,10 @@ struct Piece {
   uint64_t length;
 };
 
+// Copy the pieces to `target`, one behind the other. -EINVAL when they are more than `room`; -EIO when the region cannot
+// deliver them.
+int copyPieces(const Mapping &region, const Piece *pieces, size_t count, uint8_t *target, uint64_t room);
+
 // Answer with bytes of the region, sent by the kernel straight from the mapping. When the region cannot
 // deliver them the request is answered with EIO, and -EIO returned.
 int writeRegionReply(int descriptor, uint64_t unique, const Mapping &region, const Piece *pieces,

@@ -1,7 +1,5 @@
 #include "fuse/ring.h"
 
-#include "region/mapping.h"
-
 #include <atomic>
 #include <cerrno>
 #include <cstring>
@@ -140,16 +138,20 @@ Ring::~Ring() {
   if (rings_ != nullptr) munmap(rings_, ringsBytes_);
   if (submissions_ != nullptr) munmap(submissions_, submissionsBytes_);
   for (const Entry &entry : entries_)
-    munmap(entry.block, kPage + roundUp(options_.payloadBytes) + kPage);
+    munmap(entry.block, blockBytes());
+}
+
+size_t Ring::blockBytes() const {
+  return kPage + roundUp(options_.payloadBytes) + kPage;
 }
 
 // Address space: pages are there once a request has needed them.
 int Ring::addEntry(uint16_t queue) {
   if (entries_.size() >= kEntriesMax) return -ENOSPC;
-  void *block = mmap(nullptr, kPage + roundUp(options_.payloadBytes) + kPage, PROT_READ | PROT_WRITE,
-                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  void *block =
+      mmap(nullptr, blockBytes(), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (block == MAP_FAILED) return -errno;
-  entries_.push_back({static_cast<uint8_t *>(block), queue, false});
+  entries_.push_back({static_cast<uint8_t *>(block), queue});
   all_[queue]++;
   return 0;
 }
@@ -159,7 +161,7 @@ uint8_t *Ring::message(uint32_t entry) const {
 }
 
 size_t Ring::messageBytes() const {
-  return kFixedBytes + roundUp(options_.payloadBytes) + kPage;
+  return blockBytes() - (kPage - kFixedBytes);
 }
 
 // There is always room: whoever adds one submits in time.
@@ -200,9 +202,13 @@ int Ring::enter(uint32_t count) {
       syscall(__NR_io_uring_enter, ring_, count, 0, IORING_ENTER_GETEVENTS, nullptr, size_t{0}));
 }
 
+bool Ring::wantsEntering() const {
+  return (loadAcquire(submissionFlags_) & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW)) != 0;
+}
+
 // Also runs what the kernel wants to have run by this thread: it copies requests that have come into their entries.
 void Ring::submit() {
-  while (queued_ > 0 || (loadAcquire(submissionFlags_) & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW)) != 0) {
+  while (queued_ > 0 || wantsEntering()) {
     const int done = enter(queued_);
     if (done < 0 && errno == EINTR) continue;
     // Nothing else is expected of a valid ring (EBADR, EBUSY: completions are in the way, and are taken next).
@@ -213,11 +219,8 @@ void Ring::submit() {
 
 int Ring::start(int device) {
   device_ = device;
-  for (uint32_t entry = 0; entry < entries_.size(); entry++) {
-    entries_[entry].live = true;
+  for (uint32_t entry = 0; entry < entries_.size(); entry++)
     command(kRegister, entry, 0);
-    if (queued_ == kSubmissions) submit();
-  }
   submit();
   // A refusal comes at once.
   Arrival arrival;
@@ -233,9 +236,7 @@ void Ring::grow() {
   bool added = false;
   for (uint16_t queue = 0; queue < options_.queues; queue++) {
     if (inUse_[queue] < all_[queue] || addEntry(queue) != 0) continue;
-    const uint32_t entry = entryCount() - 1;
-    entries_[entry].live = true;
-    command(kRegister, entry, 0);
+    command(kRegister, entryCount() - 1, 0);
     added = true;
   }
   if (added) submit();
@@ -248,12 +249,10 @@ void Ring::awake() {
   }
 }
 
-bool Ring::asleep() {
+void Ring::asleep() {
   std::atomic_ref<uint32_t>(*completionFlags_).fetch_and(~uint32_t{IORING_CQ_EVENTFD_DISABLED});
-  return hasWork();
-}
-
-void Ring::wake() {
+  // Of what has come meanwhile the kernel tells nobody.
+  if (!hasCompletion() && !wantsEntering()) return;
   const uint64_t one = 1;
   while (write(event_, &one, sizeof one) < 0 && errno == EINTR) {
   }
@@ -261,11 +260,6 @@ void Ring::wake() {
 
 bool Ring::hasCompletion() const {
   return *completionHead_ != loadAcquire(completionTail_);
-}
-
-bool Ring::hasWork() const {
-  return hasCompletion() ||
-         (loadAcquire(submissionFlags_) & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW)) != 0;
 }
 
 bool Ring::next(Arrival &arrival) {
@@ -284,7 +278,6 @@ bool Ring::take(const io_uring_cqe &completion, Arrival &arrival) {
   Entry &entry = entries_[index];
   if (completion.res < 0) {
     // The mount has ended (ENOTCONN, ECONNABORTED), or the kernel did not take the entry.
-    entry.live = false;
     failure_ = completion.res;
     return false;
   }
@@ -326,11 +319,15 @@ void Ring::commit(uint32_t index, uint64_t unique, int error, size_t length) {
   command(kCommitAndFetch, index, unique);
 }
 
-int Ring::answer(uint64_t unique, int error, const void *payload, size_t length) {
+bool Ring::claim(uint64_t unique, uint32_t &entry) {
   const auto found = held_.find(unique);
-  if (found == held_.end()) return -ENOENT;
-  const uint32_t entry = found->second;
+  if (found == held_.end()) return false;
+  entry = found->second;
   held_.erase(found);
+  return true;
+}
+
+int Ring::answer(uint32_t entry, uint64_t unique, int error, const void *payload, size_t length) {
   if (length > options_.payloadBytes) {
     commit(entry, unique, EIO, 0);
     return -EINVAL;
@@ -340,28 +337,16 @@ int Ring::answer(uint64_t unique, int error, const void *payload, size_t length)
   return 0;
 }
 
-int Ring::answerFromRegion(uint64_t unique, const Mapping &region, const Piece *pieces, size_t count) {
-  const auto found = held_.find(unique);
-  if (found == held_.end()) return -ENOENT;
-  const uint32_t entry = found->second;
-  held_.erase(found);
+int Ring::answerFromRegion(uint32_t entry, uint64_t unique, const Mapping &region, const Piece *pieces,
+                           size_t count) {
   uint8_t *payload = entries_[entry].block + kPage;
-  size_t total = 0;
-  for (size_t i = 0; i < count; i++) {
-    const Piece &piece = pieces[i];
-    int failure = 0;
-    if (piece.length > options_.payloadBytes - total)
-      failure = -EINVAL;
-    else if (piece.zeros)
-      memset(payload + total, 0, piece.length);
-    else
-      failure = region.read(piece.offset, payload + total, piece.length);
-    if (failure != 0) {
-      commit(entry, unique, EIO, 0);
-      return failure;
-    }
-    total += piece.length;
+  if (const int failure = copyPieces(region, pieces, count, payload, options_.payloadBytes); failure != 0) {
+    commit(entry, unique, EIO, 0);
+    return failure;
   }
+  size_t total = 0;
+  for (size_t i = 0; i < count; i++)
+    total += pieces[i].length;
   commit(entry, unique, 0, total);
   return 0;
 }

@@ -45,13 +45,10 @@ public:
   // on coming through the descriptor.
   int start(int device);
 
-  // Readable when there may be something to do and the ring is asleep.
+  // Readable when there is something to do and the ring is asleep.
   int eventDescriptor() const { return event_; }
   void awake();
-  // True: something came meanwhile, and nobody will be told of it.
-  bool asleep();
-  // Make the descriptor readable.
-  void wake();
+  void asleep();
 
   struct Arrival {
     uint32_t entry;
@@ -59,15 +56,15 @@ public:
   };
   // The next request, which lies in `message(entry)` as read(2) would have brought it.
   bool next(Arrival &arrival);
-  // Looks at memory alone: whether `submit` or `next` has something to do.
-  bool hasWork() const;
+  // Looks at memory alone.
   bool hasCompletion() const;
 
-  // Answers are on their way after `submit`. Both answer with 0, -ENOENT when no entry holds such a request, or a
-  // negative errno with which the request was answered instead.
-  int answer(uint64_t unique, int error, const void *payload, size_t length);
-  int answerFromRegion(uint64_t unique, const Mapping &region, const Piece *pieces, size_t count);
-  bool holds(uint64_t unique) const { return held_.contains(unique); }
+  // Whether an entry holds such a request. It has to be answered then, by one of the next two.
+  bool claim(uint64_t unique, uint32_t &entry);
+  // Answers are on their way after `submit`. Both return 0, or a negative errno: the answer is EIO then.
+  int answer(uint32_t entry, uint64_t unique, int error, const void *payload, size_t length);
+  int answerFromRegion(uint32_t entry, uint64_t unique, const Mapping &region, const Piece *pieces,
+                       size_t count);
   uint32_t queued() const { return queued_; }
   void submit();
   void grow();
@@ -80,16 +77,18 @@ private:
   struct Entry {
     uint8_t *block;
     uint16_t queue;
-    bool live; // known to the kernel
   };
 
   explicit Ring(const RingOptions &options)
       : options_(options), inUse_(options.queues), all_(options.queues) {}
   int map(const char *&step);
+  size_t blockBytes() const;
   int addEntry(uint16_t queue);
   io_uring_sqe *nextSubmission();
   void command(uint32_t operation, uint32_t entry, uint64_t commitId);
   int enter(uint32_t count);
+  // The kernel wants something to be run by this thread, or has completions that found no place.
+  bool wantsEntering() const;
   bool take(const io_uring_cqe &completion, Arrival &arrival);
   void commit(uint32_t entry, uint64_t unique, int error, size_t length);
 

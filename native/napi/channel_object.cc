@@ -238,11 +238,10 @@ Napi::Value ChannelObject::openRing(const Napi::CallbackInfo &info) {
 
 Napi::Value ChannelObject::useRing(const Napi::CallbackInfo &info) {
   const Napi::Env env = info.Env();
-  if (!info[0].IsExternal() || ring_ != nullptr)
-    return fail(env, -EINVAL, "useRing: takes the result of openRing(), once");
   if (channel_ == nullptr || channel_->closed()) return errnoResult(env, -ENODEV);
-  ring_ = *info[0].As<Napi::External<std::shared_ptr<Ring>>>().Data();
-  return errnoResult(env, channel_->useRing(ring_));
+  if (!info[0].IsExternal() || channel_->ring() != nullptr)
+    return fail(env, -EINVAL, "useRing: takes the result of openRing(), once");
+  return errnoResult(env, channel_->useRing(*info[0].As<Napi::External<std::shared_ptr<Ring>>>().Data()));
 }
 
 // The memory of an entry, which lives as long as anybody can see it.
@@ -250,12 +249,13 @@ Napi::Value ChannelObject::entry(const Napi::CallbackInfo &info) {
   const Napi::Env env = info.Env();
   uint64_t index = 0;
   if (!getCount(env, info[0], "entry", index)) return Napi::Value();
-  if (ring_ == nullptr || index >= ring_->entryCount())
+  const std::shared_ptr<Ring> ring = channel_ == nullptr ? nullptr : channel_->ring();
+  if (ring == nullptr || index >= ring->entryCount())
     return fail(env, -EINVAL, "entry: there is no such one");
-  auto *held = new std::shared_ptr<Ring>(ring_);
   return Napi::Buffer<uint8_t>::New(
-      env, ring_->message(static_cast<uint32_t>(index)), ring_->messageBytes(),
-      [](Napi::Env, uint8_t *, std::shared_ptr<Ring> *kept) { delete kept; }, held);
+      env, ring->message(static_cast<uint32_t>(index)), ring->messageBytes(),
+      [](Napi::Env, uint8_t *, std::shared_ptr<Ring> *held) { delete held; },
+      new std::shared_ptr<Ring>(ring));
 }
 
 Napi::Value ChannelObject::notify(const Napi::CallbackInfo &info) {

@@ -49,7 +49,6 @@ private:
   static void onEnvironmentEnd(napi_async_cleanup_hook_handle hook, void *argument);
 
   std::shared_ptr<Channel> channel_;
-  std::shared_ptr<Ring> ring_;
   std::unique_ptr<Notifier> notifier_;
   std::unique_ptr<Napi::AsyncContext> context_;
   Napi::Reference<Napi::Uint8Array> buffer_;
