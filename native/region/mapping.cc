@@ -60,6 +60,8 @@ const char *whyNoMapSync(RegionKind kind, bool dax, int failure) {
 
 // Set aside for a region to grow into, at least. Nothing but numbers: no memory, no page tables.
 constexpr uint64_t kRoomBytes = uint64_t{4} << 40;
+// Huge pages need it of address and offset alike.
+constexpr uint64_t kHugePageBytes = 2 << 20;
 #ifndef MADV_COLLAPSE
 #define MADV_COLLAPSE 25 // Linux 6.1
 #endif

@@ -22,9 +22,6 @@
 
 namespace mapdirect {
 
-// A huge page of the page cache, bytes.
-constexpr uint64_t kHugePageBytes = 2 << 20;
-
 enum class RegionKind { file, block, devdax };
 
 struct RegionOptions {

@@ -8,11 +8,9 @@
  * - where it is not possible, or does not work out, nothing is lost but that.
  */
 import { setTimeout as sleep } from "node:timers/promises";
+import type { NativeRegion } from "../region/addon.ts";
 
-/** What gathers: NativeRegion of src/region/addon.ts. */
-export interface Gatherer {
-  gather(offset: number, length: number): Promise<Uint8Array>;
-}
+type Gatherer = Pick<NativeRegion, "gather">;
 
 export const HUGE_PAGE_BYTES = 2 * 1024 * 1024;
 /** Pages that are looked at, at a time. */
