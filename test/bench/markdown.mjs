@@ -1,10 +1,18 @@
 /** The same figures as tables for a document: docs/PERFORMANCE.md has those of one run. */
-import { chapters, figure, goalFigure, goalLimit, goalVerdict, inOrder, short, times } from "./report.mjs";
+import {
+  cell,
+  chapters,
+  comparedIn,
+  goalFigure,
+  goalLimit,
+  goalVerdict,
+  inOrder,
+  named,
+  times,
+} from "./report.mjs";
 
 const row = (cells) => `| ${cells.join(" | ")} |`;
 const table = (head, rows) => [row(head), row(head.map(() => "---")), ...rows.map(row)].join("\n");
-const cell = (summary, format = short) => (summary ? figure(summary, format) : "–");
-const named = ({ title, unit }) => (unit === undefined || unit === "" ? title : `${title}, ${unit}`);
 
 const goals = (result) =>
   table(
@@ -36,7 +44,7 @@ function chapter(result, { group, rows, peers }) {
       ),
     );
     const first = names[0];
-    const others = names.slice(1).filter((name) => single.some(({ ratioTo }) => ratioTo[name]));
+    const others = comparedIn(single, names);
     if (others.length > 0) {
       parts.push(
         table(

@@ -3,7 +3,18 @@
  * every figure that a chart shows, and more.
  */
 import * as echarts from "echarts";
-import { chapters, figure, goalFigure, goalLimit, goalVerdict, inOrder, short, times } from "./report.mjs";
+import {
+  cell,
+  chapters,
+  comparedIn,
+  goalFigure,
+  goalLimit,
+  goalVerdict,
+  inOrder,
+  named,
+  short,
+  times,
+} from "./report.mjs";
 
 const WIDTH = 980;
 const COLOURS = [
@@ -144,7 +155,7 @@ function goalTable(goals) {
 
 function chapter(result, { group, rows, peers }) {
   const names = inOrder(result, peers);
-  const others = names.slice(1).filter((name) => rows.some(({ ratioTo }) => ratioTo[name]));
+  const others = comparedIn(rows, names);
   const parts = [`<h2>${escaped(group)}</h2>`];
   if (others.length > 0) parts.push(ratioChart(`${names[0]} ÷ …, to the right is faster`, rows, others));
   const curveNames = new Set(rows.map(({ curve }) => curve?.name).filter(Boolean));
@@ -158,8 +169,8 @@ function chapter(result, { group, rows, peers }) {
     htmlTable([
       ["", ...names],
       ...rows.map(({ title, unit, byPeer }) => [
-        unit === "" ? title : `${title}, ${unit}`,
-        ...names.map((name) => (byPeer[name] ? figure(byPeer[name]) : "–")),
+        named({ title, unit }),
+        ...names.map((name) => cell(byPeer[name])),
       ]),
     ]),
   );
@@ -171,7 +182,7 @@ function chapter(result, { group, rows, peers }) {
           .filter(({ ratioTo }) => Object.keys(ratioTo).length > 0)
           .map(({ title, better, ratioTo }) => [
             better === "less" ? `${title} (less is better)` : title,
-            ...others.map((name) => (ratioTo[name] ? figure(ratioTo[name], times) : "–")),
+            ...others.map((name) => cell(ratioTo[name], times)),
           ]),
       ]),
     );
@@ -212,19 +223,13 @@ ${chapters(result.rows)
 <h2>CPU time of the server per operation, µs</h2>
 ${htmlTable([
   ["", ...servers],
-  ...result.cpuRows.map(({ title, byPeer }) => [
-    title,
-    ...servers.map((name) => (byPeer[name] ? figure(byPeer[name]) : "–")),
-  ]),
+  ...result.cpuRows.map(({ title, byPeer }) => [title, ...servers.map((name) => cell(byPeer[name]))]),
 ])}
 ${htmlTable([
   [`${servers[0] ?? ""} ÷ (less is better)`, ...servers.slice(1)],
   ...result.cpuRows
     .filter(({ ratioTo }) => Object.keys(ratioTo).length > 0)
-    .map(({ title, ratioTo }) => [
-      title,
-      ...servers.slice(1).map((name) => (ratioTo[name] ? figure(ratioTo[name], times) : "–")),
-    ]),
+    .map(({ title, ratioTo }) => [title, ...servers.slice(1).map((name) => cell(ratioTo[name], times))]),
 ])}
 ${[
   ...result.skipped.map(({ workload, peer, reason }) => `skipped: ${workload} on ${peer}: ${reason}`),

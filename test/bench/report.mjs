@@ -14,6 +14,14 @@ export const times = (value) => `${value.toFixed(value < 10 ? 2 : value < 100 ? 
 export const figure = ({ median, least, most, values }, format = short) =>
   values.length > 1 ? `${format(median)} (${format(least)}–${format(most)})` : format(median);
 
+/** One cell; a peer without a figure has a dash. */
+export const cell = (summary, format = short) => (summary ? figure(summary, format) : "–");
+/** How a row is called. */
+export const named = ({ title, unit }) => (unit === undefined || unit === "" ? title : `${title}, ${unit}`);
+/** Of the names, those that the first one is compared with in any of the rows. */
+export const comparedIn = (rows, names) =>
+  names.slice(1).filter((name) => rows.some(({ ratioTo }) => ratioTo[name]));
+
 /** Columns as wide as their widest cell; the first is set left, the others right. */
 export function table(rows) {
   const widths = rows[0].map((_, column) => Math.max(...rows.map((row) => row[column].length)));
@@ -77,12 +85,12 @@ export function render(result) {
       table([
         [group, ...names],
         ...rows.map(({ title, unit, byPeer }) => [
-          unit === "" ? title : `${title}, ${unit}`,
-          ...names.map((name) => (byPeer[name] ? figure(byPeer[name]) : "–")),
+          named({ title, unit }),
+          ...names.map((name) => cell(byPeer[name])),
         ]),
       ]),
     );
-    const others = names.slice(1).filter((name) => rows.some(({ ratioTo }) => ratioTo[name]));
+    const others = comparedIn(rows, names);
     if (!isRatio || others.length === 0) continue;
     lines.push(
       "",
@@ -92,7 +100,7 @@ export function render(result) {
           .filter(({ ratioTo }) => Object.keys(ratioTo).length > 0)
           .map(({ title, better, ratioTo }) => [
             better === "less" ? `${title} (less is better)` : title,
-            ...others.map((name) => (ratioTo[name] ? figure(ratioTo[name], times) : "–")),
+            ...others.map((name) => cell(ratioTo[name], times)),
           ]),
       ]),
     );
@@ -103,10 +111,7 @@ export function render(result) {
       "",
       table([
         ["CPU time of the server per operation, µs", ...servers],
-        ...result.cpuRows.map(({ title, byPeer }) => [
-          title,
-          ...servers.map((name) => (byPeer[name] ? figure(byPeer[name]) : "–")),
-        ]),
+        ...result.cpuRows.map(({ title, byPeer }) => [title, ...servers.map((name) => cell(byPeer[name]))]),
       ]),
     );
     const others = servers.slice(1);
@@ -116,10 +121,7 @@ export function render(result) {
         [`CPU time of the server: ${servers[0]} ÷ (less is better)`, ...others],
         ...result.cpuRows
           .filter(({ ratioTo }) => Object.keys(ratioTo).length > 0)
-          .map(({ title, ratioTo }) => [
-            title,
-            ...others.map((name) => (ratioTo[name] ? figure(ratioTo[name], times) : "–")),
-          ]),
+          .map(({ title, ratioTo }) => [title, ...others.map((name) => cell(ratioTo[name], times))]),
       ]),
     );
   }
