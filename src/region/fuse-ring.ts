@@ -3,7 +3,8 @@ import { readFileSync } from "node:fs";
 import { FsError } from "../base/errors.ts";
 import { addon, type NativeRing } from "./addon.ts";
 
-const ENABLED = "/sys/module/fuse/parameters/enable_uring";
+/** "Y" where root has allowed it. */
+export const ENABLE_URING = "/sys/module/fuse/parameters/enable_uring";
 const POSSIBLE = "/sys/devices/system/cpu/possible";
 /** Requests of one CPU that are served at a time before the ring grows. */
 const DEPTH = 8;
@@ -32,7 +33,7 @@ export function cpusIn(list: string): number {
  * @throws FsError EOPNOTSUPP saying what to do; what io_uring_setup(2) says
  */
 export function openFuseRing(payloadBytes: number): NativeRing {
-  const enabled = text(ENABLED);
+  const enabled = text(ENABLE_URING);
   if (enabled === "") {
     throw new FsError(
       "EOPNOTSUPP",
@@ -40,7 +41,7 @@ export function openFuseRing(payloadBytes: number): NativeRing {
     );
   }
   if (enabled !== "Y" && enabled !== "1") {
-    throw new FsError("EOPNOTSUPP", `it is switched off in the kernel; as root: echo Y > ${ENABLED}`);
+    throw new FsError("EOPNOTSUPP", `it is switched off in the kernel; as root: echo Y > ${ENABLE_URING}`);
   }
   return addon().openRing({ queues: cpusIn(text(POSSIBLE)), depth: DEPTH, payloadBytes });
 }

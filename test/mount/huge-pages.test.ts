@@ -6,6 +6,7 @@ import { expect, test } from "vitest";
 import { mapDirect, open as openDirect } from "../../src/api/index.ts";
 import { HUGE_PAGE_BYTES, HugePages } from "../../src/session/huge-pages.ts";
 import { withMount } from "../support/mount.ts";
+import { until } from "../support/until.ts";
 
 const MIB = 1024 * 1024;
 const LIMIT_MS = 20_000;
@@ -29,14 +30,6 @@ const canHave = (): boolean => {
   }
 };
 
-async function until(holds: () => boolean | Promise<boolean>): Promise<void> {
-  const end = Date.now() + LIMIT_MS;
-  while (!(await holds())) {
-    if (Date.now() > end) throw new Error(`not so after ${LIMIT_MS} ms`);
-    await sleep(50);
-  }
-}
-
 test("what is full becomes huge pages, holes stay, and every byte is seen by everybody as before", async ({
   skip,
 }) => {
@@ -52,7 +45,7 @@ test("what is full becomes huge pages, holes stay, and every byte is seen by eve
       // The daemon maps what it uses.
       await readFile(mount.at("file"));
       return hugeKilobytes(mount.daemonPid()) >= (8 * MIB) / 1024;
-    });
+    }, LIMIT_MS);
     mapping.buffer.write("stored after", 7 * MIB);
     bytes.write("stored before", 5 * MIB);
     bytes.write("stored after", 7 * MIB);
@@ -79,7 +72,7 @@ test("a page that the kernel refuses is tried again a few times; where it cannot
     },
   };
   const pages = new HugePages(refusing, () => 5 * HUGE_PAGE_BYTES + 1, { roundMs: 1, pauseMs: 1 });
-  await until(() => asked.length >= 3);
+  await until(() => asked.length >= 3, LIMIT_MS);
   await sleep(50);
   await pages.close();
   expect(asked).toEqual([0, 0, 0]);
@@ -93,7 +86,7 @@ test("a page that the kernel refuses is tried again a few times; where it cannot
     },
   };
   const none = new HugePages(without, () => 5 * HUGE_PAGE_BYTES, { roundMs: 1, pauseMs: 1 });
-  await until(() => calls > 0);
+  await until(() => calls > 0, LIMIT_MS);
   await sleep(50);
   await none.close();
   expect(calls).toBe(1);

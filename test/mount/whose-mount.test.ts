@@ -25,10 +25,6 @@ async function mountedBy(user: number, region: string, mountpoint: string): Prom
   });
 }
 
-async function unmount(mountpoint: string): Promise<void> {
-  await run("umount", [mountpoint]);
-}
-
 test("a mount of root's, the caller's or the region's owner is believed, anybody else's is not", async ({
   skip,
 }) => {
@@ -60,7 +56,7 @@ test("a mount of root's, the caller's or the region's owner is believed, anybody
       await chown(mount.region, owner, owner);
       await mountedBy(mounter, mount.region, mount.path);
       outcomes.push(await tryToMap());
-      await unmount(mount.path);
+      await run("umount", [mount.path]);
     }
     expect(outcomes).toEqual(["mapped", "EACCES", "mapped", "EACCES", "mapped"]);
     await chown(mount.region, 0, 0);

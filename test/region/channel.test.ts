@@ -24,6 +24,7 @@ import { createRegionFile } from "../../src/region/create.ts";
 import { openFuseMount, splitMountOptions, unmountFuse } from "../../src/region/fusemount.ts";
 import type { MappedRegion } from "../../src/region/native-region.ts";
 import { openRegion } from "../../src/region/open.ts";
+import { until as within } from "../support/until.ts";
 
 const SIZE = 8 << 20;
 let directory: string;
@@ -86,12 +87,8 @@ function pair(
   return { channel, receive, hangUp, send: (text: string) => writeSync(kernel, text) };
 }
 
-async function until(condition: () => boolean): Promise<void> {
-  for (let waited = 0; !condition(); waited++) {
-    if (waited > 2000) throw new Error("waited in vain");
-    await delay(2);
-  }
-}
+const WAIT_MS = 4000;
+const until = (condition: () => boolean): Promise<void> => within(condition, WAIT_MS);
 
 describe("a channel over a socket pair", () => {
   test("hands each request over in the buffer and counts it", async () => {

@@ -5,6 +5,7 @@
 import { execFileSync } from "node:child_process";
 import { readFileSync, writeFileSync } from "node:fs";
 import { isRunning } from "../../src/daemon/mounts.ts";
+import { ENABLE_URING } from "../../src/region/fuse-ring.ts";
 import { findLeftovers, type Leftover, removeFolders } from "./leftovers.ts";
 
 function clear(leftovers: readonly Leftover[]): void {
@@ -28,7 +29,6 @@ function clear(leftovers: readonly Leftover[]): void {
   removeFolders(leftovers);
 }
 
-const ENABLE_URING = "/sys/module/fuse/parameters/enable_uring";
 let uringBefore: string | undefined;
 
 /** It concerns daemons that ask for it and nobody else. */

@@ -10,19 +10,32 @@ import { openFuseRing } from "../../src/region/fuse-ring.ts";
 export const transport: Transport =
   TRANSPORTS.find((one) => one === process.env.MAPDIRECT_TEST_TRANSPORT) ?? "kernel";
 
-let unavailable: string | null | undefined;
-
-/** Why fuse-native cannot be used here, or null. */
-export function fuseNativeUnavailable(): string | null {
-  if (unavailable !== undefined) return unavailable;
-  try {
-    loadFuseNative();
-    unavailable = null;
-  } catch (error) {
-    unavailable = (error as Error).message;
-  }
-  return unavailable;
+/** Why something cannot be used here, or null: tried once. */
+function reasonAgainst(attempt: () => unknown): () => string | null {
+  let found: string | null | undefined;
+  return () => {
+    if (found !== undefined) return found;
+    try {
+      attempt();
+      found = null;
+    } catch (error) {
+      found = (error as Error).message;
+    }
+    return found;
+  };
 }
+
+export const fuseNativeUnavailable = reasonAgainst(loadFuseNative);
+export const uringUnavailable = reasonAgainst(() => openFuseRing(4096));
+
+const UNAVAILABLE: Readonly<Record<Transport, () => string | null>> = {
+  kernel: () => null,
+  io_uring: uringUnavailable,
+  "fuse-native": fuseNativeUnavailable,
+};
+
+/** Why nothing can be tested over the transport of this run, or null. */
+export const transportUnavailable = UNAVAILABLE[transport];
 
 const NO_IOCTL = "no ioctl: no leases, and no questions to the daemon";
 const NO_FALLOCATE = "no fallocate";
@@ -30,20 +43,6 @@ const NO_CALLER = "it does not say who calls: the mount is for whoever mounted a
 const TIMES = "times are milliseconds from 1970 on, and mtime becomes what atime is set to";
 const LARGE = "sizes are JavaScript numbers";
 const HIDDEN = "libfuse addresses files by path: an open file that loses its name has a hidden one";
-
-let ringRefused: string | null | undefined;
-
-/** Why FUSE over io_uring cannot be used here, or null. */
-export function uringUnavailable(): string | null {
-  if (ringRefused !== undefined) return ringRefused;
-  try {
-    openFuseRing(4096);
-    ringRefused = null;
-  } catch (error) {
-    ringRefused = (error as Error).message;
-  }
-  return ringRefused;
-}
 
 /** What fuse-native lacks, by the names of the tests that need it. docs/OPERATIONS.md has the same list for users. */
 export const LACKING: Readonly<Record<string, string>> = {
@@ -81,25 +80,11 @@ export const LACKING: Readonly<Record<string, string>> = {
     "it does not say that the connection was aborted",
 };
 
-/** Why nothing can be tested over the transport of this run, or null. */
-export const transportUnavailable = (): string | null =>
-  transport === "fuse-native"
-    ? fuseNativeUnavailable()
-    : transport === "io_uring"
-      ? uringUnavailable()
-      : null;
-
-if (transport === "io_uring") {
-  beforeEach(({ skip }) => {
-    const reason = transportUnavailable();
-    if (reason !== null) skip(reason);
-  });
-}
-
-if (transport === "fuse-native") {
+if (transport !== "kernel") {
+  const lacking = transport === "fuse-native" ? LACKING : {};
   beforeEach(({ task, skip }) => {
     const reason =
-      fuseNativeUnavailable() ?? (Object.hasOwn(LACKING, task.name) ? LACKING[task.name] : undefined);
+      transportUnavailable() ?? (Object.hasOwn(lacking, task.name) ? lacking[task.name] : undefined);
     if (reason !== undefined) skip(reason);
   });
 }

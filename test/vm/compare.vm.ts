@@ -34,7 +34,7 @@ describe("beside ext4 -o dax on the same kind of memory", () => {
         memory: "2G",
         commands: ["memmap=192M!1024M", "memmap=192M!1280M"],
       };
-      const { guest, out, ended } = await bootToScript(request, (one) => one.end(LIMIT_MS));
+      const { guest, out, ended } = await bootToScript(request, LIMIT_MS);
       const end = await ended;
       const results = readLines<Result>(join(out, "results.jsonl"));
       const wrong = results

@@ -78,7 +78,7 @@ export function kindsOn(name: string, options: { clientPrograms: boolean }): voi
             ...["-device", "virtio-pmem-pci,id=virtio0,memdev=virtio"],
           ],
         };
-        const { guest, out, ended: end } = await bootToScript(request, (one) => one.end(LIMIT_MS));
+        const { guest, out, ended: end } = await bootToScript(request, LIMIT_MS);
         ended = await end;
         results = readLines<Result>(join(out, "results.jsonl"));
         console = guest.console();

@@ -89,12 +89,13 @@ const LOOK_MS = 50;
 /**
  * The same, once its script has begun. Now and then a kernel crashes while it boots: it patches its own text, which an emulator
  * of several processors does not always get right (`Oops: int3`). That says nothing of us, so the machine is started again.
+ * Each has `limitMs` until it is killed.
  */
-export async function bootToScript(from: Boot, endOf: (guest: Guest) => Promise<GuestEnd>): Promise<Running> {
+export async function bootToScript(from: Boot, limitMs: number): Promise<Running> {
   for (let attempt = 1; ; attempt += 1) {
     const booted = boot(from);
     let over = false;
-    const ended = endOf(booted.guest).finally(() => {
+    const ended = booted.guest.end(limitMs).finally(() => {
       over = true;
     });
     const begun = join(booted.out, "begun");

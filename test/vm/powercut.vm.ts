@@ -169,7 +169,7 @@ async function cycle(index: number, kernel: Kernel, folder: string, memory: stri
     commands: [`memmap=${REGION.sizeMib}M!${REGION.atMib}M`],
     devices: ["-object", `memory-backend-file,id=ram,share=on,mem-path=${memory},size=${MEMORY_MIB}M`],
   };
-  const booted = await bootToScript(request, (one) => one.end(LIMIT_MS));
+  const booted = await bootToScript(request, LIMIT_MS);
   const { guest, out, ended } = booted;
   try {
     await loadBegins(booted, ended);

@@ -50,12 +50,10 @@ function fio(folder, { direct, jobs }) {
   const each = jobs.flatMap(([name, args]) => [`--name=${name}`, ...args]);
   const { code, stderr } = run("fio", [...common, ...each], { env });
   if (code !== 0) throw new Error(stderr);
-  const mapped = [...readFileSync("/tmp/stats", "utf8").matchAll(/automatic=(\d+)/g)];
-  const mappings = mapped.reduce((sum, [, count]) => sum + Number(count), 0);
+  const stats = readFileSync("/tmp/stats", "utf8");
+  const mappings = [...stats.matchAll(/automatic=(\d+)/g)].reduce((sum, [, count]) => sum + Number(count), 0);
   if (folder === OURS && direct && mappings < jobs.length) {
-    throw new Error(
-      `${mappings} direct mappings in ${jobs.length} jobs: ${readFileSync("/tmp/stats", "utf8")}`,
-    );
+    throw new Error(`${mappings} direct mappings in ${jobs.length} jobs: ${stats}`);
   }
   const text = readFileSync(output, "utf8");
   const done = JSON.parse(text.slice(text.indexOf("{"))).jobs;
@@ -82,9 +80,12 @@ for (const one of RUNS) {
       const rates = new Map(order.map((folder) => [folder, fio(folder, one)]));
       rounds.push(one.jobs.map((_, index) => rates.get(OURS)[index] / rates.get(EXT4)[index]));
     }
-    const ratios = one.jobs.map(([name], index) => ({ name, ratios: rounds.map((round) => round[index]) }));
-    for (const { name, ratios: of } of ratios) note({ name, direct: one.direct, ratios: of });
-    return ratios.map(({ ratios: of }) => of.map((ratio) => ratio.toFixed(2)).join(" ")).join(", ");
+    const said = one.jobs.map(([name], index) => {
+      const ratios = rounds.map((round) => round[index]);
+      note({ name, direct: one.direct, ratios });
+      return ratios.map((ratio) => ratio.toFixed(2)).join(" ");
+    });
+    return said.join(", ");
   });
 }
 await check("comparison", "taken away", async () => {

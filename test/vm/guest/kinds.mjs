@@ -16,6 +16,7 @@ import {
 import { release } from "node:os";
 import { basename, join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
+import { ENABLE_URING } from "../../../dist/region/fuse-ring.js";
 import {
   automatic,
   check,
@@ -423,8 +424,6 @@ async function outlived(region) {
   }
   await mapdirect("fsck", region);
 }
-
-const ENABLE_URING = "/sys/module/fuse/parameters/enable_uring";
 
 /** Where the kernel has it; elsewhere it has to be refused, with the reason. */
 async function overUring(region) {
