@@ -19,8 +19,8 @@ const args = process.argv.slice(2);
 const folder = join(root, ".cache", "vm", "measured");
 // A run of everything begins anew; one of a part takes the place of that part.
 if (args.length === 0) rmSync(folder, { recursive: true, force: true });
-const { code, count } = runVitest(["--config", join(root, "vitest.vm.config.ts"), ...args]);
+const { code, summary } = runVitest(["--config", join(root, "vitest.vm.config.ts"), ...args]);
 const tables = measured(folder);
 if (tables !== "") console.log(`\n${tables}\n`);
-if (count !== "") console.log(count);
+for (const line of summary) console.log(line);
 process.exitCode = code;

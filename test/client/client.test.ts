@@ -129,7 +129,7 @@ function expectAllOk({ code, stdout, stderr }: Result): void {
   const lines = stdout.split("\n").filter((line) => line !== "");
   for (const line of lines.filter((text) => text.startsWith("skip"))) process.stderr.write(`${line}\n`);
   const wrong = lines.filter((line) => line.startsWith("not ok"));
-  expect({ code, wrong, stderr }).toEqual({ code: 0, wrong: [], stderr: "" });
+  expect({ code, wrong, stderr }, [...wrong, stderr].join("\n")).toEqual({ code: 0, wrong: [], stderr: "" });
   expect(lines.some((line) => line.startsWith("ok") || line.startsWith("skip"))).toBe(true);
 }
 
