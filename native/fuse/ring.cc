@@ -5,6 +5,7 @@
 #include <cstring>
 #include <linux/fuse.h>
 #include <linux/io_uring.h>
+#include <sched.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
@@ -56,6 +57,8 @@ static_assert(sizeof(EntryHeaders) <= kPartsAt && kPartsAt + 2 * sizeof(iovec) <
 constexpr uint32_t kSubmissions = 64;
 constexpr uint32_t kCompletions = 4096;
 constexpr uint32_t kEntriesMax = 65536;
+constexpr size_t kCpusMax = 8192;              // CONFIG_NR_CPUS
+constexpr uint64_t kKnock = uint64_t{1} << 63; // more than the kernel ever counts requests
 
 int setup(uint32_t entries, io_uring_params *parameters) {
   return static_cast<int>(syscall(__NR_io_uring_setup, entries, parameters));
@@ -151,7 +154,7 @@ int Ring::addEntry(uint16_t queue) {
   void *block =
       mmap(nullptr, blockBytes(), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (block == MAP_FAILED) return -errno;
-  entries_.push_back({static_cast<uint8_t *>(block), queue});
+  entries_.push_back({static_cast<uint8_t *>(block), queue, 0});
   all_[queue]++;
   return 0;
 }
@@ -233,13 +236,35 @@ int Ring::start(int device) {
 }
 
 void Ring::grow() {
-  bool added = false;
   for (uint16_t queue = 0; queue < options_.queues; queue++) {
     if (inUse_[queue] < all_[queue] || addEntry(queue) != 0) continue;
     command(kRegister, entryCount() - 1, 0);
-    added = true;
+    submit();
+    knock(queue);
   }
-  if (added) submit();
+}
+
+// A request that found no entry waits in the queue until one is given back: the kernel does not offer it to one that is new
+// (fs/fuse/dev_uring.c, fuse_uring_do_register), and those that are held may be so for long. So a request of our own goes
+// through the new one, and takes the next along when it is answered. It is what FUSE_NOTIFY_RETRIEVE of no bytes causes, and
+// comes to the queue of the CPU that asks for it. The kernel wants a regular file; one that a caller waits for is there.
+// A CPU that we may not use is left alone.
+void Ring::knock(uint16_t queue) {
+  unsigned long before[kCpusMax / (8 * sizeof(unsigned long))];
+  unsigned long there[kCpusMax / (8 * sizeof(unsigned long))] = {};
+  const auto set = [](unsigned long *cpus) { return reinterpret_cast<cpu_set_t *>(cpus); };
+  if (queue >= kCpusMax || sched_getaffinity(0, sizeof before, set(before)) != 0) return;
+  CPU_SET_S(queue, sizeof there, set(there));
+  if (sched_setaffinity(0, sizeof there, set(there)) != 0) return;
+  fuse_notify_retrieve_out wish{};
+  wish.notify_unique = kKnock + knocks_++;
+  for (const Entry &entry : entries_) {
+    wish.nodeid = entry.inode;
+    if (entry.queue == queue && entry.inode != 0 &&
+        writeNotification(device_, FUSE_NOTIFY_RETRIEVE, &wish, sizeof wish) == 0)
+      break;
+  }
+  sched_setaffinity(0, sizeof before, set(before));
 }
 
 void Ring::awake() {
@@ -288,6 +313,11 @@ bool Ring::take(const io_uring_cqe &completion, Arrival &arrival) {
   const size_t payload = headers.entry.payloadBytes;
   const size_t operation = request.len - sizeof request - payload;
   inUse_[entry.queue]++;
+  entry.inode = request.nodeid;
+  if (request.unique >= kKnock) {
+    commit(index, request.unique, 0, 0);
+    return false;
+  }
   if (payload > options_.payloadBytes || request.len < sizeof request + payload ||
       operation > kOperationBytes) {
     commit(index, headers.entry.commitId, EIO, 0);
@@ -316,6 +346,7 @@ void Ring::commit(uint32_t index, uint64_t unique, int error, size_t length) {
   about.payloadBytes = static_cast<uint32_t>(length);
   memcpy(entry.block + offsetof(EntryHeaders, entry), &about, sizeof about);
   inUse_[entry.queue]--;
+  entry.inode = 0;
   command(kCommitAndFetch, index, unique);
 }
 

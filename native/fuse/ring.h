@@ -4,8 +4,8 @@
 // Invariants:
 // - everything here runs on the thread that opened the ring (IORING_SETUP_SINGLE_ISSUER);
 // - an entry is with the kernel, or holds one request that has not been answered; its answer gives it back;
-// - a queue (one for each possible CPU) whose entries all hold requests is given another one by `grow`: requests that wait
-//   hold up nobody else. The kernel takes no entry back, so they stay;
+// - a queue (one for each possible CPU) whose entries all hold requests is given another one by `grow`, and those that found
+//   none are fetched: requests that wait hold up nobody else. The kernel takes no entry back, so they stay;
 // - what the kernel has written is checked before it is used as a length.
 #pragma once
 
@@ -77,6 +77,7 @@ private:
   struct Entry {
     uint8_t *block;
     uint16_t queue;
+    uint64_t inode; // that its request is about; 0: none is held
   };
 
   explicit Ring(const RingOptions &options)
@@ -87,6 +88,7 @@ private:
   io_uring_sqe *nextSubmission();
   void command(uint32_t operation, uint32_t entry, uint64_t commitId);
   int enter(uint32_t count);
+  void knock(uint16_t queue);
   // The kernel wants something to be run by this thread, or has completions that found no place.
   bool wantsEntering() const;
   bool take(const io_uring_cqe &completion, Arrival &arrival);
@@ -102,6 +104,7 @@ private:
   int device_ = -1;
   int failure_ = 0; // why the kernel refused an entry
   uint32_t queued_ = 0;
+  uint64_t knocks_ = 0;
   uint8_t *rings_ = nullptr;
   size_t ringsBytes_ = 0;
   uint8_t *submissions_ = nullptr;

@@ -16,6 +16,7 @@ import { grantRequest } from "../support/grant.ts";
 import { withMount } from "../support/mount.ts";
 import { cli, missing, noOtherUser, OTHER_UID } from "../support/run.ts";
 import { uringUnavailable } from "../support/transport.ts";
+import { until } from "../support/until.ts";
 
 const unavailable = uringUnavailable();
 const options = "transport=io_uring,break_time=3";
@@ -106,6 +107,34 @@ describe.skipIf(unavailable !== null)(`transport=io_uring${unavailable ? ` (${un
       await Promise.all(
         children.map((child) => child.exitCode ?? new Promise((ended) => child.once("close", ended))),
       );
+      expect((await stat(mount.at("leased"))).size).toBe(0);
+      await mount.check();
+    });
+  });
+
+  test("a request for which no entry was left is served, though all of them are held by callers that wait", async () => {
+    await withMount({ options: "transport=io_uring,break_time=60" }, async (mount) => {
+      await writeFile(mount.at("leased"), Buffer.alloc(1 << 20, 1));
+      await writeFile(mount.at("other"), "other");
+      const holder = await hold(mount.at("leased"), 1 << 20);
+      // A processor has a queue of its own: what its entries do not take waits there, in order.
+      const onFirstCpu = (command: string, path: string) =>
+        spawn("taskset", ["-c", "0", "sh", "-c", `${command} "$0"`, path], { stdio: "ignore" });
+      process.kill(mount.daemonPid(), "SIGSTOP");
+      const children = Array.from({ length: 30 }, () => onFirstCpu(": >", mount.at("leased")));
+      onTestFinished(() => {
+        for (const child of children) child.kill("SIGKILL");
+      });
+      await sleep(1000);
+      const reader = onFirstCpu("exec cat", mount.at("other"));
+      children.push(reader);
+      await sleep(500);
+      process.kill(mount.daemonPid(), "SIGCONT");
+      await until(() => reader.exitCode !== null, 20_000);
+      expect(reader.exitCode).toBe(0);
+      expect(children.filter(({ exitCode }) => exitCode === null)).toHaveLength(30);
+      await holder.close();
+      await until(() => children.every(({ exitCode }) => exitCode !== null), 20_000);
       expect((await stat(mount.at("leased"))).size).toBe(0);
       await mount.check();
     });
