@@ -425,6 +425,48 @@ async function outlived(region) {
   await mapdirect("fsck", region);
 }
 
+/** Maps the file that it is given, and says so. */
+const HOLDER = `
+  import { mapDirect, open } from "${join(project, "dist/api/index.js")}";
+  await mapDirect(await open(process.argv[1]), { lease: "breakable" });
+  console.log("mapped");
+  setInterval(() => {}, 1000);
+`;
+
+/** Callers that wait have every buffer of a processor's queue, and who comes then is served all the same. */
+async function beyondTheBuffers() {
+  const leased = join(MNT, "leased");
+  writeFileSync(leased, Buffer.alloc(MIB, 1));
+  writeFileSync(join(MNT, "other"), "other");
+  const daemon = (await infoOf(MNT)).mount.pid;
+  const said = "/tmp/holder";
+  const holder = spawn(process.execPath, ["--input-type=module", "-e", HOLDER, leased], {
+    stdio: ["ignore", openSync(said, "w"), "inherit"],
+  });
+  const onFirstCpu = (command, path) =>
+    spawn("taskset", ["-c", "0", "sh", "-c", `${command} "$0"`, path], { stdio: "ignore" });
+  const waiting = [];
+  try {
+    await until(() => readFileSync(said, "utf8").includes("mapped"), "the holder maps");
+    holder.kill("SIGSTOP");
+    process.kill(daemon, "SIGSTOP");
+    for (let index = 0; index < 12; index += 1) waiting.push(onFirstCpu(": >", leased));
+    await sleep(4000);
+    const reader = onFirstCpu("exec cat", join(MNT, "other"));
+    await sleep(2000);
+    process.kill(daemon, "SIGCONT");
+    await until(() => reader.exitCode !== null, "the reader is served");
+    const served = waiting.filter(({ exitCode }) => exitCode !== null).length;
+    if (served > 0) throw new Error(`${served} of those that wait did not`);
+    holder.kill("SIGKILL");
+    await until(() => waiting.every(({ exitCode }) => exitCode === 0), "those that wait go on");
+  } finally {
+    process.kill(daemon, "SIGCONT");
+    holder.kill("SIGKILL");
+    for (const child of waiting) child.kill("SIGKILL");
+  }
+}
+
 /** Where the kernel has it; elsewhere it has to be refused, with the reason. */
 async function overUring(region) {
   if (!existsSync(ENABLE_URING)) {
@@ -435,14 +477,17 @@ async function overUring(region) {
     return "refused";
   }
   writeFileSync(ENABLE_URING, "Y");
-  await mapdirect("mount", "-o", "transport=io_uring", region, MNT);
+  await mapdirect("mount", "-o", "transport=io_uring,break_time=120", region, MNT);
   try {
     equal(JSON.parse(await mapdirect("info", "--json", MNT)).fuse.transport, "io_uring", "transport");
     fio("psync", "--rw=randrw", "--bs=16k", "--fsync=32", "--numjobs=3");
     fio("mmap", "--rw=randwrite", "--bs=4k");
+    await beyondTheBuffers();
     await mapdirect("check", MNT);
-  } finally {
     await mapdirect("unmount", MNT);
+  } catch (error) {
+    run("umount", ["-l", MNT]);
+    throw error;
   }
   await mapdirect("fsck", region);
   return "yes";
