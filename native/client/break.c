@@ -110,17 +110,13 @@ static bool parse_area(const char *line, struct area *area) {
   uint64_t start;
   uint64_t end;
   uint64_t number;
-  line = parse_number(line, 16, &start);
-  if (*line++ != '-') return false;
-  line = parse_number(line, 16, &end);
-  if (*line++ != ' ' || strnlen(line, 5) < 5) return false;
+  if (!parse_field(&line, 16, '-', &start) || !parse_field(&line, 16, ' ', &end) || strnlen(line, 5) < 5)
+    return false;
   area->shared = line[3] == 's';
-  line = parse_number(line + 5, 16, &area->offset);
-  if (*line++ != ' ') return false;
-  line = parse_number(line, 16, &number);
-  if (*line++ != ':') return false;
-  line = parse_number(line, 16, &number);
-  if (*line++ != ' ') return false;
+  line += 5;
+  if (!parse_field(&line, 16, ' ', &area->offset) || !parse_field(&line, 16, ':', &number) ||
+      !parse_field(&line, 16, ' ', &number))
+    return false;
   line = parse_number(line, 10, &area->inode);
   while (*line == ' ')
     line++;

@@ -75,6 +75,8 @@ _Static_assert(sizeof(off_t) == 8 && sizeof(void *) == 8, "a 64-bit machine");
 
 /* Digits of the base (at most 16, lower case) from `at` on; returns what is behind them. */
 const char *parse_number(const char *at, unsigned base, uint64_t *value);
+/* The same up to and with what has to end them. False, and *at means nothing any more, if something else does. */
+bool parse_field(const char **at, unsigned base, char end, uint64_t *value);
 
 /* Gets a line without its end, or NULL for one that is longer than it may be. Returns one of these, or a negative errno. */
 enum { LINE_STOP, LINE_GO_ON };

@@ -17,6 +17,11 @@ const char *parse_number(const char *at, unsigned base, uint64_t *value) {
   }
 }
 
+bool parse_field(const char **at, unsigned base, char end, uint64_t *value) {
+  *at = parse_number(*at, base, value);
+  return *(*at)++ == end;
+}
+
 int each_line(const char *path, size_t longest, line_seen *see, void *context) {
   const size_t capacity = round_up(2 * longest, page_bytes());
   int fd = open(path, O_RDONLY | O_CLOEXEC);

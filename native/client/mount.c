@@ -152,12 +152,9 @@ static int see_mount(void *context, const char *line) {
   uint64_t number;
   uint64_t major_number;
   uint64_t minor_number;
-  line = parse_number(line, 10, &number);
-  if (*line++ != ' ') return LINE_GO_ON;
-  line = parse_number(line, 10, &number);
-  if (*line++ != ' ') return LINE_GO_ON;
-  line = parse_number(line, 10, &major_number);
-  if (*line++ != ':') return LINE_GO_ON;
+  if (!parse_field(&line, 10, ' ', &number) || !parse_field(&line, 10, ' ', &number) ||
+      !parse_field(&line, 10, ':', &major_number))
+    return LINE_GO_ON;
   line = parse_number(line, 10, &minor_number);
   if (major_number != major(mounter->device) || minor_number != minor(mounter->device)) return LINE_GO_ON;
   /* A path cannot hold " - ": blanks are escaped in it. The options of the file system come last. */
