@@ -49,7 +49,7 @@ int writeGathered(int descriptor, uint64_t unique, const Mapping &region, const 
                   uint64_t total) {
   const std::unique_ptr<uint8_t, decltype(&free)> gathered(static_cast<uint8_t *>(malloc(total)), free);
   if (gathered == nullptr) return writeReply(descriptor, unique, ENOMEM, nullptr, 0);
-  if (copyPieces(region, pieces, count, gathered.get(), total) != 0) {
+  if (copyPieces(region, pieces, count, gathered.get(), total) < 0) {
     writeReply(descriptor, unique, EIO, nullptr, 0);
     return -EIO;
   }
@@ -70,18 +70,18 @@ ssize_t readRequest(int descriptor, void *buffer, size_t capacity) {
   }
 }
 
-int copyPieces(const Mapping &region, const Piece *pieces, size_t count, uint8_t *target, uint64_t room) {
+ssize_t copyPieces(const Mapping &region, const Piece *pieces, size_t count, uint8_t *target, uint64_t room) {
+  uint64_t total = 0;
   for (size_t i = 0; i < count; i++) {
     const Piece &piece = pieces[i];
-    if (piece.length > room) return -EINVAL;
+    if (piece.length > room - total) return -EINVAL;
     if (piece.zeros)
-      memset(target, 0, piece.length);
-    else if (const int failure = region.read(piece.offset, target, piece.length); failure != 0)
+      memset(target + total, 0, piece.length);
+    else if (const int failure = region.read(piece.offset, target + total, piece.length); failure != 0)
       return failure;
-    target += piece.length;
-    room -= piece.length;
+    total += piece.length;
   }
-  return 0;
+  return static_cast<ssize_t>(total);
 }
 
 int writeReply(int descriptor, uint64_t unique, int error, const void *payload, size_t length) {

@@ -43,9 +43,9 @@ struct Piece {
   uint64_t length;
 };
 
-// Copy the pieces to `target`, one behind the other. -EINVAL when they are more than `room`; -EIO when the region cannot
-// deliver them.
-int copyPieces(const Mapping &region, const Piece *pieces, size_t count, uint8_t *target, uint64_t room);
+// Copy the pieces to `target`, one behind the other. Returns the bytes; -EINVAL when they are more than `room`; -EIO when the
+// region cannot deliver them.
+ssize_t copyPieces(const Mapping &region, const Piece *pieces, size_t count, uint8_t *target, uint64_t room);
 
 // Answer with bytes of the region, sent by the kernel straight from the mapping. When the region cannot
 // deliver them the request is answered with EIO, and -EIO returned.

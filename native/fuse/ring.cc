@@ -371,14 +371,12 @@ int Ring::answer(uint32_t entry, uint64_t unique, int error, const void *payload
 int Ring::answerFromRegion(uint32_t entry, uint64_t unique, const Mapping &region, const Piece *pieces,
                            size_t count) {
   uint8_t *payload = entries_[entry].block + kPage;
-  if (const int failure = copyPieces(region, pieces, count, payload, options_.payloadBytes); failure != 0) {
+  const ssize_t length = copyPieces(region, pieces, count, payload, options_.payloadBytes);
+  if (length < 0) {
     commit(entry, unique, EIO, 0);
-    return failure;
+    return static_cast<int>(length);
   }
-  size_t total = 0;
-  for (size_t i = 0; i < count; i++)
-    total += pieces[i].length;
-  commit(entry, unique, 0, total);
+  commit(entry, unique, 0, static_cast<size_t>(length));
   return 0;
 }
 
