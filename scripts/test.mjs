@@ -35,19 +35,20 @@ export function runVitest(args) {
     { cwd: root, stdio: "inherit" },
   );
   let code = done.status ?? 1;
-  let count = "";
-  let failures = [];
+  let summary = [];
   try {
     const results = JSON.parse(readFileSync(report, "utf8"));
     const { numPassedTests, numFailedTests, numPendingTests, numTodoTests } = results;
-    failures = failuresOf(results);
-    count = `${numPassedTests} passed, ${numFailedTests} failed, ${numPendingTests + numTodoTests} skipped`;
+    summary = [
+      ...failuresOf(results),
+      `${numPassedTests} passed, ${numFailedTests} failed, ${numPendingTests + numTodoTests} skipped`,
+    ];
   } catch {
     // vitest stopped before it could count: that is a failure, whatever its exit code.
     code ||= 1;
   }
   rmSync(report, { force: true });
-  return { code, summary: [...failures, count].filter((line) => line !== "") };
+  return { code, summary };
 }
 
 if (isMain(import.meta.url)) {
