@@ -12,6 +12,7 @@ import { isRunning } from "../../src/daemon/mounts.ts";
 import * as wire from "../../src/lease/wire.ts";
 import { addon } from "../../src/region/addon.ts";
 import { cpusIn } from "../../src/region/fuse-ring.ts";
+import { crowd } from "../support/crowd.mjs";
 import { grantRequest } from "../support/grant.ts";
 import { withMount } from "../support/mount.ts";
 import { cli, missing, noOtherUser, OTHER_UID } from "../support/run.ts";
@@ -117,24 +118,21 @@ describe.skipIf(unavailable !== null)(`transport=io_uring${unavailable ? ` (${un
       await writeFile(mount.at("leased"), Buffer.alloc(1 << 20, 1));
       await writeFile(mount.at("other"), "other");
       const holder = await hold(mount.at("leased"), 1 << 20);
-      // A processor has a queue of its own: what its entries do not take waits there, in order.
-      const onFirstCpu = (command: string, path: string) =>
-        spawn("taskset", ["-c", "0", "sh", "-c", `${command} "$0"`, path], { stdio: "ignore" });
-      process.kill(mount.daemonPid(), "SIGSTOP");
-      const children = Array.from({ length: 30 }, () => onFirstCpu(": >", mount.at("leased")));
-      onTestFinished(() => {
-        for (const child of children) child.kill("SIGKILL");
+      const { waiting, reader } = await crowd({
+        daemon: mount.daemonPid(),
+        leased: mount.at("leased"),
+        callers: 30,
+        other: mount.at("other"),
+        pauseMs: 500,
       });
-      await sleep(1000);
-      const reader = onFirstCpu("exec cat", mount.at("other"));
-      children.push(reader);
-      await sleep(500);
-      process.kill(mount.daemonPid(), "SIGCONT");
+      onTestFinished(() => {
+        for (const child of [...waiting, reader]) child.kill("SIGKILL");
+      });
       await until(() => reader.exitCode !== null, 20_000);
       expect(reader.exitCode).toBe(0);
-      expect(children.filter(({ exitCode }) => exitCode === null)).toHaveLength(30);
+      expect(waiting.filter(({ exitCode }) => exitCode === null)).toHaveLength(30);
       await holder.close();
-      await until(() => children.every(({ exitCode }) => exitCode !== null), 20_000);
+      await until(() => waiting.every(({ exitCode }) => exitCode !== null), 20_000);
       expect((await stat(mount.at("leased"))).size).toBe(0);
       await mount.check();
     });

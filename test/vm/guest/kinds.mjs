@@ -17,6 +17,7 @@ import { release } from "node:os";
 import { basename, join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { ENABLE_URING } from "../../../dist/region/fuse-ring.js";
+import { crowd } from "../../support/crowd.mjs";
 import {
   automatic,
   check,
@@ -376,9 +377,16 @@ async function examine(kind, set) {
     equal(text, "stored directly", "what was stored");
     await mapdirect("unmount", MNT);
   });
-  if (run("mountpoint", ["-q", MNT]).code === 0) run("umount", ["-l", MNT]);
+  letGo();
   if (kind.uring) await on("FUSE over io_uring", () => overUring(region));
+  letGo();
   if (kind.outlived) await on("a holder that outlives the daemon", () => outlived(region));
+  letGo();
+}
+
+/** What a check that failed has left mounted. */
+function letGo() {
+  if (run("mountpoint", ["-q", MNT]).code === 0) run("umount", ["-l", MNT]);
 }
 
 const infoOf = async (path) => JSON.parse(await mapdirect("info", "--json", path));
@@ -391,27 +399,35 @@ async function until(holds, what) {
   }
 }
 
+/** A program that has a file mapped, once it says so. */
+async function holding(program, args) {
+  const said = "/tmp/holder";
+  const holder = spawn(program, args, {
+    stdio: ["ignore", openSync(said, "w"), "inherit"],
+    env: { ...process.env, LD_LIBRARY_PATH: join(project, "dist/lib") },
+  });
+  try {
+    await until(() => readFileSync(said, "utf8").includes("\n"), "the holder has the file mapped");
+  } catch (error) {
+    holder.kill("SIGKILL");
+    throw error;
+  }
+  return holder;
+}
+
 /** What it can still reach is kept from everybody until it is gone (R23). */
 async function outlived(region) {
   await mapdirect("mount", region, MNT);
-  const said = "/tmp/holder";
-  const holder = spawn(
-    join(programs, "direct"),
-    ["load", join(MNT, "outlived"), `${256 * 1024}`, "breakable"],
-    {
-      stdio: ["ignore", openSync(said, "w"), "ignore"],
-      env: { ...process.env, LD_LIBRARY_PATH: join(project, "dist/lib") },
-    },
-  );
+  const file = join(MNT, "outlived");
+  const holder = await holding(join(programs, "direct"), ["load", file, `${256 * 1024}`, "breakable"]);
   const gone = new Promise((resolve) => holder.once("close", resolve));
   try {
-    await until(() => readFileSync(said, "utf8").includes("\n"), "the holder stores");
     const { mount } = await infoOf(MNT);
     process.kill(mount.pid, "SIGKILL");
     await until(() => !existsSync(`/proc/${mount.pid}`), "the daemon is gone");
     run("umount", ["-l", MNT]);
     await mapdirect("mount", region, MNT);
-    rmSync(join(MNT, "outlived"));
+    rmSync(file);
     const { quarantined } = await infoOf(MNT);
     if (quarantined < 256 * 1024) throw new Error(`${quarantined} bytes are in quarantine`);
     holder.kill("SIGKILL");
@@ -420,8 +436,8 @@ async function outlived(region) {
     await mapdirect("check", MNT);
   } finally {
     holder.kill("SIGKILL");
-    await mapdirect("unmount", MNT);
   }
+  await mapdirect("unmount", MNT);
   await mapdirect("fsck", region);
 }
 
@@ -438,32 +454,24 @@ async function beyondTheBuffers() {
   const leased = join(MNT, "leased");
   writeFileSync(leased, Buffer.alloc(MIB, 1));
   writeFileSync(join(MNT, "other"), "other");
-  const daemon = (await infoOf(MNT)).mount.pid;
-  const said = "/tmp/holder";
-  const holder = spawn(process.execPath, ["--input-type=module", "-e", HOLDER, leased], {
-    stdio: ["ignore", openSync(said, "w"), "inherit"],
+  const holder = await holding(process.execPath, ["--input-type=module", "-e", HOLDER, leased]);
+  holder.kill("SIGSTOP");
+  const { waiting, reader } = await crowd({
+    daemon: (await infoOf(MNT)).mount.pid,
+    leased,
+    callers: 12,
+    other: join(MNT, "other"),
+    pauseMs: 2000,
   });
-  const onFirstCpu = (command, path) =>
-    spawn("taskset", ["-c", "0", "sh", "-c", `${command} "$0"`, path], { stdio: "ignore" });
-  const waiting = [];
   try {
-    await until(() => readFileSync(said, "utf8").includes("mapped"), "the holder maps");
-    holder.kill("SIGSTOP");
-    process.kill(daemon, "SIGSTOP");
-    for (let index = 0; index < 12; index += 1) waiting.push(onFirstCpu(": >", leased));
-    await sleep(4000);
-    const reader = onFirstCpu("exec cat", join(MNT, "other"));
-    await sleep(2000);
-    process.kill(daemon, "SIGCONT");
     await until(() => reader.exitCode !== null, "the reader is served");
     const served = waiting.filter(({ exitCode }) => exitCode !== null).length;
     if (served > 0) throw new Error(`${served} of those that wait did not`);
     holder.kill("SIGKILL");
     await until(() => waiting.every(({ exitCode }) => exitCode === 0), "those that wait go on");
   } finally {
-    process.kill(daemon, "SIGCONT");
     holder.kill("SIGKILL");
-    for (const child of waiting) child.kill("SIGKILL");
+    for (const child of [...waiting, reader]) child.kill("SIGKILL");
   }
 }
 
@@ -478,17 +486,12 @@ async function overUring(region) {
   }
   writeFileSync(ENABLE_URING, "Y");
   await mapdirect("mount", "-o", "transport=io_uring,break_time=120", region, MNT);
-  try {
-    equal(JSON.parse(await mapdirect("info", "--json", MNT)).fuse.transport, "io_uring", "transport");
-    fio("psync", "--rw=randrw", "--bs=16k", "--fsync=32", "--numjobs=3");
-    fio("mmap", "--rw=randwrite", "--bs=4k");
-    await beyondTheBuffers();
-    await mapdirect("check", MNT);
-    await mapdirect("unmount", MNT);
-  } catch (error) {
-    run("umount", ["-l", MNT]);
-    throw error;
-  }
+  equal(JSON.parse(await mapdirect("info", "--json", MNT)).fuse.transport, "io_uring", "transport");
+  fio("psync", "--rw=randrw", "--bs=16k", "--fsync=32", "--numjobs=3");
+  fio("mmap", "--rw=randwrite", "--bs=4k");
+  await beyondTheBuffers();
+  await mapdirect("check", MNT);
+  await mapdirect("unmount", MNT);
   await mapdirect("fsck", region);
   return "yes";
 }
