@@ -1,6 +1,7 @@
 /** Attributes and extended attributes of an inode. Size changes live in data.ts. */
 import { now, type Timestamp } from "../base/clock.ts";
 import { FsError } from "../base/errors.ts";
+import type { GroupBuilder } from "../media/group.ts";
 import { ACL_ACCESS, ACL_DEFAULT, afterChmod, checkList, withAccess } from "./acl.ts";
 import { fieldsOf, type Inode, NSEC_PER_SEC, S_IFMT, S_ISGID, S_ISUID, S_IXGRP } from "./inode.ts";
 import type { Store } from "./store.ts";
@@ -35,6 +36,21 @@ export function withoutPrivileges(mode: number, kill: Kill): number {
   return (mode & S_IXGRP) !== 0 || kill === "stranger" ? left & ~S_ISGID : left;
 }
 
+/** File capabilities (capabilities(7)). */
+const CAPABILITIES = "security.capability";
+
+export function hasCapabilities(inode: Inode): boolean {
+  return inode.xattrs?.has(CAPABILITIES) === true;
+}
+
+/**
+ * A change of content, size or owner takes the file's capabilities away, whoever makes it: root as well
+ * (cap_inode_need_killpriv, security/commoncap.c). With FUSE_HANDLE_KILLPRIV_V2 the kernel leaves that to the server.
+ */
+export function dropCapabilities(group: GroupBuilder, inode: Inode): void {
+  if (hasCapabilities(inode)) group.xattrGone(inode.ino, CAPABILITIES);
+}
+
 /** @throws FsError EINVAL (nanoseconds out of range: a second has 10^9 of them); as Store.begin() */
 export function changeAttributes(store: Store, inode: Inode, change: AttributeChange): void {
   for (const wish of [change.atime, change.mtime, change.ctime]) {
@@ -62,6 +78,8 @@ export function changeAttributes(store: Store, inode: Inode, change: AttributeCh
   group.inode(fields);
   if (list !== undefined && change.mode !== undefined)
     group.xattr(inode.ino, ACL_ACCESS, afterChmod(list, fields.mode));
+  if ((change.uid !== undefined || change.gid !== undefined) && !inode.isDirectory)
+    dropCapabilities(group, inode);
   store.commit();
 }
 

@@ -11,7 +11,7 @@ import { FsError } from "../base/errors.ts";
 import { SHARED, WRITTEN } from "../media/group.ts";
 import type { Run } from "../space/allocator.ts";
 import { holdsData, type Piece } from "../space/extent-map.ts";
-import { type Kill, withoutPrivileges } from "./attributes.ts";
+import { dropCapabilities, type Kill, withoutPrivileges } from "./attributes.ts";
 import { blocksFor, goalFor, ownEnd, read, write, zeroBehindEnd } from "./data.ts";
 import { FILE_BYTES_MAX, type Inode } from "./inode.ts";
 import { knowsSharing } from "./sharing.ts";
@@ -167,6 +167,7 @@ function share(store: Store, range: Range, blocks: number): number {
       time.sec,
       time.nsec,
     );
+    dropCapabilities(group, target);
     store.commit();
     return Number(bytes);
   } catch (error) {

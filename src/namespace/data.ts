@@ -14,7 +14,13 @@ import { FsError } from "../base/errors.ts";
 import { type GroupBuilder, SHARED, UNWRITTEN, WRITTEN } from "../media/group.ts";
 import type { Run } from "../space/allocator.ts";
 import { type ExtentMap, holdsData, type Piece } from "../space/extent-map.ts";
-import { type Kill, noteModification, withoutPrivileges } from "./attributes.ts";
+import {
+  dropCapabilities,
+  hasCapabilities,
+  type Kill,
+  noteModification,
+  withoutPrivileges,
+} from "./attributes.ts";
 import { FILE_BYTES_MAX, fieldsOf, type Inode } from "./inode.ts";
 import { takeBack } from "./sharing.ts";
 import type { BlockRange, Store } from "./store.ts";
@@ -174,7 +180,7 @@ export function write(
 
   takeBack(store, inode, first, blocks);
   if (map.isWritten(first, blocks)) {
-    if (grows || mode !== inode.mode) {
+    if (grows || mode !== inode.mode || hasCapabilities(inode)) {
       if (grows) {
         store.guard.beforeSizeChange(inode);
         ownEnd(store, inode, offset);
@@ -316,6 +322,7 @@ function storeBytes(
 function touch(group: GroupBuilder, inode: Inode, size: bigint, mode: number): void {
   const time = now();
   group.touch(inode.ino, size, mode, time.sec, time.nsec, time.sec, time.nsec);
+  dropCapabilities(group, inode);
 }
 
 /**

@@ -1,6 +1,17 @@
 /** Bytes, sizes, times and attributes through ordinary system calls on a real mount. */
 import { constants } from "node:fs";
-import { type FileHandle, open, readFile, stat, statfs, truncate, utimes, writeFile } from "node:fs/promises";
+import {
+  chown,
+  type FileHandle,
+  open,
+  readFile,
+  rename,
+  stat,
+  statfs,
+  truncate,
+  utimes,
+  writeFile,
+} from "node:fs/promises";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
 import { addon } from "../../src/region/addon.ts";
@@ -361,6 +372,76 @@ describe("times", () => {
     await readFile(path);
     expect((await stat(path)).atimeMs).toBe(1_000_000);
     await mount.remount();
+  });
+});
+
+describe("file capabilities (security.capability)", () => {
+  // VFS_CAP_REVISION_2, with CAP_NET_RAW permitted: struct vfs_cap_data in linux/capability.h.
+  const capabilities = Buffer.alloc(20);
+  capabilities.writeUInt32LE(0x02000001, 0);
+  capabilities.writeUInt32LE(1 << 13, 4);
+  const NAME = "security.capability";
+  const root = process.getuid?.() === 0;
+
+  async function withCapabilities(): Promise<string> {
+    const path = join(await mount.fresh(), "file");
+    await writeFile(path, pattern(20_000));
+    addon().setxattr(path, NAME, capabilities, 0);
+    return path;
+  }
+
+  async function opened(path: string, change: (file: FileHandle) => unknown): Promise<void> {
+    const file = await open(path, "r+");
+    try {
+      await change(file);
+    } finally {
+      await file.close();
+    }
+  }
+
+  // Even root's changes take them, as on ext4: whoever made the file what it is now is not who trusted it.
+  test.skipIf(!root).each<[string, (path: string) => Promise<void>]>([
+    ["a write in place", (path) => opened(path, (file) => file.write("x", 5))],
+    ["a write behind the end", (path) => opened(path, (file) => file.write("x", 30_000))],
+    ["O_TRUNC", (path) => writeFile(path, "")],
+    ["truncate", (path) => truncate(path, 100)],
+    ["truncate to its own size", (path) => truncate(path, 20_000)],
+    ["chown", (path) => chown(path, 1, 1)],
+  ])("are gone after %s", async (_what, change) => {
+    const path = await withCapabilities();
+    await change(path);
+    expect(() => addon().getxattr(path, NAME)).toThrow(failing("ENODATA"));
+  });
+
+  test.skipIf(!root).each([
+    ["fallocate", 0],
+    ["punch hole", PUNCH_HOLE | KEEP_SIZE],
+    ["zero range", ZERO_RANGE],
+  ])("are gone after %s", async (_what, mode) => {
+    const path = await withCapabilities();
+    await opened(path, (file) => addon().fallocate(file.fd, mode, 4096n, 40_960n));
+    expect(() => addon().getxattr(path, NAME)).toThrow(failing("ENODATA"));
+  });
+
+  test.skipIf(!root)("are gone after copy_file_range into the file", async ({ skip }) => {
+    const lacking = missing("python3");
+    if (lacking !== undefined) skip(lacking);
+    const path = await withCapabilities();
+    const source = `${path}.source`;
+    await writeFile(source, pattern(8192, 2));
+    const script =
+      "import os, sys; a = os.open(sys.argv[1], os.O_RDONLY); b = os.open(sys.argv[2], os.O_WRONLY); " +
+      "assert os.copy_file_range(a, b, 8192) == 8192";
+    await succeed("python3", ["-c", script, source, path]);
+    expect(() => addon().getxattr(path, NAME)).toThrow(failing("ENODATA"));
+  });
+
+  test.skipIf(!root)("stay where the file is only read, renamed or given other times", async () => {
+    const path = await withCapabilities();
+    await readFile(path);
+    await rename(path, `${path}.renamed`);
+    await utimes(`${path}.renamed`, 1, 2);
+    expect(addon().getxattr(`${path}.renamed`, NAME).equals(capabilities)).toBe(true);
   });
 });
 
