@@ -8,7 +8,8 @@
  * Invariants:
  * - the old checkpoint and the log behind it stay untouched until both superblock copies name the new ones;
  * - the superblock is written only after the new chain, the log up to the end of the capture, and the data that they
- *   refer to are durable.
+ *   refer to are durable;
+ * - finish() calls durable what recovery takes to be durable: groups before the end of the capture, none behind it.
  */
 import type { Region } from "../region/region.ts";
 import {
@@ -45,6 +46,8 @@ export class Checkpoint {
   readonly #logStart: ChainStart;
   #records = 0;
   #captured = false;
+  /** Number of the first group that the capture does not contain for certain. */
+  #endLsn = 0;
   #failure: Error | null = null;
 
   /**
@@ -120,8 +123,8 @@ export class Checkpoint {
     for (;;) {
       if (this.#capture.next().done === true) {
         this.#flush();
-        const endLsn = this.#journal === null ? this.#logStart.lsn : this.#journal.chain.nextLsn;
-        this.#group.end(endLsn, this.#records, this.#snapshot.nextIno, this.#snapshot.nextGeneration);
+        this.#endLsn = this.#journal === null ? this.#logStart.lsn : this.#journal.chain.nextLsn;
+        this.#group.end(this.#endLsn, this.#records, this.#snapshot.nextIno, this.#snapshot.nextGeneration);
         this.#chain.append(this.#group, GroupKind.END);
         this.#chain.finish();
         this.#captured = true;
@@ -148,7 +151,9 @@ export class Checkpoint {
    * Returns the superblock as written.
    */
   async finish(previous: SuperblockValue, clean: boolean): Promise<SuperblockValue> {
-    const durable = this.#journal?.lastLsn ?? null;
+    // Changes may have been logged since the capture ended. They are stored when the sync is done, but recovery does not
+    // know that: it takes the log to be durable up to the end of the capture. The rest waits for a barrier.
+    const durable = this.#endLsn - 1;
     this.#region.drain();
     await this.#region.sync();
     const value: SuperblockValue = {
@@ -165,7 +170,7 @@ export class Checkpoint {
       tailLsn: clean ? this.#logStart.lsn : 0,
     };
     await writeSuperblock(this.#region, value);
-    if (durable !== null) this.#journal?.noteDurable(durable);
+    this.#journal?.noteDurable(durable);
     return value;
   }
 

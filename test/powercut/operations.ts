@@ -2,6 +2,7 @@
  * What is done before and while the power fails: the volume that every sequence begins with, and the operations, each by a
  * name that a report can be read by.
  */
+import { vi } from "vitest";
 import { type Lease, LeaseTable } from "../../src/lease/table.ts";
 import { LeaseKind } from "../../src/lease/wire.ts";
 import { makeFileSystem } from "../../src/media/mkfs.ts";
@@ -13,6 +14,8 @@ import { MIB, owner } from "../support/volume.ts";
 
 const REGION_BYTES = 4 * MIB;
 const WORD = 8;
+/** The capture of a checkpoint looks at the clock once in 64 items: with so many it takes more than one slice. */
+const SLICED_ITEMS = 80;
 
 export interface Word {
   readonly ino: number;
@@ -133,6 +136,33 @@ export class Scene {
     this.#lease = null;
     this.#leases.end(lease);
     await this.#release(lease.inode.ino);
+  }
+
+  /**
+   * A checkpoint is being captured in slices, the metadata reserve is low, and a change has the capture completed at once
+   * to have room for its record; that record is behind the end of the capture when the checkpoint is finished. Wants "many
+   * names" before it.
+   */
+  async changeBesideCheckpoint(): Promise<void> {
+    const { store } = this.bench;
+    const { now } = performance;
+    let milliseconds = now.call(performance);
+    performance.now = () => (milliseconds += 1000);
+    try {
+      await this.run({ do: "startCheckpoint" });
+    } finally {
+      performance.now = now;
+    }
+    // The volume is as full as it can be: a segment for the log, and none for the rest of the checkpoint.
+    const low = vi.spyOn(store.pool, "available", "get").mockReturnValue(3);
+    try {
+      // A change that frees something needs no complete reserve.
+      const name = [...this.bench.model.node(1).entries.keys()].find((one) => one.startsWith("item"));
+      await this.run({ do: "unlink", dir: 0, name: name as string });
+    } finally {
+      low.mockRestore();
+    }
+    await store.checkpoint();
   }
 
   /** One that is open, and not by a mapping alone. */
@@ -280,3 +310,19 @@ export const OPERATIONS: Readonly<Record<string, Operation>> = {
   persist: (scene) => scene.persist(),
   "lease end": (scene) => scene.endLease(),
 };
+
+/** What only makes sense in a certain order, and so is no part of the pairs. */
+export const STAGED: Readonly<Record<string, Operation>> = {
+  "many names": async (scene) => {
+    for (let count = scene.bench.store.state.inodes.size; count < SLICED_ITEMS; count += 1)
+      await scene.run(create(scene, 0, `item${count}`, 0));
+  },
+  "checkpoint beside a change": (scene) => scene.changeBesideCheckpoint(),
+};
+
+/** A checkpoint whose capture has ended before the last record: during it, and after what an fsync has said is durable. */
+export function* checkpointSequences(): IterableIterator<string[]> {
+  const before = ["many names", "fsync", "checkpoint beside a change"];
+  yield before;
+  for (const last of Object.keys(OPERATIONS)) yield [...before, "fsync", last];
+}

@@ -10,7 +10,7 @@
 import { describe, expect, test } from "vitest";
 import type { Granularity } from "../../src/region/region.ts";
 import { randomOf } from "../support/volume.ts";
-import { baseImage, OPERATIONS, type Scene } from "./operations.ts";
+import { baseImage, checkpointSequences, OPERATIONS, type Scene } from "./operations.ts";
 import * as sabotage from "./sabotage.ts";
 import { Search, Violation } from "./search.ts";
 
@@ -29,6 +29,7 @@ const names = Object.keys(OPERATIONS);
 function* sequences(random: () => number): IterableIterator<string[]> {
   for (const one of names) yield [one];
   for (const one of names) for (const two of names) yield [one, two];
+  yield* checkpointSequences();
   if (triples === "all") {
     for (const one of names) for (const two of names) for (const three of names) yield [one, two, three];
     return;

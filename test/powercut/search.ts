@@ -11,7 +11,7 @@ import type { Granularity } from "../../src/region/region.ts";
 import { difference, foreignBytes, Model } from "../namespace/model.ts";
 import { MemoryRegion } from "../support/memory-region.ts";
 import { onAnotherBoot, randomOf } from "../support/volume.ts";
-import { OPERATIONS, Scene, type Word } from "./operations.ts";
+import { OPERATIONS, Scene, STAGED, type Word } from "./operations.ts";
 import { type Epoch, Recorder } from "./recorder.ts";
 import { apply, type Saved, settle, statesOf } from "./states.ts";
 
@@ -136,7 +136,7 @@ export class Search {
 }
 
 async function perform(scene: Scene, name: string): Promise<void> {
-  const operation = OPERATIONS[name];
+  const operation = OPERATIONS[name] ?? STAGED[name];
   if (operation === undefined) throw new Error(`no operation is called ${name}`);
   await operation(scene);
 }
