@@ -7,6 +7,7 @@
  * - as with other file systems, root's mount has suid and dev unless nosuid and nodev are given;
  * - an option that is not understood is an error here too: -s, which asks to overlook some, changes nothing.
  */
+import { append } from "../base/arrays.ts";
 import { asFailure, Failure, usage } from "../daemon/failure.ts";
 import { parseMountOptions } from "../daemon/options.ts";
 import { remount } from "../daemon/remount.ts";
@@ -38,7 +39,11 @@ export function parseHelperArguments(args: readonly string[]): HelperRequest {
       index += 1;
       const value = args[index];
       if (value === undefined) throw usage(word, "its value is missing", HELP);
-      if (word === "-o") options.push(...value.split(",").filter((option) => option !== ""));
+      if (word === "-o")
+        append(
+          options,
+          value.split(",").filter((option) => option !== ""),
+        );
       else if (!/^(fuse\.)?mapdirect$/.test(value)) throw usage(`-t ${value}`, "it is another type", HELP);
     } else if (/^-[sfnvrw]+$/.test(word)) {
       if (word.includes("f")) fake = true;

@@ -1,4 +1,5 @@
 /** How commands print: tables for people, JSON for programs. Everything goes to stdout; errors never do. */
+import { largest } from "../base/arrays.ts";
 
 /** One JSON document. Integers beyond 2^53 keep all their digits, as JSON allows. */
 export function toJson(value: unknown): string {
@@ -38,7 +39,10 @@ export function table(
 ): string {
   const numeric = header.map((_, column) => rows.every((row) => /^[0-9-]*$/.test(row[column] ?? "")));
   const widths = header.map((title, column) =>
-    Math.max(title.length, ...rows.map((row) => (row[column] ?? "").length)),
+    Math.max(
+      title.length,
+      largest(rows, (row) => (row[column] ?? "").length),
+    ),
   );
   const line = (cells: readonly string[], row: number): string =>
     cells
@@ -55,7 +59,10 @@ export function table(
 /** Names and values, one a line; nested objects are indented. */
 export function properties(value: Readonly<Record<string, unknown>>, indent = ""): string {
   const entries = Object.entries(value).filter(([, item]) => item !== undefined);
-  const width = Math.max(0, ...entries.map(([key]) => key.length));
+  const width = Math.max(
+    0,
+    largest(entries, ([key]) => key.length),
+  );
   return entries
     .map(([key, item]) => {
       const name = `${indent}${key.padEnd(width)}`;

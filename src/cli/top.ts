@@ -1,4 +1,5 @@
 /** One frame of `mapdirect top`. Pure: what it shows, it is given. */
+import { append } from "../base/arrays.ts";
 import { formatSize } from "../daemon/sizes.ts";
 import type { LeaseReport } from "../session/control.ts";
 import type { Statistics } from "../session/statistics.ts";
@@ -65,7 +66,7 @@ export function frameLines(frame: Frame, screen: Screen): string[] {
       ),
     );
     const shown = leaseRows.length > leaseRoom ? leaseRoom - 1 : leaseRoom;
-    lines.push(...leaseRows.slice(0, Math.max(0, shown)));
+    append(lines, leaseRows.slice(0, Math.max(0, shown)));
     if (leaseRows.length > leaseRoom)
       lines.push(faint(`and ${leaseRows.length - shown} more: 'mapdirect leases'`));
   }

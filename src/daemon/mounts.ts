@@ -4,6 +4,7 @@
  */
 import { readFileSync, realpathSync, type Stats, statSync } from "node:fs";
 import { basename, dirname, join, resolve } from "node:path";
+import { largest } from "../base/arrays.ts";
 
 export const FS_TYPE = "fuse.mapdirect";
 
@@ -63,7 +64,7 @@ export function mountOf(path: string): MountEntry | undefined {
   const inside = ({ mountpoint }: MountEntry): boolean =>
     absolute === mountpoint || absolute.startsWith(mountpoint === "/" ? "/" : `${mountpoint}/`);
   const all = readMounts().filter(inside);
-  const longest = Math.max(...all.map(({ mountpoint }) => mountpoint.length));
+  const longest = largest(all, ({ mountpoint }) => mountpoint.length);
   const top = all.findLast(({ mountpoint }) => mountpoint.length === longest);
   return top?.fsType === FS_TYPE ? top : undefined;
 }

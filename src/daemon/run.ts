@@ -177,7 +177,9 @@ async function mountThroughFuseNative(request: DaemonRequest, session: Session, 
   }
   const words = mountWords(options, process.geteuid?.() === 0);
   const [, subtype] = FS_TYPE.split(".");
-  const channel = session.attachTo((...hooks) => new FuseNativeChannel(...hooks));
+  const channel = session.attachTo(
+    (buffer, onRequest, onEnd) => new FuseNativeChannel(buffer, onRequest, onEnd),
+  );
   await channel
     .mount(native, {
       mountpoint,

@@ -58,7 +58,8 @@ export function judgeBlocks(draft: Draft, space: Space, problems: Problems): boo
       shares = true;
       if (state === SHARED) continue;
       problems.add(
-        ...(["extent", `inode ${inode.ino}: extent at file block ${at}`] as const),
+        "extent",
+        `inode ${inode.ino}: extent at file block ${at}`,
         `blocks ${from} to ${from + length - 1} to be its own`,
         "others have them, too",
         state === UNWRITTEN ? "it becomes a hole" : "they become shared blocks",

@@ -28,7 +28,10 @@ export function findSuperblock(region: Region, problems: Problems): SuperblockVa
   if (value.regionBytes > region.facts.sizeBytes) {
     const there = Math.floor(region.facts.sizeBytes / blockBytes) * blockBytes;
     problems.add(
-      ...(["region-short", "region", `${value.regionBytes} bytes`, `${region.facts.sizeBytes}`] as const),
+      "region-short",
+      "region",
+      `${value.regionBytes} bytes`,
+      `${region.facts.sizeBytes}`,
       "the volume gets the size of the region, files lose what lay behind its end",
     );
     value = { ...value, regionBytes: Math.max(there, REGION_BYTES_MIN) };
@@ -83,12 +86,10 @@ function mended(region: Region, problems: Problems): SuperblockValue | null {
     const verdict = judgeCopy(mix, 0);
     if (verdict.kind !== "valid") continue;
     problems.add(
-      ...([
-        "superblock",
-        "superblock",
-        "one whole copy of two",
-        `both damaged, in ${differing.length} words`,
-      ] as const),
+      "superblock",
+      "superblock",
+      "one whole copy of two",
+      `both damaged, in ${differing.length} words`,
       "together they are whole; both are written anew",
     );
     return verdict.value;

@@ -10,6 +10,7 @@
  * - nothing that a handler does leaves as an exception: it would end the process, and with it other mounts;
  * - no handler runs before INIT was answered, and none but `release`, `forget` and `destroy` after the end.
  */
+import { append } from "../base/arrays.ts";
 import { Errno, errnoName } from "../base/errno.ts";
 import { FsError } from "../base/errors.ts";
 import { type Negotiated, negotiate, requestBufferBytes } from "../fuse/init.ts";
@@ -338,7 +339,7 @@ export class Server implements Desk {
     if (fileSystem.readdirplus !== undefined && fileSystem.readdir !== undefined)
       wishes.push("READDIRPLUS_AUTO");
     if (fileSystem.setlk !== undefined && fileSystem.getlk !== undefined) wishes.push("POSIX_LOCKS");
-    wishes.push(...this.#options.features);
+    append(wishes, this.#options.features);
     return wishes;
   }
 

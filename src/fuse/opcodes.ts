@@ -8,6 +8,7 @@
  * - a row with `reply: false` is never answered, not even with an error: the kernel does not wait, and a reply with an
  *   unknown id fails.
  */
+import { largest } from "../base/arrays.ts";
 import {
   AccessIn,
   type AnyStruct,
@@ -191,7 +192,7 @@ export const opRows: readonly OpRow[] = [
 ];
 
 /** One more than the highest opcode: the size of a dispatch array. */
-export const OPCODE_LIMIT = Math.max(...opRows.map((each) => each.opcode)) + 1;
+export const OPCODE_LIMIT = largest(opRows, (each) => each.opcode) + 1;
 
 const byOpcode: (OpRow | undefined)[] = new Array(OPCODE_LIMIT).fill(undefined);
 for (const each of opRows) byOpcode[each.opcode] = each;

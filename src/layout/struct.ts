@@ -220,6 +220,7 @@ function compile<F extends Fields>(
   const parts = fields.map((part) => ({ name: part.name, ...expressions(part) }));
   const make = new Function(
     "structName",
+    // biome-ignore lint/plugin: the helpers of this file
     ...Object.keys(HELPERS),
     `"use strict";
 return {
@@ -227,6 +228,7 @@ return {
   encode: (view, at, value) => {${parts.map(({ write }) => `${write};`).join(" ")}},
 };`,
   );
+  // biome-ignore lint/plugin: the helpers of this file
   return make(structName, ...Object.values(HELPERS));
 }
 

@@ -19,6 +19,7 @@
  *   than max_leased;
  * - leases are volatile: nothing of them is on the media.
  */
+import { largest, smallest } from "../base/arrays.ts";
 import { FsError } from "../base/errors.ts";
 import { Wait } from "../base/wait.ts";
 import type { Inode } from "../namespace/inode.ts";
@@ -383,10 +384,13 @@ export class LeaseTable implements MapGuard {
     // All at once: several holders take no longer than one.
     for (const lease of inTheWay) {
       const parts = changes.filter(({ block, count }) => overlaps(lease, block, count));
-      const first = Math.max(lease.block, Math.min(...parts.map(({ block }) => block)));
+      const first = Math.max(
+        lease.block,
+        smallest(parts, ({ block }) => block),
+      );
       const last = Math.min(
         lease.block + lease.count,
-        Math.max(...parts.map(({ block, count }) => block + count)),
+        largest(parts, ({ block, count }) => block + count),
       );
       const blockBytes = BigInt(lease.bytes / lease.count);
       this.breakLease(lease, "conflict", BigInt(first) * blockBytes, BigInt(last - first) * blockBytes);

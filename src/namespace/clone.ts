@@ -6,6 +6,7 @@
  * - nor do blocks that a process which lost its lease could still store into (quarantine.ts): they are copied;
  * - a target never shows the source's bytes from behind the source's end.
  */
+import { append } from "../base/arrays.ts";
 import { now } from "../base/clock.ts";
 import { FsError } from "../base/errors.ts";
 import { SHARED, WRITTEN } from "../media/group.ts";
@@ -136,7 +137,7 @@ function share(store: Store, range: Range, blocks: number): number {
         // A slice of its own: copying takes time.
         if (done > 0) break;
         piece.count = Math.min(piece.count, Math.max(1, COPY_BYTES / store.blockBytes));
-        taken.push(...store.allocate(piece.count, goalFor(targetMap, to), to));
+        append(taken, store.allocate(piece.count, goalFor(targetMap, to), to));
         let copied = 0;
         for (const run of taken) {
           const { blockBytes } = store;

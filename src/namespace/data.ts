@@ -9,6 +9,7 @@
  *   further zeroes them first;
  * - `guard` hears of every change of the block map before anything has changed, and in-place writes are none.
  */
+import { append } from "../base/arrays.ts";
 import { now } from "../base/clock.ts";
 import { FsError } from "../base/errors.ts";
 import { type GroupBuilder, SHARED, UNWRITTEN, WRITTEN } from "../media/group.ts";
@@ -562,7 +563,7 @@ export function prepareSome(store: Store, inode: Inode, block: number, count: nu
     runs.push({ block: piece.block, count: piece.count, physical: piece.physical, copyOf: -1 });
   else {
     let next = piece.block;
-    taken.push(...store.allocate(piece.count, goalFor(map, piece.block), piece.block));
+    append(taken, store.allocate(piece.count, goalFor(map, piece.block), piece.block));
     for (const run of taken) {
       const copyOf = piece.state === SHARED ? piece.physical + (next - piece.block) : -1;
       runs.push({ block: next, count: run.count, physical: run.start, copyOf });

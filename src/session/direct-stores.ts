@@ -7,6 +7,7 @@
  * - a flush never keeps the daemon from other requests for longer than SLICE_BYTES take.
  */
 import { setImmediate } from "node:timers/promises";
+import { largest, smallest } from "../base/arrays.ts";
 import type { LeaseTable } from "../lease/table.ts";
 import type { Inode } from "../namespace/inode.ts";
 import type { Store } from "../namespace/store.ts";
@@ -64,6 +65,6 @@ export class DirectStores {
 }
 
 function cover(ranges: readonly Range[]): Range {
-  const block = Math.min(...ranges.map((range) => range.block));
-  return { block, count: Math.max(...ranges.map((range) => range.block + range.count)) - block };
+  const block = smallest(ranges, (range) => range.block);
+  return { block, count: largest(ranges, (range) => range.block + range.count) - block };
 }

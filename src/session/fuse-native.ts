@@ -279,6 +279,7 @@ export class FuseNativeChannel implements Channel {
     await this.#in(path, async (parent, name) => {
       const head = parts[0] === undefined || typeof parts[0] === "string" ? [] : [parts[0]];
       const tail = parts.slice(head.length);
+      // biome-ignore lint/plugin: what a caller in this file has written down
       this.#forget(decode(EntryOut, await this.#ask(opcode, parent, ...head, name, ...tail)).nodeid);
     });
   }
@@ -384,6 +385,7 @@ export class FuseNativeChannel implements Channel {
       <A extends unknown[]>(run: (...args: A) => Promise<unknown>) =>
       (...args: [...A, Done]): void => {
         const done = args.pop() as Done;
+        // biome-ignore lint/plugin: as many as it was called with
         run(...(args as unknown as A)).then(
           (value) => (value === undefined ? done(0) : done(0, value)),
           (error: unknown) => done(-errnoOf(error)),
@@ -394,6 +396,7 @@ export class FuseNativeChannel implements Channel {
       <A extends unknown[]>(run: (...args: A) => Promise<number>) =>
       (...args: [...A, Done]): void => {
         const done = args.pop() as Done;
+        // biome-ignore lint/plugin: as many as it was called with
         run(...(args as unknown as A)).then(
           (count) => done(count),
           (error: unknown) => done(-errnoOf(error)),

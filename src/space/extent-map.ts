@@ -6,6 +6,7 @@
  * - neighbours that could be one extent are one extent;
  * - `blocks` is the sum of their lengths.
  */
+import { replaceRange } from "../base/arrays.ts";
 import { invariant } from "../base/errors.ts";
 import { type MappedState, SHARED, WRITTEN } from "../media/group.ts";
 
@@ -189,7 +190,7 @@ export class ExtentMap {
         });
       }
     }
-    if (index > first) extents.splice(first, index - first, ...rest);
+    if (index > first) replaceRange(extents, first, index - first, rest);
     this.#keep(extents);
   }
 

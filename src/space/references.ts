@@ -8,6 +8,7 @@
  * - runs are sorted, do not overlap, have at least one block and one reference each;
  * - neighbours that could be one run are one run.
  */
+import { replaceRange } from "../base/arrays.ts";
 import { invariant } from "../base/errors.ts";
 import type { Run } from "./allocator.ts";
 
@@ -119,7 +120,7 @@ export class References {
       put(Math.max(run.start, end), runEnd, run.references);
     }
     nobodys(at, end);
-    this.#runs.splice(first, index - first, ...replaced);
+    replaceRange(this.#runs, first, index - first, replaced);
     return gone;
   }
 

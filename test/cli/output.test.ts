@@ -27,6 +27,12 @@ describe("output", () => {
     ).toBe(["state    offset", "hole          0", "written    4096"].join("\n"));
   });
 
+  test("a table has as many rows as there are: the extents of a file are many", () => {
+    const rows = Array.from({ length: 150_000 }, (_, index) => ["written", `${index}`]);
+    const lines = table(["state", "offset"], rows).split("\n");
+    expect([lines.length, lines[1], lines.at(-1)]).toEqual([150_001, "written       0", "written  149999"]);
+  });
+
   test("properties show nested objects and lists", () => {
     expect(
       properties({ uuid: "x", region: { kind: "file", map_sync: false }, notes: ["a"], none: null }),

@@ -65,4 +65,24 @@ describe("reference counts", () => {
     expect(() => references.remove(9, 2)).toThrow(InvariantError);
     expect(() => references.remove(12, 4)).toThrow(InvariantError);
   });
+
+  test("are changed in one step, however many runs of others lie in the range", () => {
+    const PAIRS = 150_000;
+    const references = new References();
+    references.build([
+      { start: 0, count: 2 * PAIRS },
+      { start: 0, count: 2 * PAIRS },
+      ...Array.from({ length: PAIRS }, (_, index) => ({ start: 2 * index, count: 1 })),
+    ]);
+    expect(references.length).toBe(2 * PAIRS);
+    expect(references.remove(0, 2 * PAIRS)).toEqual([]);
+    expect(references.length).toBe(2 * PAIRS);
+    references.check();
+    expect(references.remove(0, 2 * PAIRS)).toHaveLength(PAIRS);
+    expect(references.length).toBe(PAIRS);
+    references.check();
+    references.add(0, 2 * PAIRS);
+    expect(references.at(1, 9)).toEqual({ references: 1, count: 1 });
+    references.check();
+  });
 });
