@@ -22,3 +22,12 @@ export function now(): Timestamp {
   const sec = Math.floor(ms / 1000);
   return { sec, nsec: Math.floor((ms - sec * 1000) * 1e6) };
 }
+
+/** The last second that a Date knows of, from 1970 on. */
+const DATE_SECONDS_MAX = 8_640_000_000_000n;
+
+/** ISO 8601; of a time that a Date does not reach, its seconds as date(1) takes them: @SECONDS. */
+export function dateInWords(seconds: bigint): string {
+  if (seconds > DATE_SECONDS_MAX || seconds < -DATE_SECONDS_MAX) return `@${seconds}`;
+  return new Date(Number(seconds) * 1000).toISOString();
+}

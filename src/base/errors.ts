@@ -5,7 +5,7 @@
  *   `MediaError`, which the administrator has to hear of as well.
  * - `CorruptionError`: bytes on the region are not what the format says. Names the place, what was expected and
  *   what was found. The mount is refused, or turns read-only.
- * - `InvariantError`: our own bug. The daemon stops rather than write on top of a state it does not understand.
+ * - `InvariantError`: our own bug. The mount turns read-only rather than write on top of a state it does not understand.
  */
 import { Errno, type ErrnoName, errnoName } from "./errno.ts";
 

@@ -10,6 +10,8 @@ export class Wait extends Error {
     super(reason);
     this.name = "Wait";
     this.until = until;
+    // Whoever waits hears of a failure; that nobody does is no fault.
+    until.catch(() => {});
   }
 }
 

@@ -14,6 +14,7 @@ import { execFileSync } from "node:child_process";
 import { chmodSync, chownSync, lstatSync, mkdirSync, rmdirSync, rmSync } from "node:fs";
 import { createServer, type Server, type Socket } from "node:net";
 import { join } from "node:path";
+import { guarded } from "../base/faults.ts";
 import type { MappedRegion } from "../region/native-region.ts";
 import { asFailure, Failure, reason } from "./failure.ts";
 import type { Log } from "./log.ts";
@@ -43,7 +44,10 @@ export class Door {
     const path = join(folder, `${uuid}.sock`);
     // Left by a daemon that died.
     rmSync(path, { force: true });
-    const server = createServer({ pauseOnConnect: true }, (socket) => admit(socket, region, log));
+    const server = createServer(
+      { pauseOnConnect: true },
+      guarded("handing out a descriptor", (socket: Socket) => admit(socket, region, log)),
+    );
     server.maxConnections = CONNECTIONS_MAX;
     const umask = process.umask(0o177);
     try {

@@ -16,6 +16,7 @@ import { createServer, type IncomingMessage, type ServerResponse } from "node:ht
 import { connect } from "node:net";
 import { basename, dirname, join, sep } from "node:path";
 import { Counter, Gauge, Registry } from "prom-client";
+import { every, fault } from "../base/faults.ts";
 import { boundMicros, countsOf, type Statistics } from "../session/statistics.ts";
 import { asFailure, Failure, reason } from "./failure.ts";
 import type { Log } from "./log.ts";
@@ -55,7 +56,10 @@ export class Metrics {
     const server = createServer(
       { requestTimeout: REQUEST_MS, headersTimeout: REQUEST_MS },
       (request, response) => {
-        void answer(registry, address, request, response);
+        answer(registry, address, request, response).catch((error: unknown) => {
+          fault("metrics", error);
+          response.destroy();
+        });
       },
     );
     server.maxConnections = CONNECTIONS_MAX;
@@ -111,7 +115,7 @@ export class Metrics {
     } catch (error) {
       throw asFailure(error, `metrics in ${path}`, `choose ${METRICS_WANTS}`);
     }
-    const timer = setInterval(() => {
+    const timer = every(FILE_MS, "writing metrics", () => {
       writing ??= write()
         .catch((error: unknown) => {
           if (!told) log.warn(`metrics in ${path}: ${reason(error)}`);
@@ -120,7 +124,7 @@ export class Metrics {
         .finally(() => {
           writing = null;
         });
-    }, FILE_MS);
+    });
     timer.unref();
     return new Metrics(`file:${path}`, async () => {
       clearInterval(timer);

@@ -12,6 +12,7 @@
 import { statfs } from "node:fs/promises";
 import { Socket } from "node:net";
 import { Errno } from "../base/errno.ts";
+import { fault, guarded, inBackground } from "../base/faults.ts";
 import { listenToProgress } from "../base/progress.ts";
 import { formatUuid } from "../media/mkfs.ts";
 import { loadFuseNative, type NativeRing } from "../region/addon.ts";
@@ -24,6 +25,7 @@ import { statistics } from "../session/statistics.ts";
 import { Volume } from "../session/volume.ts";
 import { Door } from "./door.ts";
 import { asFailure, errnoOf, Failure, reason } from "./failure.ts";
+import { Faults } from "./faults.ts";
 import type { Log } from "./log.ts";
 import type { Metrics } from "./metrics.ts";
 import { FS_TYPE, mountAt } from "./mounts.ts";
@@ -47,9 +49,9 @@ const LAZY_GRACE_MS = 2_000;
 export async function runDaemon(request: DaemonRequest, log: Log, readiness: Readiness): Promise<number> {
   // A working directory would keep another file system from being unmounted.
   process.chdir("/");
-  stopOnOwnBugs(log);
+  const faults = new Faults(log);
   try {
-    return await serve(request, log, readiness);
+    return await serve(request, log, readiness, faults);
   } catch (error) {
     const failure = asFailure(error, request.region);
     readiness.failed(failure);
@@ -59,13 +61,19 @@ export async function runDaemon(request: DaemonRequest, log: Log, readiness: Rea
   }
 }
 
-async function serve(request: DaemonRequest, log: Log, readiness: Readiness): Promise<number> {
+async function serve(
+  request: DaemonRequest,
+  log: Log,
+  readiness: Readiness,
+  faults: Faults,
+): Promise<number> {
   const { options, mountpoint } = request;
   const region = openRegionOrExplain(request.region, options);
   try {
     listenToProgress((step, done, total) => readiness.progress(step, done, total));
     const volume = await Volume.open(region, {
       readOnly: options.readOnly,
+      tell: (text) => log.warn(text),
       ...leasePolicy(options, region.facts.sizeBytes, process.getuid?.() ?? 0),
     });
     listenToProgress(null);
@@ -108,11 +116,13 @@ async function serve(request: DaemonRequest, log: Log, readiness: Readiness): Pr
       answered.catch(() => {});
       if (metrics !== undefined) log.info(`metrics are at ${metrics.address}`);
       if (!options.readOnly) pages = new HugePages(region.native, () => region.facts.sizeBytes);
+      faults.serve(volume);
       log.info(`${request.region} is mounted on ${mountpoint}, pid ${process.pid}`);
       readiness.ready();
-      const signals = unmountOnSignals(mountpoint, session.ended, log, () => {
+      const breakLeases = guarded("breaking all leases", () => {
         for (const lease of [...volume.leases.all()]) volume.leases.breakLease(lease, "unmount");
       });
+      const signals = unmountOnSignals(mountpoint, session.ended, log, breakLeases);
       if (request.whileFd !== undefined) unmountAtEndOf(request.whileFd);
       await Promise.race([session.ended, signals.cut]);
       signals.ignore();
@@ -120,10 +130,12 @@ async function serve(request: DaemonRequest, log: Log, readiness: Readiness): Pr
       await removeLeftover(mountpoint, mountId, log);
       served = true;
     } finally {
-      door?.close();
-      await metrics?.close();
+      // None of these keeps the volume from being closed.
+      guarded("closing the door", () => door?.close())();
+      await metrics?.close().catch((error: unknown) => fault("closing the metrics", error));
       await pages?.close();
       await volume.close();
+      faults.serve(null);
       if (served) log.info(`${request.region} is unmounted, its volume closed`);
     }
   } finally {
@@ -223,7 +235,10 @@ function unmountOnSignals(
         log.warn(`unmounting ${mountpoint}: ${error instanceof Error ? error.message : error}`);
       }
       const grace = setTimeout(cutNow, LAZY_GRACE_MS);
-      void ended.then(() => clearTimeout(grace));
+      inBackground(
+        "the end of the mount",
+        ended.then(() => clearTimeout(grace)),
+      );
     });
   };
   process.on("SIGTERM", onSignal);
@@ -248,17 +263,4 @@ async function removeLeftover(mountpoint: string, mountId: number | undefined, l
   await unmountFuse(mountpoint, { lazy: true }).catch((error: unknown) =>
     log.warn(`unmounting ${mountpoint}: ${error instanceof Error ? error.message : error}`),
   );
-}
-
-/**
- * An exception that nobody caught is our own bug. The state in memory is not to be trusted, so nothing more is written:
- * the process ends as in a crash, and the next mount recovers what was acknowledged.
- */
-function stopOnOwnBugs(log: Log): void {
-  const stop = (error: unknown): void => {
-    log.error(`internal error, stopping: ${error instanceof Error ? (error.stack ?? error.message) : error}`);
-    process.exit(1);
-  };
-  process.on("uncaughtException", stop);
-  process.on("unhandledRejection", stop);
 }

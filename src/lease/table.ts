@@ -19,8 +19,10 @@
  *   than max_leased;
  * - leases are volatile: nothing of them is on the media.
  */
+
 import { largest, smallest } from "../base/arrays.ts";
 import { FsError } from "../base/errors.ts";
+import { after } from "../base/faults.ts";
 import { Wait } from "../base/wait.ts";
 import type { Inode } from "../namespace/inode.ts";
 import type { BlockRange, MapGuard } from "../namespace/store.ts";
@@ -328,7 +330,7 @@ export class LeaseTable implements MapGuard {
     inside.state = "breaking";
     inside.break = { reason, offset, length, deadlineMs: Date.now() + waitMs };
     this.counts.breaks += 1;
-    inside.timer = setTimeout(() => this.#revoke(inside), waitMs);
+    inside.timer = after(waitMs, "revoking a lease", () => this.#revoke(inside));
     this.events.onBreak(lease);
   }
 
@@ -338,8 +340,12 @@ export class LeaseTable implements MapGuard {
     lease.state = "revoked";
     this.#notBefore.set(lease.inode, Date.now() + AFTER_BREAK_MS);
     this.counts.revocations += 1;
-    this.events.onRevoked(lease);
-    lease.yieldNow();
+    try {
+      this.events.onRevoked(lease);
+    } finally {
+      // Whoever waits goes on, and hears what has become of the volume.
+      lease.yieldNow();
+    }
   }
 
   beforeMapChange(inode: Inode, changes: readonly BlockRange[]): void {

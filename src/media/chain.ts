@@ -143,6 +143,18 @@ export class ChainWriter {
     return lsn;
   }
 
+  /**
+   * Make what was written last as if it had never been: a group of `length` bytes, behind which nothing has been written. Its
+   * header goes, and with it replay ends before it.
+   */
+  retract(length: number): void {
+    const at = this.#tail - length;
+    this.#region.write(this.#current() + at, Buffer.alloc(GroupHeader.size), 0, GroupHeader.size);
+    this.#region.drain();
+    this.#tail = at;
+    this.#lsn -= 1;
+  }
+
   /** Continue in a fresh segment, so that replay can begin there. Returns that place. */
   rotate(): ChainStart {
     if (this.#tail !== SegmentHeader.size) this.#advance();

@@ -169,6 +169,9 @@ export class Checkpoint {
       logLsn: this.#logStart.lsn,
       tailLsn: clean ? this.#logStart.lsn : 0,
     };
+    // What was captured may be what made the log fail.
+    const failure = this.#journal?.failure ?? null;
+    if (failure !== null) throw failure;
     await writeSuperblock(this.#region, value);
     this.#journal?.noteDurable(durable);
     return value;

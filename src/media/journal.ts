@@ -25,7 +25,9 @@ export class Journal {
   #following: Promise<void> | null = null;
   /** Called with the new durableLsn whenever it grows. */
   onDurable: (lsn: number) => void = () => {};
-  failure: Error | null = null;
+  #failure: Error | null = null;
+  /** Called once, with what made it fail. */
+  onFailure: (error: Error) => void = () => {};
 
   constructor(region: Region, chain: ChainWriter) {
     this.#region = region;
@@ -33,6 +35,16 @@ export class Journal {
     this.#cacheline = region.facts.granularity === "cacheline";
     this.#lastRecordLsn = chain.nextLsn - 1;
     this.#barrierLsn = chain.nextLsn - 1;
+  }
+
+  get failure(): Error | null {
+    return this.#failure;
+  }
+
+  set failure(error: Error | null) {
+    const first = this.#failure === null && error !== null;
+    this.#failure = error;
+    if (first) this.onFailure(error);
   }
 
   get chain(): ChainWriter {
@@ -59,6 +71,16 @@ export class Journal {
     }
     if (this.#cacheline) this.onDurable(this.#lastRecordLsn);
     return this.#lastRecordLsn;
+  }
+
+  /**
+   * The group that was committed last cannot be applied: it must not be in the log either, or no later mount could replay
+   * it. Nothing is written any more from then on. @param before number of the group before it
+   */
+  retract(group: GroupBuilder, before: number, why: Error): void {
+    this.failure ??= why;
+    this.#lastRecordLsn = before;
+    this.#chain.retract(group.length);
   }
 
   rotate(): ChainStart {
@@ -102,7 +124,7 @@ export class Journal {
   }
 
   async #syncOnce(): Promise<void> {
-    if (this.failure !== null) throw this.failure;
+    if (this.failure !== null) throw asFsError(this.failure);
     const covered = this.#lastRecordLsn;
     try {
       await this.#region.sync();
@@ -125,4 +147,9 @@ export class Journal {
     this.#barrierLsn = lsn;
     this.onDurable(lsn);
   }
+}
+
+/** For whoever waits for a sync: nothing that was written since can be vouched for. */
+function asFsError(failure: Error): FsError {
+  return failure instanceof FsError ? failure : new FsError("EIO", `the log has failed: ${failure.message}`);
 }

@@ -11,7 +11,8 @@
  * - the reserve can take the next checkpoint and the log until it is complete, or growing operations get ENOSPC;
  * - times alone may be newer in memory than in the log (`dirtyTimes`): they are logged within flushTimes().
  */
-import { CorruptionError, FsError } from "../base/errors.ts";
+import { CorruptionError, FsError, MediaError } from "../base/errors.ts";
+import { guarded } from "../base/faults.ts";
 import { retrying, Wait } from "../base/wait.ts";
 import { ChainWriter, groupCapacity, isSegmentPlace } from "../media/chain.ts";
 import { Checkpoint } from "../media/checkpoint.ts";
@@ -26,7 +27,7 @@ import type { Allocator, Run } from "../space/allocator.ts";
 import { Quarantine } from "../space/quarantine.ts";
 import { SegmentPool } from "../space/segment-pool.ts";
 import { fieldsOf, type Inode } from "./inode.ts";
-import { bringBack } from "./recovered.ts";
+import { type BroughtBack, bringBack } from "./recovered.ts";
 import { rewrite } from "./rewrite.ts";
 import type { State } from "./state.ts";
 
@@ -79,6 +80,8 @@ export interface StoreOptions {
   readonly reachable?: (
     blockBytes: number,
   ) => readonly { readonly owner: number; readonly runs: readonly Run[] }[];
+  /** A line for whoever runs the daemon. */
+  readonly tell?: (text: string) => void;
 }
 
 export class Store {
@@ -108,6 +111,9 @@ export class Store {
   /** Size of the state when a checkpoint found no room; Infinity after one that did. */
   #tooManyBytes = Number.POSITIVE_INFINITY;
   #closing = false;
+  /** Orphans that could not be freed: the next mount tries again. */
+  readonly #setAside = new Set<Inode>();
+  #tell: (text: string) => void = () => {};
   /** Counted for `info` and tests. */
   readonly counters = { checkpoints: 0, groups: 0, longestSliceMs: 0 };
 
@@ -156,19 +162,30 @@ export class Store {
     const space = { allocator, pool, quarantine };
 
     const forced = mustBeReadOnly(superblock);
-    if (options.readOnly || forced !== null) {
-      const reason = forced ?? "mounted read-only";
-      return new Store(
-        region,
-        state,
-        recovery,
-        space,
-        null,
-        superblock,
-        recovery.checkpoint.segments,
-        reason,
-      );
+    const readOnly = (reason: string): Store =>
+      new Store(region, state, recovery, space, null, superblock, recovery.checkpoint.segments, reason);
+    if (options.readOnly || forced !== null) return readOnly(forced ?? "mounted read-only");
+    const tell = options.tell ?? (() => {});
+    try {
+      return await Store.#openToWrite(region, { state, recovery, allocator, segments }, space, options);
+    } catch (error) {
+      // Damage is for fsck, and what a medium that cannot be written holds is uncertain. Anything else must not keep
+      // anybody from the files: what was recovered is whole, and the next mount recovers the same.
+      if (error instanceof CorruptionError || error instanceof MediaError) throw error;
+      const reason = `it could not be opened for writing: ${error instanceof Error ? error.message : error}`;
+      tell(`the volume is read-only: ${reason}`);
+      return readOnly(reason);
     }
+  }
+
+  static async #openToWrite(
+    region: Region,
+    { state, recovery, allocator, segments }: BroughtBack,
+    space: { allocator: Allocator; pool: SegmentPool; quarantine: Quarantine },
+    options: StoreOptions,
+  ): Promise<Store> {
+    const { superblock } = recovery;
+    const { pool, quarantine } = space;
     for (const { owner, runs } of options.reachable?.(superblock.blockBytes) ?? []) {
       quarantine.claim(owner, runs);
       for (const { start, count } of runs) {
@@ -230,6 +247,11 @@ export class Store {
     const store = new Store(region, state, recovery, space, journal, opened, checkpointSegments, null);
     store.pool.ensure(store.#reserveTarget());
     store.pool.trim(store.#reserveTarget() + 4);
+    const { tell } = options;
+    if (tell !== undefined) {
+      store.#tell = tell;
+      journal.onFailure = (error) => tell(`nothing is written to the volume any more: ${error.message}`);
+    }
     await retrying(() => store.#dropOrphans());
     return store;
   }
@@ -279,14 +301,16 @@ export class Store {
     const journal = this.writable();
     const group = this.#group;
     if (group.count === 0) return journal.lastLsn;
-    const lsn = journal.commit(group);
-    this.counters.groups += 1;
-    this.state.lsn = lsn;
+    const before = journal.lastLsn;
+    let lsn: number;
     try {
+      lsn = journal.commit(group);
+      this.counters.groups += 1;
+      this.state.lsn = lsn;
       readRecords(group.data, group.view, 0, group.length, 0, this.state);
     } catch (error) {
-      // Validation has let through what replay refuses. It is in the log: nothing may make it worse.
-      journal.failure ??= error as Error;
+      // Validation has let through what replay refuses. The state is not what the log says, nor what it was before.
+      if (journal.lastLsn !== before) journal.retract(group, before, error as Error);
       throw error;
     }
     // On cache-line granularity the record is durable already, and so are the blocks that it freed.
@@ -302,6 +326,11 @@ export class Store {
     }
     if (this.#closing) throw new FsError("EROFS", "being unmounted");
     return this.journal;
+  }
+
+  /** The state in memory is not to be trusted any more: nothing of it gets onto the media from now on. */
+  distrust(why: unknown): void {
+    if (this.journal !== null) this.journal.failure ??= why instanceof Error ? why : new Error(String(why));
   }
 
   /** If space is on its way (freed, but not yet durably so), wait for it; otherwise return. */
@@ -423,7 +452,7 @@ export class Store {
     } catch (error) {
       if (error instanceof Wait) {
         error.until.then(
-          () => this.reapSoon(inode),
+          guarded("freeing an inode", () => this.reapSoon(inode)),
           () => {},
         );
       } else if (!(error instanceof FsError)) throw error;
@@ -435,7 +464,19 @@ export class Store {
   }
 
   #dropOrphans(): void {
-    for (const inode of [...this.state.inodes.values()]) this.reap(inode);
+    for (const inode of [...this.state.inodes.values()]) {
+      if (this.#setAside.has(inode)) continue;
+      try {
+        this.reap(inode);
+      } catch (error) {
+        if (error instanceof Wait) throw error;
+        // Nothing but its blocks depends on it.
+        this.#setAside.add(inode);
+        const why = error instanceof Error ? error.message : error;
+        this.#tell(`inode ${inode.ino}, which has no name any more, could not be freed: ${why}`);
+        if (this.journal?.failure) return;
+      }
+    }
   }
 
   /** Segments that the reserve must hold: the next checkpoint, and the log until that is complete. */
@@ -593,6 +634,7 @@ export class Store {
     this.#checkpoint = checkpoint;
     try {
       for (;;) {
+        if (journal.failure !== null) throw journal.failure;
         const from = performance.now();
         const done = checkpoint.step(clean ? 1000 : SLICE_MS);
         this.counters.longestSliceMs = Math.max(this.counters.longestSliceMs, performance.now() - from);

@@ -6,7 +6,7 @@
  * - a range stays noted from the grant of a lease on it until a flush that began after the lease had ended;
  * - a flush never keeps the daemon from other requests for longer than SLICE_BYTES take.
  */
-import { setImmediate } from "node:timers/promises";
+import { setImmediate as nextTurn } from "node:timers/promises";
 import { largest, smallest } from "../base/arrays.ts";
 import type { LeaseTable } from "../lease/table.ts";
 import type { Inode } from "../namespace/inode.ts";
@@ -57,7 +57,7 @@ export class DirectStores {
         const blocks = Math.min(piece.block + piece.count, block + count, first + slice) - first;
         region.flush((piece.physical + first - piece.block) * blockBytes, blocks * blockBytes);
         at = first + blocks;
-        await setImmediate();
+        await nextTurn();
       }
     }
     region.drain();

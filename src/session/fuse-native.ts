@@ -11,8 +11,10 @@
  *
  * What its interface lacks is listed in docs/OPERATIONS.md. Above all it has no ioctl, so that there are no leases.
  */
+
 import { Errno } from "../base/errno.ts";
 import { FsError } from "../base/errors.ts";
+import { every, fault } from "../base/faults.ts";
 import {
   type AnyStruct,
   AttrOut,
@@ -134,11 +136,11 @@ export class FuseNativeChannel implements Channel {
           );
       });
     });
-    this.#watch = setInterval(() => {
+    this.#watch = every(WATCH_MS, "looking for the mount", () => {
       if (request.isMounted()) return;
       clearInterval(this.#watch);
       this.#onEnd();
-    }, WATCH_MS);
+    });
   }
 
   // ---- the channel that the session sees
@@ -543,9 +545,6 @@ function bytesOf(text: string): string {
 
 function errnoOf(error: unknown): number {
   if (error instanceof FsError) return error.errno;
-  // Our own bug: as everywhere else it must not be lost.
-  setImmediate(() => {
-    throw error;
-  });
+  fault("fuse-native", error);
   return Errno.EIO;
 }

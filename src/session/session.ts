@@ -5,12 +5,14 @@
  * - one thread, one request at a time: a handler runs from beginning to end before the next begins, unless it says that
  *   it waits. A Wait is thrown before anything has changed, and the request is run again from the start later;
  * - every request that wants an answer gets exactly one, whatever its handler does; an expected error (FsError) is an
- *   errno, damage (CorruptionError) is EIO and a line in the log, anything else is our own bug and stops the daemon;
+ *   errno, damage (CorruptionError) is EIO and a line in the log, and so is anything else, which is our own bug: it ends
+ *   its request and no other (base/faults.ts);
  * - a request that waits can be interrupted (EINTR), and never holds up another;
  * - nothing here calls into the own mount.
  */
 import { Errno, errnoName } from "../base/errno.ts";
 import { CorruptionError, FsError, invariant, MediaError } from "../base/errors.ts";
+import { after, fault, guarded, inBackground } from "../base/faults.ts";
 import { settledOrAborted, Wait } from "../base/wait.ts";
 import { type Negotiated, requestBufferBytes } from "../fuse/init.ts";
 import { Opcode } from "../fuse/kernel.ts";
@@ -155,7 +157,12 @@ export class Session {
     // The kernel asks anew after each wake-up.
     handle.pollHandle = null;
     // It takes no lock that a caller of ours could hold.
-    void this.#channel?.notify(code, payload, true);
+    this.#notifySoon(code, payload);
+  }
+
+  /** Nobody waits for it: the kernel is told as soon as it can be. */
+  #notifySoon(code: number, payload: Uint8Array): void {
+    if (this.#channel !== null) inBackground("a notification", this.#channel.notify(code, payload, true));
   }
 
   /** Serve the /dev/fuse descriptor until the file system is unmounted. */
@@ -226,6 +233,17 @@ export class Session {
   /** Returns whether somebody waits for what promises are to bring. */
   #receive(length: number, entry: number | undefined): boolean {
     const request = entry === undefined ? this.#request : this.#requestIn(entry);
+    this.#answered = false;
+    this.#later = false;
+    try {
+      return this.#take(request, length);
+    } catch (error) {
+      this.#unexpected(request, error);
+      return this.#later;
+    }
+  }
+
+  #take(request: Request, length: number): boolean {
     request.receivedMs = performance.now();
     try {
       request.load(length);
@@ -243,8 +261,6 @@ export class Session {
       this.#interrupt(request);
       return true;
     }
-    this.#answered = false;
-    this.#later = false;
     this.#run(request, 0);
     return this.#later || !(this.#answered || request.row?.reply === false);
   }
@@ -263,10 +279,12 @@ export class Session {
         const own = request.isCopy ? request : request.clone();
         handler.run(this, own, this.#wait(own)).then(
           () => this.#waiting.delete(own.unique),
-          (error: unknown) => {
+          guarded("a request that waited", (error: unknown) => {
             this.#waiting.delete(own.unique);
+            // Whatever was answered meanwhile was another one.
+            this.#answered = false;
             this.#failed(own, attempt, error);
-          },
+          }),
         );
         return;
       }
@@ -287,12 +305,15 @@ export class Session {
     else if (error instanceof FsError) this.#fail(request, error);
     else if (error instanceof CorruptionError) {
       this.#fail(request, new MediaError(error.message));
-    } else {
-      // Thrown from a promise or from the channel's callback alike, it must not be lost.
-      setImmediate(() => {
-        throw error;
-      });
-    }
+    } else this.#unexpected(request, error);
+  }
+
+  /** Our own bug: whoever asked hears of it, everybody else goes on. */
+  #unexpected(request: Request, error: unknown): void {
+    fault(`${opcodeName(request.opcode)} of inode ${request.nodeid}`, error);
+    if (this.#answered || request.row?.reply === false || request.unique === 0n) return;
+    this.counting.failed(Errno.EIO);
+    this.#send(request, Errno.EIO, this.out, 0, 0);
   }
 
   /**
@@ -336,12 +357,13 @@ export class Session {
   #park(request: Request, attempt: number, wait: Wait): void {
     const own = request.isCopy ? request : request.clone();
     const signal = this.#wait(own);
-    void settledOrAborted(wait.until, signal).then(() => {
+    const goOn = (): void => {
       this.#waiting.delete(own.unique);
       if (this.#channel === null) return;
       if (signal.aborted) this.#fail(own, new FsError("EINTR"));
       else this.#run(own, attempt + 1);
-    });
+    };
+    inBackground("a request that waited", settledOrAborted(wait.until, signal).then(goOn));
   }
 
   #interrupt(request: Request): void {
@@ -382,9 +404,20 @@ export class Session {
     this.#answered = true;
     this.#later = true;
     until.then(
-      () => this.reply(request, encode()),
-      (error: unknown) =>
+      guarded("an answer that waited", () => {
+        let length: number;
+        try {
+          length = encode();
+        } catch (error) {
+          this.#answered = false;
+          this.#failed(request, 0, error);
+          return;
+        }
+        this.reply(request, length);
+      }),
+      guarded("an answer that waited", (error: unknown) =>
         this.#fail(request, error instanceof FsError ? error : new FsError("EIO", String(error))),
+      ),
     );
   }
 
@@ -424,7 +457,7 @@ export class Session {
    */
   forgetAttributes(inode: Inode): void {
     const { code, payload } = notifyInvalInode(inode.ino, -1n, 0n);
-    void this.#channel?.notify(code, payload, true);
+    this.#notifySoon(code, payload);
   }
 
   /**
@@ -432,7 +465,7 @@ export class Session {
    * looks at once may still see the times from before.
    */
   forgetAttributesSoon(inode: Inode): void {
-    if (this.#stale.size === 0) setTimeout(() => this.#forgetStale(), STALE_MS);
+    if (this.#stale.size === 0) after(STALE_MS, "telling the kernel of new times", () => this.#forgetStale());
     this.#stale.add(inode);
   }
 
@@ -449,7 +482,7 @@ export class Session {
   /** Tell the kernel that attributes changed behind its back. */
   invalidateAttributes(inode: Inode): void {
     // A negative offset leaves the data alone (fuse_reverse_inval_inode, fs/fuse/inode.c).
-    void this.invalidate(inode, -1n, 0n);
+    inBackground("a notification", this.invalidate(inode, -1n, 0n));
   }
 
   /** The kernel may have pages of this file in its cache. */

@@ -1,4 +1,7 @@
 /** A volume with its leases: what a session serves, and what tests use without a mount. */
+import { dateInWords } from "../base/clock.ts";
+import { FsError } from "../base/errors.ts";
+import { every } from "../base/faults.ts";
 import { findMappers } from "../lease/ghosts.ts";
 import { type LeasePolicy, LeaseTable } from "../lease/table.ts";
 import { FORMAT_VERSION } from "../media/format.ts";
@@ -9,6 +12,8 @@ import { DirectStores } from "./direct-stores.ts";
 
 export interface VolumeOptions extends LeasePolicy {
   readonly readOnly: boolean;
+  /** A line for whoever runs the daemon. */
+  readonly tell?: (text: string) => void;
 }
 
 /** What `mapdirect info --json` shows; keys are stable. Sizes are bytes. */
@@ -60,6 +65,11 @@ const ghostOwner = (pid: number): number => -pid;
 /** Write-back of page-granular regions, and of times: nothing is older than this when the power fails, milliseconds. */
 const WRITE_BACK_MS = 4000;
 
+/** What cannot be written is in the journal's failure, and lacking space mends itself. */
+function butRefused(error: unknown): void {
+  if (!(error instanceof FsError)) throw error;
+}
+
 export class Volume {
   readonly store: Store;
   readonly leases: LeaseTable;
@@ -73,7 +83,9 @@ export class Volume {
   private constructor(store: Store, options: VolumeOptions, ghosts: Set<number>) {
     this.#ghosts = ghosts;
     if (ghosts.size > 0) {
-      this.#ghostTimer = setInterval(() => this.#layGhosts(), GHOST_SCAN_MS);
+      this.#ghostTimer = every(GHOST_SCAN_MS, "looking for processes that map the region", () =>
+        this.#layGhosts(),
+      );
       this.#ghostTimer.unref();
     }
     this.store = store;
@@ -84,13 +96,21 @@ export class Volume {
     this.leases.events = {
       onBreak: () => {},
       onRefusal: () => {},
-      onRevoked: (lease) => store.quarantine.claim(lease.id, lease.runs),
+      onRevoked: (lease) => {
+        try {
+          store.quarantine.claim(lease.id, lease.runs);
+        } catch (error) {
+          // Its blocks would be given to others while its holder can still store to them.
+          store.distrust(error);
+          throw error;
+        }
+      },
       onEnded: (lease) => store.releaseQuarantine(lease.id),
     };
-    this.#timer = setInterval(() => {
-      // A failure is sticky in the journal; who writes next hears of it.
-      this.store.sync().catch(() => {});
-    }, WRITE_BACK_MS);
+    this.#timer = every(WRITE_BACK_MS, "write-back", async () => {
+      // A failure is sticky in the journal, which tells of it; who writes next hears of it, too.
+      if (this.store.journal?.failure === null) await this.store.sync().catch(butRefused);
+    });
     this.#timer.unref();
   }
 
@@ -99,6 +119,7 @@ export class Volume {
     const ghosts = new Set<number>();
     const store = await Store.open(region, {
       readOnly: options.readOnly,
+      ...(options.tell === undefined ? {} : { tell: options.tell }),
       reachable: (blockBytes) => {
         if (region.facts.kind === "memory") return [];
         const { mappers } = findMappers(region.facts.path, blockBytes);
@@ -140,7 +161,7 @@ export class Volume {
       metadata: metadataBlocks * store.blockBytes,
       quarantined: store.quarantine.blocks * store.blockBytes,
       inodes: store.state.inodes.size,
-      created: new Date(Number(superblock.createdSec) * 1000).toISOString(),
+      created: dateInWords(superblock.createdSec),
       read_only: store.readOnlyReason ?? store.journal?.failure?.message ?? null,
       region: {
         path: facts.path,

@@ -12,7 +12,9 @@
  * - a block is set aside at most once, before the first store that changes it;
  * - nobody waits for the copier longer than COPIER_IDLE_MS: one that stays away that long while somebody waits has lost.
  */
+
 import { FsError } from "../base/errors.ts";
+import { after } from "../base/faults.ts";
 import type { Region } from "../region/region.ts";
 import type { Allocator, Run } from "./allocator.ts";
 
@@ -163,11 +165,11 @@ export class CopyBeforeWrite {
   }
 
   #watchCopier(): NodeJS.Timeout {
-    const timer = setTimeout(() => {
+    const timer = after(COPIER_IDLE_MS, "watching a copier", () => {
       if (this.#waiters > 0) {
         this.#finish(new FsError("ECANCELED", "others waited too long for the copier"));
       } else this.#idle = this.#watchCopier();
-    }, COPIER_IDLE_MS);
+    });
     timer.unref();
     return timer;
   }

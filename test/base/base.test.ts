@@ -1,5 +1,5 @@
 import { describe, expect, test } from "vitest";
-import { now } from "../../src/base/clock.ts";
+import { dateInWords, now } from "../../src/base/clock.ts";
 import { Errno, errnoName } from "../../src/base/errno.ts";
 import { CorruptionError, FsError, InvariantError, invariant } from "../../src/base/errors.ts";
 import { retrying, Wait } from "../../src/base/wait.ts";
@@ -82,4 +82,11 @@ test("the clock follows the system's, in whole nanoseconds", () => {
     expect(sec * 1e3 + nsec / 1e6).toBeGreaterThan(last - 6);
     last = sec * 1e3 + nsec / 1e6;
   }
+});
+
+test("a time that no Date reaches is said in seconds", () => {
+  expect(dateInWords(0n)).toBe("1970-01-01T00:00:00.000Z");
+  expect(dateInWords(8_640_000_000_000n)).toBe("+275760-09-13T00:00:00.000Z");
+  for (const seconds of [8_640_000_000_001n, 2n ** 60n, -(2n ** 63n)])
+    expect(dateInWords(seconds)).toBe(`@${seconds}`);
 });

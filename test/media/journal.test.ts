@@ -1,4 +1,5 @@
 import { describe, expect, test } from "vitest";
+import { FsError } from "../../src/base/errors.ts";
 import { ChainWriter, walkChain } from "../../src/media/chain.ts";
 import { GroupKind, SegmentRole } from "../../src/media/format.ts";
 import { GroupBuilder, readRecords, refusingSink } from "../../src/media/group.ts";
@@ -124,6 +125,30 @@ describe("the journal", () => {
     await expect(journal.sync()).rejects.toMatchObject({ code: "EIO" });
     expect(journal.durableLsn).toBe(9);
   });
+
+  test.each(["cacheline", "page"] as const)(
+    "takes back the group that was committed last, and none of the others (%s)",
+    async (granularity) => {
+      const { region, journal, first } = makeJournal(granularity);
+      const failures: Error[] = [];
+      journal.onFailure = (error) => failures.push(error);
+      journal.commit(group());
+      await journal.sync();
+      const kept = log(region, first);
+      const running = journal.sync();
+      const before = journal.lastLsn;
+      const last = group();
+      journal.commit(last);
+      journal.retract(last, before, new RangeError("a bug"));
+      await running;
+      expect(log(region, first)).toEqual(kept);
+      expect([journal.lastLsn, journal.durableLsn]).toEqual([before, before]);
+      expect(() => journal.commit(group())).toThrow(expect.objectContaining({ code: "EROFS" }));
+      if (granularity === "page")
+        await expect(journal.sync()).rejects.toEqual(new FsError("EIO", "the log has failed: a bug"));
+      expect(failures).toEqual([new RangeError("a bug")]);
+    },
+  );
 
   test("never writes again after a failed store", () => {
     const { region, journal, first } = makeJournal("cacheline");

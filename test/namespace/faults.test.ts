@@ -134,6 +134,118 @@ describe("a medium that takes no more stores", () => {
   }
 });
 
+/** Applying a record throws what no validation foresaw: the n-th of them, and each one behind it. */
+function withoutApplying(store: Store, from: number): () => number {
+  let calls = 0;
+  const { state } = store;
+  const failing =
+    <A extends unknown[]>(call: (...words: A) => void): ((...words: A) => void) =>
+    (...words) => {
+      calls += 1;
+      if (calls >= from) throw new RangeError("injected");
+      call.apply(state, words);
+    };
+  state.inode = failing(state.inode);
+  state.inodeGone = failing(state.inodeGone);
+  state.touch = failing(state.touch);
+  state.dentry = failing(state.dentry);
+  state.dentryGone = failing(state.dentryGone);
+  state.extent = failing(state.extent);
+  state.extentGone = failing(state.extentGone);
+  state.symlink = failing(state.symlink);
+  state.xattr = failing(state.xattr);
+  state.xattrGone = failing(state.xattrGone);
+  return () => calls;
+}
+
+describe("a bug of ours in what applies a record", () => {
+  for (const granularity of ["cacheline", "page"] as const) {
+    test.each(operations)(
+      `at any record of %s: nothing is written any more, and a group that cannot be applied is not in the log (${granularity})`,
+      async (_, operation) => {
+        const image = await baseImage(granularity);
+        const whole = await sceneOf(image, granularity);
+        const before = whole.bench.model.withoutOrphans();
+        await operation(whole);
+        const states = [before, ...whole.bench.history.map((model) => model.withoutOrphans())];
+        for (let from = 1; from < STEPS_MAX; from += 1) {
+          const scene = await sceneOf(image, granularity);
+          const { region, bench } = scene;
+          const applied = withoutApplying(bench.store, from);
+          try {
+            await operation(scene);
+            await bench.store.sync();
+          } catch (error) {
+            expect(`${error}`).toMatch(/injected|EIO|EROFS|inode \d+ should not be|already/);
+          }
+          if (applied() < from) return;
+          expect(bench.store.journal?.failure?.message).toBe("injected");
+          expect(() => bench.store.begin(false)).toThrow(expect.objectContaining({ code: "EROFS" }));
+          await expect(bench.store.close()).rejects.toThrow("injected");
+          // Replay in the next daemon, which has the same bug, meets only what could be applied before.
+          const again = await Store.open(MemoryRegion.fromImage(region.image(), { granularity }), {
+            readOnly: false,
+          });
+          checkVolume(again);
+          const seen = Model.of(again);
+          const complaints = states.map((state) => difference(seen, state));
+          expect(complaints.includes(null), complaints.join("; ")).toBe(true);
+          expect(foreignBytes(seen, states)).toBeNull();
+        }
+        throw new Error("it never comes to an end");
+      },
+    );
+  }
+
+  test("during a checkpoint: the old one stays the truth", async () => {
+    for (const granularity of ["cacheline", "page"] as const) {
+      const scene = await sceneOf(await baseImage(granularity), granularity);
+      const { store } = scene.bench;
+      const { sequence } = store.superblock;
+      const checkpoint = store.checkpoint();
+      store.distrust(new Error("an invariant"));
+      await expect(checkpoint).rejects.toThrow("an invariant");
+      await expect(store.close()).rejects.toThrow("an invariant");
+      const again = await Store.open(MemoryRegion.fromImage(scene.region.image(), { granularity }), {
+        readOnly: true,
+      });
+      expect(again.superblock.sequence).toBe(sequence);
+      checkVolume(again);
+    }
+  });
+});
+
+describe("a bug of ours in what opens a volume for writing", () => {
+  test("leaves one that can be read, with the reason, and nothing on the media has changed its meaning", async () => {
+    for (const granularity of ["cacheline", "page"] as const) {
+      const scene = await sceneOf(await baseImage(granularity), granularity);
+      const image = scene.region.image();
+      const seen = Model.of(scene.bench.store);
+      for (let from = 1; ; from += 1) {
+        const region = MemoryRegion.fromImage(image, { granularity });
+        let calls = 0;
+        region.onStore = () => {
+          calls += 1;
+          if (calls === from) throw new RangeError("injected");
+        };
+        const told: string[] = [];
+        const opened = await Store.open(region, { readOnly: false, tell: (text) => told.push(text) });
+        if (calls < from) break;
+        if (opened.readOnlyReason !== null) {
+          expect(opened.readOnlyReason).toContain("injected");
+          expect(told).toHaveLength(1);
+        }
+        expect(difference(Model.of(opened), seen)).toBeNull();
+        const again = await Store.open(MemoryRegion.fromImage(region.image(), { granularity }), {
+          readOnly: false,
+        });
+        expect(difference(Model.of(again), seen.withoutOrphans())).toBeNull();
+        checkVolume(again);
+      }
+    }
+  });
+});
+
 describe("a sync that fails", () => {
   test("is told to who asked, and to everybody after: the log is over", async () => {
     const scene = await sceneOf(await baseImage("page"), "page");

@@ -1,5 +1,7 @@
 /** READ, WRITE, FALLOCATE, LSEEK, COPY_FILE_RANGE: the path that carries the data. */
+
 import { FsError } from "../../base/errors.ts";
+import { after } from "../../base/faults.ts";
 import { putCopyFileRangeOut, putLseekOut, putWriteOut } from "../../fuse/encode.ts";
 import {
   CopyFileRangeIn,
@@ -64,7 +66,7 @@ function refuseSecondCopy(session: Session, handle: Handle, offset: bigint, size
   if (ordinaryMappingOnly && (handle.flags & OpenFlag.ACCMODE) !== OpenFlag.RDONLY) {
     throw new FsError("EIO", "an ordinary writable mapping of a range that is mapped directly");
   }
-  setTimeout(() => void session.invalidate(inode, offset, BigInt(size)), SECOND_COPY_MS);
+  after(SECOND_COPY_MS, "dropping pages", () => session.invalidate(inode, offset, BigInt(size)));
 }
 
 export function write(session: Session, request: Request): void {

@@ -3,7 +3,9 @@
  * every field before it is used. Those that may have to wait have a request of their own then; a grant for which there is
  * nothing to be done first is answered at once, because programs measure it.
  */
+
 import { FsError } from "../../base/errors.ts";
+import { soon } from "../../base/faults.ts";
 import { putIoctlOut } from "../../fuse/encode.ts";
 import { IoctlIn, OpenFlag } from "../../fuse/kernel.ts";
 import type { Request } from "../../fuse/request.ts";
@@ -334,7 +336,7 @@ function makeLease(session: Session, request: Request, handle: Handle, wish: Map
     holder,
   });
   // When the holder has its answer: it waits for no more than it has to.
-  setImmediate(() => holder.facts());
+  soon("looking up a process", () => holder.facts());
   session.handles.setLease(handle, lease);
   session.volume.directStores.note(inode, block, count);
   return lease;

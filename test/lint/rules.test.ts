@@ -6,11 +6,11 @@ import { join } from "node:path";
 import { expect, onTestFinished, test } from "vitest";
 import { packageRoot } from "../../src/region/addon.ts";
 
-/** Lines of this source that the rule complains about. */
-function complaints(source: readonly string[]): number[] {
+/** Lines of this source that a rule complains about. */
+function complaints(rule: string, source: readonly string[]): number[] {
   const folder = mkdtempSync(join(tmpdir(), "mapdirect-lint-"));
   onTestFinished(() => rmSync(folder, { recursive: true, force: true }));
-  const plugin = join(packageRoot, "scripts", "lint", "no-argument-lists-from-arrays.grit");
+  const plugin = join(packageRoot, "scripts", "lint", `${rule}.grit`);
   mkdirSync(join(folder, "src"));
   writeFileSync(
     join(folder, "biome.json"),
@@ -29,7 +29,7 @@ function complaints(source: readonly string[]): number[] {
   }
   return said
     .split("\n")
-    .filter((line) => line.includes("as an argument list"))
+    .filter((line) => line.includes("title=plugin"))
     .map((line) => Number(/line=(\d+)/.exec(line)?.[1]))
     .sort((a, b) => a - b);
 }
@@ -48,5 +48,30 @@ test("an array as an argument list is forbidden in every form, unless what bound
     "  return [[...a].length, { ...{ a } }, g(Math.max(a[0] ?? 0, [...a].length))];",
     "}",
   ];
-  expect(complaints(source)).toEqual([2, 3, 4, 5, 6, 7]);
+  expect(complaints("no-argument-lists-from-arrays", source)).toEqual([2, 3, 4, 5, 6, 7]);
+});
+
+test("a callback of a timer is guarded, unless it is but a name", () => {
+  const source = [
+    "export function f(run: () => void): void {",
+    "  setTimeout(() => run(), 1);",
+    "  setInterval(async () => run(), 1);",
+    "  setImmediate(() => run());",
+    "  setTimeout(run, 1);",
+    "  void new Promise((resolve) => setImmediate(resolve)).catch(run);",
+    "}",
+  ];
+  expect(complaints("no-bare-callbacks", source)).toEqual([2, 3, 4]);
+});
+
+test("a promise that nobody awaits is caught", () => {
+  const source = [
+    "export async function f(run: () => Promise<void>): Promise<void> {",
+    "  void run();",
+    "  void run().then(() => {});",
+    "  void run().catch(() => {});",
+    "  void (await run());",
+    "}",
+  ];
+  expect(complaints("no-forgotten-promises", source)).toEqual([2, 3]);
 });
