@@ -25,6 +25,8 @@ export const MODE_MAX = 0o177777;
 export const NAME_BYTES_MAX = 255;
 export const SYMLINK_BYTES_MAX = 4095;
 export const LINK_MAX = 65000;
+/** Inodes of a volume, and names in a directory: V8's Map throws RangeError at 2^24 entries. */
+export const ENTRIES_MAX = 16_000_000;
 /** No extent of a file reaches past this block. */
 export const FILE_BLOCKS_MAX = 2 ** 51;
 /** Nanoseconds of a time are below this. */

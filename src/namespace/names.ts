@@ -12,6 +12,7 @@ import { ROOT_INO } from "../media/mkfs.ts";
 import { ACL_ACCESS, ACL_DEFAULT, inherited } from "./acl.ts";
 import type { Dentry, Directory } from "./directory.ts";
 import {
+  ENTRIES_MAX,
   FILE_TYPES,
   fieldsOf,
   type Inode,
@@ -35,6 +36,10 @@ export interface Creator {
   readonly gid: number;
   /** Counts where the directory has no default access control list. Default 0: the mode is as wanted already. */
   readonly umask?: number;
+}
+
+function roomForName(directory: Directory): void {
+  if (directory.names.size >= ENTRIES_MAX) throw new FsError("ENOSPC", `${ENTRIES_MAX} names in a directory`);
 }
 
 function directoryOf(inode: Inode): Directory {
@@ -106,6 +111,7 @@ export function create(
   const directory = directoryOf(parent);
   if (parent.nlink === 0) throw new FsError("ENOENT", "the directory was removed");
   if (directory.names.has(name)) throw new FsError("EEXIST");
+  roomForName(directory);
   const isDirectory = (mode & S_IFMT) === S_IFDIR;
   const group = store.begin(true);
   const ino = newInode(store, group, parent, mode, rdev, creator, target, 1);
@@ -143,6 +149,7 @@ function newInode(
     throw new FsError("EINVAL", `mode ${mode.toString(8)}`);
   }
   const time = now();
+  if (store.state.inodes.size >= ENTRIES_MAX) throw new FsError("ENOSPC", `${ENTRIES_MAX} inodes`);
   const ino = store.state.nextIno;
   if (ino >= COUNTER_MAX) throw new FsError("ENOSPC", "no inode number is left");
   const defaults = parent.xattrs?.get(ACL_DEFAULT) ?? null;
@@ -181,6 +188,7 @@ export function link(store: Store, inode: Inode, parent: Inode, name: string): v
   if (inode.isDirectory) throw new FsError("EPERM");
   if (parent.nlink === 0) throw new FsError("ENOENT", "the directory was removed");
   if (directory.names.has(name)) throw new FsError("EEXIST");
+  roomForName(directory);
   if (inode.nlink >= LINK_MAX) throw new FsError("EMLINK");
   const group = store.begin(true);
   group.dentry(parent.ino, name, inode.ino, inode.mode >>> 12, newCookie(directory));
@@ -272,6 +280,7 @@ export function rename(
     } else if (source.isDirectory) throw new FsError("ENOTDIR");
   }
 
+  if (target === null && sourceParent !== targetParent) roomForName(targetDirectory);
   const moved = source.isDirectory && sourceParent !== targetParent;
   const group = store.begin(target === null);
   group.dentryGone(sourceParent.ino, sourceName);

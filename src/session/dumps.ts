@@ -7,6 +7,7 @@
  * - one at a time, and it ends with the open file that it was asked for on: nobody can leave one behind.
  */
 import { FsError } from "../base/errors.ts";
+import { fault } from "../base/faults.ts";
 import { inodeLines, superblockLine } from "../namespace/dump.ts";
 import type { Inode } from "../namespace/inode.ts";
 import type { Store } from "../namespace/store.ts";
@@ -39,7 +40,15 @@ export class Dump {
     this.#inodes = store.state.inodes.values();
     this.#nextIno = store.state.nextIno;
     this.#put(superblockLine(store.state, store.superblock));
-    store.state.beforeChange = (inode) => this.#beforeChange(inode);
+    store.state.beforeChange = (inode) => {
+      // A record is being applied: whatever becomes of the dump, that goes on.
+      try {
+        this.#beforeChange(inode);
+      } catch (error) {
+        fault("a dump", error);
+        this.#giveUp();
+      }
+    };
   }
 
   close(): void {
@@ -116,7 +125,10 @@ export class Dump {
       this.#finish();
       this.#current = interrupted;
     }
-    if (this.#aheadBytes <= this.#aheadBytesMax) return;
+    if (this.#aheadBytes > this.#aheadBytesMax) this.#giveUp();
+  }
+
+  #giveUp(): void {
     this.#overrun = true;
     this.#ahead = [];
   }

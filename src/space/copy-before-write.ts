@@ -14,7 +14,7 @@
  */
 
 import { FsError } from "../base/errors.ts";
-import { after } from "../base/faults.ts";
+import { after, fault } from "../base/faults.ts";
 import type { Region } from "../region/region.ts";
 import type { Allocator, Run } from "./allocator.ts";
 
@@ -209,14 +209,15 @@ export class CopyBeforeWrite {
   }
 
   #setAside(block: number, count: number): boolean {
-    const bytes = Buffer.allocUnsafe(count * this.#blockBytes);
+    let bytes: Buffer;
     const at = block * this.#blockBytes;
     try {
+      bytes = Buffer.allocUnsafe(count * this.#blockBytes);
       this.#region.read(at, bytes, 0, bytes.length);
     } catch (error) {
-      if (!(error instanceof FsError)) throw error;
       // The store itself is none the worse for it.
-      this.#finish(error);
+      if (!(error instanceof FsError)) fault("setting bytes aside for a snapshot", error);
+      this.#finish(error instanceof FsError ? error : new FsError("EIO", String(error)));
       return false;
     }
     for (let done = 0; done < bytes.length; done += PIECE_BYTES) {

@@ -4,8 +4,8 @@ import { retrying } from "../../src/base/wait.ts";
 import { noteAccess } from "../../src/namespace/attributes.ts";
 import { checkVolume } from "../../src/namespace/check.ts";
 import { fallocate, prepareSome, seekData, seekHole, truncate, write } from "../../src/namespace/data.ts";
-import { type Inode, S_IFREG } from "../../src/namespace/inode.ts";
-import { create, link, lookup, unlink } from "../../src/namespace/names.ts";
+import { ENTRIES_MAX, type Inode, S_IFDIR, S_IFREG } from "../../src/namespace/inode.ts";
+import { create, createUnnamed, link, lookup, rename, unlink } from "../../src/namespace/names.ts";
 import { Store } from "../../src/namespace/store.ts";
 import type { Granularity } from "../../src/region/region.ts";
 import { MemoryRegion } from "../support/memory-region.ts";
@@ -78,6 +78,29 @@ describe("a store", () => {
     await again.sync();
     checkVolume(again);
     await again.close();
+  });
+
+  test("takes no more inodes, and a directory no more names, than a Map can hold: ENOSPC, before anything is logged", async () => {
+    const { store } = await opened("cacheline");
+    const file = makeFile(store, "f");
+    const folder = create(store, store.root, "d", S_IFDIR | 0o755, 0, owner, null);
+    const { names } = folder.directory!;
+    const { lastLsn } = store.journal!;
+    /** As if there were so many: to make them takes minutes, and gigabytes. */
+    const full = (map: Map<unknown, unknown>, action: () => void): void => {
+      Object.defineProperty(map, "size", { value: ENTRIES_MAX, configurable: true });
+      expect(action).toThrow(expect.objectContaining({ code: "ENOSPC" }));
+      Reflect.deleteProperty(map, "size");
+    };
+    full(store.state.inodes, () => makeFile(store, "g"));
+    full(store.state.inodes, () => createUnnamed(store, store.root, S_IFREG | 0o600, owner));
+    full(names, () => create(store, folder, "g", S_IFREG | 0o600, 0, owner, null));
+    full(names, () => link(store, file, folder, "g"));
+    full(names, () => rename(store, store.root, "f", folder, "g", 0));
+    expect(store.journal!.lastLsn).toBe(lastLsn);
+    rename(store, store.root, "f", folder, "g", 0);
+    checkVolume(store);
+    await store.close();
   });
 
   test("opened for reading alone refuses every change with EROFS, and stores nothing", async () => {

@@ -1,6 +1,7 @@
 /** A dump of a volume that changes while it is read. */
-import { describe, expect, test } from "vitest";
+import { describe, expect, test, vi } from "vitest";
 import type { FsError } from "../../src/base/errors.ts";
+import { listenToFaults } from "../../src/base/faults.ts";
 import { retrying } from "../../src/base/wait.ts";
 import { truncate, write } from "../../src/namespace/data.ts";
 import { dumpLines } from "../../src/namespace/dump.ts";
@@ -81,5 +82,28 @@ describe(`a dump (seed ${seed})`, () => {
     const again = new Dump(store);
     expect(again.next(0, 1 << 20).more).toBe(false);
     again.close();
+  });
+
+  test("that fails while others change what it has to tell gives up; the changes are none the worse for it", async () => {
+    const store = await volume();
+    const dump = new Dump(store);
+    const faults: unknown[] = [];
+    listenToFaults((_, error) => faults.push(error));
+    try {
+      const [file] = [...store.state.inodes.values()].filter((inode: Inode) => inode.extents !== null);
+      const told = vi.spyOn(file!, "extents", "get").mockImplementationOnce(() => {
+        throw new RangeError("injected");
+      });
+      rename(store, store.root, "file-0", store.root, "renamed", 0);
+      told.mockRestore();
+      expect(faults).toEqual([new RangeError("injected")]);
+      expect(store.root.directory?.names.has("renamed")).toBe(true);
+      expect(store.journal?.failure).toBeNull();
+      expect(() => dump.next(0, 100)).toThrow("EAGAIN");
+    } finally {
+      listenToFaults(null);
+      dump.close();
+    }
+    await store.close();
   });
 });

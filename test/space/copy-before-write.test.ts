@@ -1,6 +1,7 @@
 /** A copy of a region as it was, against one that was made at once: whatever is stored, handed out and copied in whatever order. */
 import fc from "fast-check";
 import { afterEach, describe, expect, test, vi } from "vitest";
+import { listenToFaults } from "../../src/base/faults.ts";
 import { Allocator } from "../../src/space/allocator.ts";
 import { COPIER_IDLE_MS, CopyBeforeWrite, PIECE_BYTES } from "../../src/space/copy-before-write.ts";
 import { MemoryRegion } from "../support/memory-region.ts";
@@ -153,5 +154,26 @@ describe("a copy of a region as it was at one moment", () => {
     region.zero(8 * PIECE_BYTES, PIECE_BYTES);
     expect(() => copy.advance(1, 1)).toThrow("EIO");
     expect(region.beforeStore).toBeNull();
+  });
+
+  test("a fault in setting bytes aside ends the copy, and not the store that is under way", () => {
+    const region = filled(4096);
+    const allocator = new Allocator(BLOCKS, 4096);
+    allocator.claim(0, 4);
+    const copy = new CopyBeforeWrite({ region, blockBytes: 4096, allocator, except: [] });
+    const faults: unknown[] = [];
+    listenToFaults((_, error) => faults.push(error));
+    try {
+      vi.spyOn(region, "read").mockImplementation(() => {
+        throw new RangeError("injected");
+      });
+      region.write(0, Uint8Array.of(9), 0, 1);
+      expect(region.peek(0, 1)[0]).toBe(9);
+      expect(faults).toEqual([new RangeError("injected")]);
+      expect(() => copy.advance(1, 1)).toThrow(expect.objectContaining({ code: "EIO" }));
+    } finally {
+      listenToFaults(null);
+      copy.end();
+    }
   });
 });
