@@ -96,7 +96,7 @@ static uint64_t now_ms(void) {
 
 /* ---- what is still there (with the lock held, on the keeper) */
 
-struct area { /* a line of /proc/self/maps */
+struct area { /* a line of maps (proc(5)) */
   uintptr_t start;
   uintptr_t end;
   uint64_t offset;
@@ -143,7 +143,7 @@ static int see_line(void *context, const char *line) {
 /* Calls `see` for each line until it returns false. */
 static int each_area(bool (*see)(void *context, const struct area *area), void *context) {
   struct seeing seeing = {.see = see, .context = context};
-  return each_line("/proc/self/maps", AREA_BYTES, see_line, &seeing);
+  return each_line_of_process("maps", AREA_BYTES, see_line, &seeing);
 }
 
 struct find_inode {

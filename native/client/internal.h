@@ -81,8 +81,11 @@ bool parse_field(const char **at, unsigned base, char end, uint64_t *value);
 /* Gets a line without its end, or NULL for one that is longer than it may be. Returns one of these, or a negative errno. */
 enum { LINE_STOP, LINE_GO_ON };
 typedef int line_seen(void *context, const char *line);
-/* Each line of a file, of up to `longest` bytes. 0; or what stopped it: -EIO for a last line without an end, too. */
-int each_line(const char *path, size_t longest, line_seen *see, void *context);
+/*
+ * Each line, of up to `longest` bytes, of what /proc says of this process under `name`. 0; or what stopped it: -EIO for a last
+ * line without an end, too, and for a file without any line: it does not say that there is nothing, but says nothing.
+ */
+int each_line_of_process(const char *name, size_t longest, line_seen *see, void *context);
 
 /* ------------------------------------------------------------------------------------------------ table.c */
 

@@ -22,22 +22,34 @@ bool parse_field(const char **at, unsigned base, char end, uint64_t *value) {
   return *(*at)++ == end;
 }
 
-int each_line(const char *path, size_t longest, line_seen *see, void *context) {
-  const size_t capacity = round_up(2 * longest, page_bytes());
+/* By way of the thread: /proc/self is the first thread, which may have ended before the others. Its file is empty then. */
+static int open_of_process(const char *name) {
+  char path[64];
+  append_text(append_text(path, "/proc/thread-self/"), name);
   int fd = open(path, O_RDONLY | O_CLOEXEC);
+  if (fd >= 0 || errno != ENOENT) return fd;
+  append_text(append_text(path, "/proc/self/"), name);
+  return open(path, O_RDONLY | O_CLOEXEC);
+}
+
+int each_line_of_process(const char *name, size_t longest, line_seen *see, void *context) {
+  const size_t capacity = round_up(2 * longest, page_bytes());
+  int fd = open_of_process(name);
   if (fd < 0) return -errno;
   char *text = page_alloc(capacity);
   int result = text == NULL ? -ENOMEM : LINE_GO_ON;
   size_t have = 0;
+  bool any = false;
   bool skipping = false; /* the rest of a line that was too long */
   while (result == LINE_GO_ON) {
     ssize_t count = raw_syscall(SYS_read, fd, (long)(text + have), (long)(capacity - have), 0, 0, 0);
     if (count == -EINTR) continue;
     if (count <= 0) {
-      result = count < 0 ? (int)count : have > 0 || skipping ? -EIO : LINE_STOP;
+      result = count < 0 ? (int)count : have > 0 || skipping || !any ? -EIO : LINE_STOP;
       break;
     }
     have += (size_t)count;
+    any = true;
     char *line = text;
     for (char *newline;
          result == LINE_GO_ON && (newline = memchr(line, '\n', have - (size_t)(line - text))) != NULL;

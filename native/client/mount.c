@@ -145,7 +145,7 @@ struct mounter {
   int64_t uid; /* -1: not found */
 };
 
-/* One of /proc/self/mountinfo (proc(5)): number parent major:minor root mountpoint … - type source options */
+/* One of mountinfo (proc(5)): number parent major:minor root mountpoint … - type source options */
 static int see_mount(void *context, const char *line) {
   struct mounter *mounter = context;
   if (line == NULL) return LINE_GO_ON; /* none of ours is so long */
@@ -170,7 +170,7 @@ static int see_mount(void *context, const char *line) {
 
 static int64_t read_mounter(dev_t device) {
   struct mounter mounter = {.device = device, .uid = -1};
-  each_line("/proc/self/mountinfo", MOUNT_BYTES, see_mount, &mounter);
+  each_line_of_process("mountinfo", MOUNT_BYTES, see_mount, &mounter);
   return mounter.uid;
 }
 

@@ -102,8 +102,9 @@ int Mapping::open(const char *path, const RegionOptions &options, std::shared_pt
 }
 
 int Mapping::handOut(int socket) const {
-  char path[32];
-  snprintf(path, sizeof path, "/proc/self/fd/%d", descriptor_);
+  char path[40];
+  /* Of this thread: where the first one has ended, /proc/self has no descriptors. */
+  snprintf(path, sizeof path, "/proc/thread-self/fd/%d", descriptor_);
   const int opened = ::open(path, O_RDWR | O_CLOEXEC | O_NOCTTY);
   if (opened < 0) return -errno;
   char byte = 0;

@@ -273,6 +273,39 @@ static void executed(const char *self) {
   ended("the last munmap did", 0);
 }
 
+/* ---- the first thread has ended, and the others go on */
+
+static char *of_first_thread;
+static int file_of_first_thread;
+
+static void *outlive_first_thread(void *argument) {
+  pthread_join(*(pthread_t *)argument, NULL);
+  sleep_ms(2600); /* the library looks every two seconds what is still mapped */
+  if (punch(NAME, 0) != ETXTBSY) _exit(1);
+  of_first_thread[0] = 'f';
+  char *again = map_any(NULL, PAGE, READ_WRITE, DIRECT, file_of_first_thread, 0);
+  if (again == MAP_FAILED || again[0] != 'f') _exit(2);
+  if (unmap(again, PAGE) != 0 || unmap(of_first_thread, 2 * PAGE) != 0) _exit(3);
+  _exit(punch(NAME, 0) == 0 ? 0 : 4);
+}
+
+static void without_first_thread(void) {
+  static pthread_t first;
+  pid_t child = fork();
+  if (child == 0) {
+    pthread_t other;
+    file_of_first_thread = fresh("WW");
+    of_first_thread = map_direct(file_of_first_thread, 0, 2 * PAGE);
+    first = pthread_self();
+    if (pthread_create(&other, NULL, outlive_first_thread, &first) != 0) _exit(5);
+    pthread_exit(NULL); /* /proc/self is a zombie from here on: its maps read empty */
+  }
+  int status = wait_for(child);
+  report(status == 0,
+         "R21: a process whose first thread has ended keeps its lease, and can map, and unmap, as before",
+         "status %#x", status);
+}
+
 int main(int argc, char **argv) {
   begin(argc, argv);
   if (argc > 4) {
@@ -284,5 +317,6 @@ int main(int argc, char **argv) {
   replaced();
   forked();
   executed(argv[0]);
+  without_first_thread();
   return end();
 }
