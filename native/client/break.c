@@ -48,6 +48,8 @@ _Static_assert(MAPDIRECT_REASON_ADMINISTRATOR == MAPDIRECT_WIRE_BREAK_REASON_ADM
 _Static_assert(MAPDIRECT_REASON_UNMOUNT == MAPDIRECT_WIRE_BREAK_REASON_UNMOUNT, "reasons are the wire's");
 
 #define CONFIRM_MS 2000
+/* Of no mapping: the watcher is to stop. */
+#define STOP_SERIAL 0u
 /* A mapping is watched when it is this old. */
 #define WATCH_AFTER_MS 2
 /* Of the time between two confirmations, no more than this part is spent confirming. */
@@ -274,31 +276,23 @@ int break_forget(uintptr_t start, uintptr_t end, struct mapping **dead) {
 
 struct news {
   struct request base;
-  int fd; /* of the watch */
+  uint64_t serial; /* of the mapping: its watch's number, and its memory, may be another's by now */
   bool found;
   bool revoked; /* before */
-  uint64_t device;
   uint64_t address;
   uint64_t length;
   struct mapdirect_wire_status status;
   struct mapping *dead;
 };
 
-/* With the lock held. */
-static struct mapping *mapping_of_watch(int fd) {
+/* With the lock held: the one that the news is of, if it is in the table and watched. On the keeper its watch stays open
+ * though the lock is given up. */
+static struct mapping *mapping_of_news(const struct news *news) {
   for (size_t index = 0; index < table_count(); index++) {
     struct mapping *mapping = table_at(index)->mapping;
-    if (mapping->watch_fd == fd && mapping->keeper_generation == keeper_generation()) return mapping;
+    if (mapping->serial == news->serial) return keeper_fd_is_one(mapping->watch_fd) ? mapping : NULL;
   }
   return NULL;
-}
-
-/* With the lock held: the one that the news is of; the number may be another watch's by now. */
-static struct mapping *mapping_of_news(const struct news *news) {
-  struct mapping *mapping = mapping_of_watch(news->fd);
-  bool same =
-      mapping != NULL && mapping->lease_id == news->status.lease_id && mapping->device == news->device;
-  return same ? mapping : NULL;
 }
 
 /* With the lock held: does the run of adjacent pieces of `mapping` go on with the next? */
@@ -324,22 +318,22 @@ static int each_run(const struct mapping *mapping, bool by_offset,
   return 0;
 }
 
-static void stop_polling(int fd) {
-  if (watcher != NULL) epoll_ctl(watcher->epoll_fd, EPOLL_CTL_DEL, fd, NULL);
+static void stop_polling(struct keeper_fd fd) {
+  if (watcher != NULL) epoll_ctl(watcher->epoll_fd, EPOLL_CTL_DEL, keeper_fd_number(fd), NULL);
 }
 
-void watch_close(int fd) {
+void watch_close(struct keeper_fd fd) {
   stop_polling(fd); /* a mapping of it would keep it in the set */
-  raw_close(fd);
+  raw_close(keeper_fd_number(fd));
 }
 
-int watch_end_lease(int fd, uint64_t lease_id, bool unchanged) {
+int watch_end_lease(struct keeper_fd fd, uint64_t lease_id, bool unchanged) {
   struct mapdirect_wire_range range = {
       .version = MAPDIRECT_WIRE_VERSION,
       .flags = unchanged ? MAPDIRECT_WIRE_END_FLAG_UNCHANGED : 0,
       .lease_id = lease_id,
   };
-  return ioctl(fd, (unsigned long)MAPDIRECT_IOCTL_END, &range) == 0 ? 0 : -errno;
+  return ioctl(keeper_fd_number(fd), (unsigned long)MAPDIRECT_IOCTL_END, &range) == 0 ? 0 : -errno;
 }
 
 static int note_first_run(void *context, const struct piece *first, uintptr_t end) {
@@ -353,17 +347,19 @@ static void run_look(struct request *request) {
   struct news *news = (struct news *)(void *)request;
   sigset_t mask;
   core_lock(&mask);
-  struct mapping *mapping = mapping_of_watch(news->fd);
+  struct mapping *mapping = mapping_of_news(news);
   news->found = mapping != NULL;
+  struct keeper_fd fd = KEEPER_NO_FD;
   if (mapping != NULL) {
-    news->device = mapping->device;
+    fd = mapping->watch_fd;
     news->revoked = mapping->revoked;
     each_run(mapping, false, note_first_run, news);
   }
   core_unlock(&mask);
-  if (news->found && ioctl(news->fd, (unsigned long)MAPDIRECT_IOCTL_STATUS, &news->status) == 0) return;
-  /* Unmapped meanwhile; or the daemon is gone, and when it comes back it will find who maps what. */
-  stop_polling(news->fd);
+  if (!news->found) return; /* unmapped meanwhile: its end, which comes after us, closes the watch */
+  if (ioctl(keeper_fd_number(fd), (unsigned long)MAPDIRECT_IOCTL_STATUS, &news->status) == 0) return;
+  /* The daemon is gone, and when it comes back it will find who maps what. */
+  stop_polling(fd);
   news->found = false;
 }
 
@@ -380,7 +376,8 @@ static int place_sigbus(void *context, const struct piece *first, uintptr_t end)
 
 /* ---- automatic mappings (with the lock held) */
 
-struct mapping *automatic_in(uintptr_t start, uintptr_t end) {
+/* One that has pieces in [start, end), or NULL. */
+static struct mapping *automatic_in(uintptr_t start, uintptr_t end) {
   for (size_t index = table_empty() ? 0 : table_lower(start); index < table_count(); index++) {
     const struct piece *piece = table_at(index);
     if (piece->start >= end) break;
@@ -389,16 +386,24 @@ struct mapping *automatic_in(uintptr_t start, uintptr_t end) {
   return NULL;
 }
 
+struct reversion {
+  const struct mapping *mapping;
+  bool begun; /* something is ordinary already */
+};
+
 /* A copy of the shadow's part, in one step. MREMAP_DONTUNMAP: what is left behind stays ours, to be unmapped as a whole. */
 static int place_shadow(void *context, const struct piece *first, uintptr_t end) {
-  const struct mapping *mapping = context;
+  struct reversion *reversion = context;
+  const struct mapping *mapping = reversion->mapping;
   size_t length = end - first->start;
   uintptr_t from = mapping->shadow + (uintptr_t)(first->offset - mapping->shadow_offset);
   long error = raw_syscall(SYS_mprotect, (long)from, (long)length, mapping->prot, 0, 0, 0);
   if (raw_failed(error)) return (int)error;
   long moved =
       raw_mremap(from, length, length, MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP, first->start);
-  return raw_failed(moved) ? (int)moved : 0;
+  if (raw_failed(moved)) return (int)moved;
+  reversion->begun = true;
+  return 0;
 }
 
 static int cut_first(void *context, const struct piece *first, uintptr_t end) {
@@ -407,17 +412,60 @@ static int cut_first(void *context, const struct piece *first, uintptr_t end) {
   return 1; /* the table is another one now */
 }
 
-int automatic_revert(struct mapping *mapping, struct mapping **dead) {
-  if (mapping->io != NULL) atomic_store(&mapping->io->state, IO_ENDED);
+/*
+ * On the keeper: make an ordinary mapping of an automatic one, and forget it: it is prepended to *dead. If nothing could be
+ * done, nothing is done (wanted: by the program, which gets the error), or access ends.
+ */
+static int automatic_revert(struct mapping *mapping, bool wanted, struct mapping **dead) {
+  struct reversion reversion = {.mapping = mapping};
   int error = table_reserve(2);
-  if (error == 0) error = each_run(mapping, true, place_shadow, mapping);
-  if (error != 0) error = each_run(mapping, false, place_sigbus, NULL); /* access is what has to end */
+  if (error == 0) error = each_run(mapping, true, place_shadow, &reversion);
+  if (error != 0 && wanted && !reversion.begun) return error;
+  if (mapping->io != NULL) atomic_store(&mapping->io->state, IO_ENDED);
+  if (error != 0) error = each_run(mapping, false, place_sigbus, NULL);
   if (error != 0) return error;
   count_up(COUNT_REVOKED, 1);
   mapping->revoked = true;
   while (each_run(mapping, false, cut_first, dead) != 0)
     continue;
   return 0;
+}
+
+struct revert_request {
+  struct request base;
+  uintptr_t start;
+  uintptr_t end;
+  struct mapping *dead;
+};
+
+static void run_revert(struct request *base) {
+  struct revert_request *revert = (struct revert_request *)(void *)base;
+  struct mapping *automatic;
+  sigset_t mask;
+  core_lock(&mask);
+  base->error = 0;
+  while (base->error == 0 && (automatic = automatic_in(revert->start, revert->end)) != NULL)
+    base->error = automatic_revert(automatic, true, &revert->dead);
+  change_bury(revert->dead);
+  core_unlock(&mask);
+}
+
+/* By the keeper: what cannot become ordinary raises SIGBUS by way of a descriptor of its. */
+int automatic_revert_all(uintptr_t start, uintptr_t end) {
+  sigset_t mask;
+  core_lock(&mask);
+  bool any = automatic_in(start, end) != NULL;
+  core_unlock(&mask);
+  if (!any) return 0;
+  struct revert_request *revert = page_alloc(page_bytes()); /* not on the stack: see map.c */
+  if (revert == NULL) return -ENOMEM;
+  revert->base.run = run_revert;
+  revert->start = start;
+  revert->end = end;
+  int error = keeper_run(&revert->base);
+  change_mourn(revert->dead);
+  page_free(revert, page_bytes());
+  return error;
 }
 
 static void run_revoke(struct request *request) {
@@ -430,12 +478,14 @@ static void run_revoke(struct request *request) {
   struct mapping *mapping = mapping_of_news(news);
   if (mapping != NULL && mapping->shadow != 0) {
     /* Its end, which it meets as if it had been unmapped, closes the watch. */
-    request->error = automatic_revert(mapping, &news->dead);
+    struct keeper_fd watch = mapping->watch_fd;
+    request->error = automatic_revert(mapping, false, &news->dead);
     change_bury(news->dead);
     core_unlock(&mask);
-    if (request->error != 0) stop_polling(news->fd);
+    if (request->error != 0) stop_polling(watch);
     return;
   }
+  struct keeper_fd fd = mapping == NULL ? KEEPER_NO_FD : mapping->watch_fd;
   request->error = mapping == NULL ? -ENOENT : each_run(mapping, false, place_sigbus, NULL);
   if (request->error == 0) {
     count_up(COUNT_REVOKED, 1);
@@ -448,27 +498,28 @@ static void run_revoke(struct request *request) {
     }
     forked = mapping->forked;
     keep = (wish.flags & MAPDIRECT_REMAP) != 0;
-    if (!keep) mapping->watch_fd = -1;
+    if (!keep) mapping->watch_fd = KEEPER_NO_FD;
   }
   change_bury(news->dead);
   core_unlock(&mask);
+  if (!keeper_fd_is_one(fd)) return; /* unmapped meanwhile */
   if (request->error != 0) {
-    stop_polling(news->fd);
+    stop_polling(fd);
     return;
   }
-  if (!forked) watch_end_lease(news->fd, news->status.lease_id, false);
+  if (!forked) watch_end_lease(fd, news->status.lease_id, false);
   if (!keep) {
-    watch_close(news->fd);
+    watch_close(fd);
     return;
   }
-  struct epoll_event until_gone = {.data.fd = news->fd};
-  if (watcher != NULL) epoll_ctl(watcher->epoll_fd, EPOLL_CTL_MOD, news->fd, &until_gone);
+  struct epoll_event until_gone = {.data.u64 = news->serial};
+  if (watcher != NULL) epoll_ctl(watcher->epoll_fd, EPOLL_CTL_MOD, keeper_fd_number(fd), &until_gone);
 }
 
 static int place_file(void *context, const struct piece *first, uintptr_t end) {
-  const struct news *news = context;
-  long result = raw_mmap(first->start, end - first->start, first->mapping->prot, MAP_SHARED | MAP_FIXED,
-                         news->fd, (off_t)first->offset);
+  const struct mapping *mapping = context;
+  long result = raw_mmap(first->start, end - first->start, mapping->prot, MAP_SHARED | MAP_FIXED,
+                         keeper_fd_number(mapping->watch_fd), (off_t)first->offset);
   return raw_failed(result) ? (int)result : 0;
 }
 
@@ -478,20 +529,18 @@ static void run_replace(struct request *request) {
   core_lock(&mask);
   confirm_all(&news->dead);
   struct mapping *mapping = mapping_of_news(news);
-  bool found = mapping != NULL && mapping->revoked;
-  if (found) {
-    if (each_run(mapping, true, place_file, news) == 0)
+  struct keeper_fd fd = KEEPER_NO_FD;
+  if (mapping != NULL && mapping->revoked) {
+    fd = mapping->watch_fd;
+    if (each_run(mapping, true, place_file, mapping) == 0)
       table_set_state(mapping, PIECE_CACHED);
     else
       each_run(mapping, false, place_sigbus, NULL); /* a kernel that does not map such files */
-    mapping->watch_fd = -1;
+    mapping->watch_fd = KEEPER_NO_FD;
   }
   change_bury(news->dead);
   core_unlock(&mask);
-  if (found)
-    watch_close(news->fd);
-  else
-    stop_polling(news->fd);
+  if (keeper_fd_is_one(fd)) watch_close(fd);
   request->error = 0;
 }
 
@@ -542,8 +591,8 @@ static void tell(const struct news *news) {
   handler(&what, context);
 }
 
-static bool attend(const struct watcher *self, int fd) {
-  struct news news = {.fd = fd};
+static bool attend(const struct watcher *self, uint64_t serial) {
+  struct news news = {.serial = serial};
   if (!ask(self, &news, run_look)) return false;
   if (!news.found) return true;
   bool gone = news.status.state == MAPDIRECT_WIRE_LEASE_STATE_GONE;
@@ -569,7 +618,7 @@ static void *watcher_main(void *argument) {
   for (bool goes_on = true; goes_on;) {
     uint64_t now = now_ms();
     if (now >= confirm_at) {
-      struct news news = {.fd = -1};
+      struct news news = {0};
       goes_on = ask(self, &news, run_confirm);
       uint64_t spent = now_ms() - now;
       confirm_at = now_ms() + (spent * CONFIRM_SHARE > CONFIRM_MS ? spent * CONFIRM_SHARE : CONFIRM_MS);
@@ -583,7 +632,7 @@ static void *watcher_main(void *argument) {
     }
     if (count < 0 && errno != EINTR) break;
     if (count != 1) continue;
-    goes_on = event.data.fd != self->stop_fd && attend(self, event.data.fd);
+    goes_on = event.data.u64 != STOP_SERIAL && attend(self, event.data.u64);
   }
   return NULL;
 }
@@ -604,7 +653,7 @@ void watcher_start(void) {
   core_lock(&mask);
   fresh->generation = keeper_generation();
   core_unlock(&mask);
-  struct epoll_event stop = {.events = EPOLLIN, .data.fd = fresh->stop_fd};
+  struct epoll_event stop = {.events = EPOLLIN, .data.u64 = STOP_SERIAL};
   /* The handler is the program's: it gets a stack as any thread of the program. */
   bool good = fresh->epoll_fd >= 0 && fresh->stop_fd >= 0 &&
               epoll_ctl(fresh->epoll_fd, EPOLL_CTL_ADD, fresh->stop_fd, &stop) == 0 &&
@@ -643,16 +692,16 @@ static int reopen(int fd) {
   return open(path, O_RDWR | O_CLOEXEC | O_NOCTTY);
 }
 
-static int begin_watch(int fd, uint64_t lease_id) {
+static struct keeper_fd begin_watch(int fd, uint64_t lease_id, uint64_t serial) {
   struct mapdirect_wire_range range = {.version = MAPDIRECT_WIRE_VERSION, .lease_id = lease_id};
   if (worth_keeping(fd) && ioctl(fd, (unsigned long)MAPDIRECT_IOCTL_WATCH, &range) == 0) {
-    struct epoll_event event = {.events = EPOLLPRI, .data.fd = fd};
+    struct epoll_event event = {.events = EPOLLPRI, .data.u64 = serial};
     /* A watch that cannot be polled is still good for END. */
     if (watcher != NULL) epoll_ctl(watcher->epoll_fd, EPOLL_CTL_ADD, fd, &event);
-    return fd;
+    return keeper_fd_of(fd);
   }
   raw_close(fd);
-  return -1;
+  return KEEPER_NO_FD;
 }
 
 /* Mappings that wait for their watch, the oldest first; and the one whose watch is being made. Guarded by the lock. */
@@ -700,7 +749,8 @@ void watch_begin(void) {
   }
   watch_never(mapping);
   /* It may die from here on, but is not freed before its `retire` has been run: by this thread, later. */
-  int lease_fd = mapping->lease_fd;
+  int lease_fd = keeper_fd_number(mapping->lease_fd);
+  uint64_t serial = mapping->serial;
   uint64_t lease_id = mapping->lease_id;
   struct identity identity = mapping->identity;
   core_unlock(&mask);
@@ -710,12 +760,13 @@ void watch_begin(void) {
   /* A program that has given up its rights since may not open the file again. Then the lease's own description has to
    * do: if somebody unmaps behind the library's back, the lease ends within two seconds and not at once. */
   bool apart = fd >= 0 || (errno != EACCES && errno != EPERM);
-  int watch_fd = fd >= 0 ? begin_watch(fd, lease_id) : apart ? -1 : begin_watch(lease_fd, lease_id);
+  struct keeper_fd watch_fd = KEEPER_NO_FD;
+  if (fd >= 0 || !apart) watch_fd = begin_watch(fd >= 0 ? fd : lease_fd, lease_id, serial);
   core_lock(&mask);
   mapping->watch_fd = watch_fd;
-  mapping->lease_fd = -1;
+  mapping->lease_fd = KEEPER_NO_FD;
   uint32_t unwatched_state = IO_UNWATCHED;
-  if (fd >= 0 && watch_fd >= 0 && watcher != NULL && mapping->io != NULL)
+  if (fd >= 0 && keeper_fd_is_one(watch_fd) && watcher != NULL && mapping->io != NULL)
     atomic_compare_exchange_strong(&mapping->io->state, &unwatched_state, IO_WATCHED);
   core_unlock(&mask);
   /* From here on the anchor alone keeps the lease description: it lives exactly as long as the mapping. */
@@ -787,18 +838,19 @@ static void run_watch_again(struct request *request) {
     core_unlock(&mask);
     if (mapping == NULL) break;
     int fd = open_by_anchor(&copy, path);
-    if (fd >= 0) fd = begin_watch(fd, copy.lease_id);
     if (fd < 0) continue;
+    struct keeper_fd watch_fd = begin_watch(fd, copy.lease_id, copy.serial);
+    if (!keeper_fd_is_one(watch_fd)) continue;
     core_lock(&mask);
     size_t index = table_empty() ? 0 : table_lower(copy.anchor);
-    bool there = index < table_count() && table_at(index)->mapping == mapping &&
-                 mapping->lease_id == copy.lease_id && mapping->device == copy.device;
+    bool there =
+        index < table_count() && table_at(index)->mapping == mapping && mapping->serial == copy.serial;
     if (there) {
-      mapping->watch_fd = fd;
+      mapping->watch_fd = watch_fd;
       mapping->keeper_generation = keeper_generation();
     }
     core_unlock(&mask);
-    if (!there) watch_close(fd);
+    if (!there) watch_close(watch_fd);
   }
   page_free(path, round_up(PATH_MAX, page_bytes()));
 }

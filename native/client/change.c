@@ -21,11 +21,11 @@ static void run_retire(struct request *request) {
     /* The kernel tells the daemon, too (RELEASE, when the last reference to the description is gone, which is
      * now), but queues that behind other background requests; a truncate of ours that follows must find the
      * lease gone. */
-    int fd = mapping->watch_fd >= 0 ? mapping->watch_fd : mapping->lease_fd;
+    struct keeper_fd fd = keeper_fd_is_one(mapping->watch_fd) ? mapping->watch_fd : mapping->lease_fd;
     watch_end_lease(fd, mapping->lease_id, false);
   }
-  if (mapping->watch_fd >= 0) watch_close(mapping->watch_fd);
-  if (mapping->lease_fd >= 0) raw_close(mapping->lease_fd);
+  if (keeper_fd_is_one(mapping->watch_fd)) watch_close(mapping->watch_fd);
+  if (keeper_fd_is_one(mapping->lease_fd)) raw_close(keeper_fd_number(mapping->lease_fd));
   request->error = 0;
 }
 
@@ -43,8 +43,8 @@ void change_bury(struct mapping *dead) {
       dead->io = NULL;
     }
     /* Descriptors of a keeper that has ended were closed with it. */
-    if (dead->keeper_generation != keeper_generation()) dead->watch_fd = dead->lease_fd = -1;
-    if (dead->watch_fd < 0 && dead->lease_fd < 0) continue;
+    if (dead->keeper_generation != keeper_generation()) dead->watch_fd = dead->lease_fd = KEEPER_NO_FD;
+    if (!keeper_fd_is_one(dead->watch_fd) && !keeper_fd_is_one(dead->lease_fd)) continue;
     dead->retiring = true;
     dead->retire.run = run_retire;
     keeper_push(&dead->retire);
@@ -160,16 +160,16 @@ static void run_end(struct request *base) {
   const struct end_request *end = (struct end_request *)(void *)base;
   sigset_t mask;
   core_lock(&mask);
-  int fd = -1;
+  struct keeper_fd fd = KEEPER_NO_FD;
   uint64_t lease_id = 0;
   size_t index = table_empty() ? 0 : table_lower(end->start);
   if (index < table_count() && table_at(index)->start == end->start) {
     const struct mapping *mapping = table_at(index)->mapping;
-    fd = mapping->forked ? -1 : mapping->watch_fd >= 0 ? mapping->watch_fd : mapping->lease_fd;
+    if (!mapping->forked) fd = keeper_fd_is_one(mapping->watch_fd) ? mapping->watch_fd : mapping->lease_fd;
     lease_id = mapping->lease_id;
   }
   core_unlock(&mask);
-  base->error = fd < 0 ? 0 : watch_end_lease(fd, lease_id, true);
+  base->error = !keeper_fd_is_one(fd) ? 0 : watch_end_lease(fd, lease_id, true);
 }
 
 int core_unmap_unchanged(uintptr_t start, size_t length) {
@@ -433,16 +433,14 @@ int core_remap_any(uintptr_t old, size_t old_length, size_t new_length, int flag
   bool from_direct = table_occupied(old, old_end);
   bool moves = old_length >= new_length && new_length > 0 && (flags & MREMAP_DONTUNMAP) == 0;
   if (from_direct && !moves) { /* what a direct mapping does not do, an ordinary one does */
-    struct mapping *automatic;
-    int error = 0;
-    while (error == 0 && (automatic = automatic_in(old, old_end)) != NULL)
-      error = automatic_revert(automatic, &dead);
+    core_unlock(&mask);
+    int failure = automatic_revert_all(old, old_end);
+    if (failure != 0) return failure;
+    core_lock(&mask);
     from_direct = table_occupied(old, old_end);
   }
   if (from_direct) {
-    change_bury(dead);
     core_unlock(&mask);
-    change_mourn(dead);
     return core_remap(old, old_length, new_length, flags, new, result);
   }
   /* Other memory: the kernel's mremap, which may land on a direct mapping. */
@@ -450,7 +448,7 @@ int core_remap_any(uintptr_t old, size_t old_length, size_t new_length, int flag
       .old = old, .old_length = old_length, .new_length = new_length, .flags = flags, .new = new};
   int error;
   bool onto = (flags & MREMAP_FIXED) != 0 && is_aligned(new, page) && new_length > 0 &&
-              new_length < UINTPTR_MAX - new - page &&table_occupied(new, new + round_up(new_length, page));
+              new_length < UINTPTR_MAX - new - page && table_occupied(new, new + round_up(new_length, page));
   if (onto)
     error = change_replace(new, new + round_up(new_length, page), act_move, &move, &dead);
   else
@@ -483,18 +481,6 @@ static bool harms_hole(int advice) {
   default:
     return false;
   }
-}
-
-static void revert_all(uintptr_t start, uintptr_t end) {
-  struct mapping *dead = NULL;
-  struct mapping *automatic;
-  sigset_t mask;
-  core_lock(&mask);
-  while ((automatic = automatic_in(start, end)) != NULL)
-    if (automatic_revert(automatic, &dead) != 0) break;
-  change_bury(dead);
-  core_unlock(&mask);
-  change_mourn(dead);
 }
 
 /* One call of the kernel's for [at, upto), which lies in `piece` or, if that is NULL, in no direct mapping. */
@@ -533,7 +519,10 @@ static int advise(uintptr_t at, uintptr_t upto, const struct piece *piece, int a
 int core_madvise(uintptr_t start, size_t length, int advice) {
   if (!is_aligned(start, page_bytes()) || length > UINTPTR_MAX - start - page_bytes()) return -EINVAL;
   uintptr_t end = start + round_up(length, page_bytes());
-  if (advice == MADV_REMOVE) revert_all(start, end);
+  if (advice == MADV_REMOVE) {
+    int error = automatic_revert_all(start, end);
+    if (error != 0) return error;
+  }
   return for_each_piece(start, end, advise, advice);
 }
 

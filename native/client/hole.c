@@ -43,14 +43,14 @@
 /* The keeper's alone. A child writes it too, in its fork handler, before it has a keeper. */
 static struct {
   bool open;
-  int fd;
+  struct keeper_fd fd;
   bool protects_unpopulated;
 } uffd;
 
 /* The empty memfd, kept so that revocation needs no new descriptor. The same rules. */
 static struct {
   bool open;
-  int fd;
+  struct keeper_fd fd;
 } beyond;
 
 static int open_with(uint64_t features) {
@@ -77,14 +77,14 @@ static int open_once(void) {
   }
   if (fd == -EMFILE || fd == -ENFILE || fd == -ENOMEM) return fd;
   if (fd < 0) return -EOPNOTSUPP; /* no userfaultfd, or not for us */
-  uffd.fd = fd;
+  uffd.fd = keeper_fd_of(fd);
   uffd.open = true;
   return 0;
 }
 
 void hole_close(void) {
-  if (uffd.open) raw_close(uffd.fd);
-  if (beyond.open) raw_close(beyond.fd);
+  if (uffd.open) raw_close(keeper_fd_number(uffd.fd));
+  if (beyond.open) raw_close(keeper_fd_number(beyond.fd));
   hole_forget();
 }
 
@@ -100,7 +100,7 @@ bool hole_is_at(uintptr_t at) {
       .mode = UFFDIO_WRITEPROTECT_MODE_WP,
   };
   if (!uffd.open) return false;
-  return ioctl(uffd.fd, UFFDIO_WRITEPROTECT, &protection) == 0 || errno != ENOENT;
+  return ioctl(keeper_fd_number(uffd.fd), UFFDIO_WRITEPROTECT, &protection) == 0 || errno != ENOENT;
 }
 
 /* Put a zero page everywhere, for kernels that protect only what is there. */
@@ -132,10 +132,11 @@ int hole_place(uintptr_t start, size_t length, int prot, int how) {
       .range = {.start = start, .len = length},
       .mode = UFFDIO_WRITEPROTECT_MODE_WP,
   };
+  const int fd = keeper_fd_number(uffd.fd);
   error = raw_madvise(start, length, MADV_DONTFORK);
-  if (error == 0 && ioctl(uffd.fd, UFFDIO_REGISTER, &registration) != 0) error = -errno;
+  if (error == 0 && ioctl(fd, UFFDIO_REGISTER, &registration) != 0) error = -errno;
   if (error == 0 && !uffd.protects_unpopulated) error = populate(start, length);
-  if (error == 0 && ioctl(uffd.fd, UFFDIO_WRITEPROTECT, &protection) != 0) error = -errno;
+  if (error == 0 && ioctl(fd, UFFDIO_WRITEPROTECT, &protection) != 0) error = -errno;
   if (error == 0) return 0;
   /* Leave the reservation: it is the caller's to unmap as a whole. */
   if (how == MAP_FIXED)
@@ -151,7 +152,7 @@ int beyond_open(void) {
   long fd = raw_syscall(SYS_memfd_create, (long)BEYOND_NAME, MFD_CLOEXEC | MFD_NOEXEC_SEAL, 0, 0, 0, 0);
   if (fd == -EINVAL) fd = raw_syscall(SYS_memfd_create, (long)BEYOND_NAME, MFD_CLOEXEC, 0, 0, 0, 0);
   if (fd < 0) return (int)fd;
-  beyond.fd = (int)fd;
+  beyond.fd = keeper_fd_of((int)fd);
   beyond.open = true;
   return 0;
 }
@@ -159,8 +160,8 @@ int beyond_open(void) {
 int beyond_place(uintptr_t start, size_t length, int prot) {
   int error = beyond_open();
   if (error != 0) return error;
-  long mapped =
-      raw_mmap(start, length, prot & ~PROT_EXEC, MAP_SHARED | MAP_NORESERVE | MAP_FIXED, beyond.fd, 0);
+  long mapped = raw_mmap(start, length, prot & ~PROT_EXEC, MAP_SHARED | MAP_NORESERVE | MAP_FIXED,
+                         keeper_fd_number(beyond.fd), 0);
   return raw_failed(mapped) ? (int)mapped : 0;
 }
 

@@ -122,6 +122,16 @@ struct identity {
   gid_t fsgid;
 };
 
+/* A number of the keeper's descriptor table. To other threads it would mean another file, so what it is only the keeper gets
+ * to know: see keeper_fd_number(). */
+struct keeper_fd {
+  int hidden;
+};
+#define KEEPER_NO_FD ((struct keeper_fd){.hidden = -1})
+static inline bool keeper_fd_is_one(struct keeper_fd fd) {
+  return fd.hidden >= 0;
+}
+
 /* What io.c and a mapping that it made share. */
 enum { IO_UNWATCHED, IO_WATCHED, IO_ENDED };
 struct io_lease {
@@ -132,6 +142,7 @@ struct io_lease {
 
 /* One successful mapdirect_map(). Fields above the line never change after publication. */
 struct mapping {
+  uint64_t serial; /* given to no other mapping, though this memory may be */
   uint64_t lease_id;
   uint64_t generation;
   uint64_t device; /* of the file */
@@ -148,10 +159,10 @@ struct mapping {
   uint64_t shadow_offset; /* in the file, of shadow */
   size_t shadow_bytes;
   /* ---- guarded by the lock */
-  uint32_t keeper_generation; /* the keeper whose table watch_fd is in */
-  int watch_fd;               /* another description of the file, which tells of the lease; -1: none */
-  int lease_fd;         /* in the same table: the lease's own description, until there is a watch; -1: none */
-  uint64_t watch_at_ms; /* when that is to be */
+  uint32_t keeper_generation; /* the keeper whose table these two are in */
+  struct keeper_fd watch_fd;  /* another description of the file, which tells of the lease */
+  struct keeper_fd lease_fd;  /* the lease's own description, until there is a watch */
+  uint64_t watch_at_ms;       /* when that is to be */
   struct mapping *watch_next; /* to be watched after this one */
   struct io_lease *io;        /* of a mapping that serves calls (io.c), until it has ended */
   bool retiring;              /* `retire` is in the keeper's hands */
@@ -232,6 +243,9 @@ void keeper_kick(void);
 int keeper_wait(struct request *request);
 /* With the lock held. */
 uint32_t keeper_generation(void);
+/* On the keeper: put a number of its table away, and get it back. Anywhere else -1, which is no file at all. */
+struct keeper_fd keeper_fd_of(int number);
+int keeper_fd_number(struct keeper_fd fd);
 /* Called with the lock just taken: is this a copy of the process that the library knows? */
 void keeper_notice_copy(void);
 /* Register the fork handlers; 0 or a negative errno. */
@@ -337,20 +351,18 @@ void watch_never(const struct mapping *mapping);
 uint64_t watch_due_ms(void);
 /* On the keeper: the watch that is due. */
 void watch_begin(void);
-void watch_close(int fd);
+void watch_close(struct keeper_fd fd);
 /* unchanged: nothing was stored, so times stay. */
-int watch_end_lease(int fd, uint64_t lease_id, bool unchanged);
+int watch_end_lease(struct keeper_fd fd, uint64_t lease_id, bool unchanged);
 /* In a forked child, with the lock held. */
 void watch_forget(void);
 void watch_all_again(void);
 
-/* With the lock held: an automatic mapping that has pieces in [start, end), or NULL. */
-struct mapping *automatic_in(uintptr_t start, uintptr_t end);
 /*
- * With the lock held: make an ordinary mapping of an automatic one, and forget it: it is prepended to *dead. Nobody who
- * touches its pages meanwhile notices more than a delay: the daemon lets a page fault wait until the lease has ended.
+ * Make ordinary mappings of the automatic ones that have pieces in [start, end). Nobody who touches their pages meanwhile
+ * notices more than a delay: the daemon lets a page fault wait until the lease has ended. An error leaves them direct.
  */
-int automatic_revert(struct mapping *mapping, struct mapping **dead);
+int automatic_revert_all(uintptr_t start, uintptr_t end);
 
 void break_wish(mapdirect_break_handler *handler, void *context, unsigned flags);
 void break_wish_remap(void);

@@ -64,6 +64,25 @@ static void futex_wake(_Atomic uint32_t *word) {
   raw_syscall(SYS_futex, (long)word, FUTEX_WAKE_PRIVATE, INT_MAX, 0, 0, 0);
 }
 
+/* initial-exec: the other models may allocate at the first touch. */
+static _Thread_local bool is_keeper __attribute__((tls_model("initial-exec")));
+
+static void assert_keeper(void) {
+#ifdef MAPDIRECT_CHECKS
+  if (!is_keeper) __builtin_trap();
+#endif
+}
+
+struct keeper_fd keeper_fd_of(int number) {
+  assert_keeper();
+  return is_keeper ? (struct keeper_fd){.hidden = number} : KEEPER_NO_FD;
+}
+
+int keeper_fd_number(struct keeper_fd fd) {
+  assert_keeper();
+  return is_keeper ? fd.hidden : -1;
+}
+
 uint32_t keeper_generation(void) {
   return keeper.generation;
 }
@@ -99,6 +118,7 @@ static void *keeper_main(void *unused) {
   (void)unused;
   prctl(PR_SET_NAME, "mapdirect", 0, 0, 0);
   int error = leave_descriptors();
+  is_keeper = error == 0;
   sigset_t mask;
   core_lock(&mask);
   if (error != 0) {
@@ -229,8 +249,8 @@ static void mark_forked(bool in_child) {
     struct mapping *mapping = table_at(index)->mapping;
     mapping->forked = true;
     if (!in_child) continue;
-    mapping->watch_fd = -1;
-    mapping->lease_fd = -1;
+    mapping->watch_fd = KEEPER_NO_FD;
+    mapping->lease_fd = KEEPER_NO_FD;
     mapping->watch_tried = false;
   }
 }

@@ -566,7 +566,7 @@ static int publish(struct map_request *map) {
     mapping->keeper_generation = keeper_generation();
     mapping->watch_tried = true;
     mapping->identity = map->identity;
-    mapping->lease_fd = map->lease_fd;
+    mapping->lease_fd = keeper_fd_of(map->lease_fd);
     map->lease_fd = -1;
     for (size_t index = 0; index < map->run_count; index++)
       map->run[index].mapping = mapping;

@@ -34,6 +34,7 @@ static struct {
   _Atomic(struct piece_array *) array;
   _Atomic size_t count;
   struct mapping *free_mappings;
+  uint64_t serials;
 } table = {.mutex = PTHREAD_MUTEX_INITIALIZER};
 
 void core_lock(sigset_t *saved) {
@@ -336,8 +337,9 @@ struct mapping *mapping_alloc(void) {
   struct mapping *mapping = table.free_mappings;
   table.free_mappings = mapping->next;
   memset(mapping, 0, sizeof *mapping);
-  mapping->watch_fd = -1;
-  mapping->lease_fd = -1;
+  mapping->serial = ++table.serials;
+  mapping->watch_fd = KEEPER_NO_FD;
+  mapping->lease_fd = KEEPER_NO_FD;
   return mapping;
 }
 

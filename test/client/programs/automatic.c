@@ -4,6 +4,8 @@
  */
 #include "tap.h"
 
+static char page[PAGE];
+
 static struct mapdirect_stats stats(void) {
   struct mapdirect_stats now;
   mapdirect_stats(&now);
@@ -272,6 +274,58 @@ static void forked(void) {
   close(fd);
 }
 
+/*
+ * With no room for one more mapping the ordinary one cannot be put in place. What the library does then it does by
+ * descriptors of its own, whose numbers mean other files to the program.
+ */
+static void crowded(void) {
+  enum { NUMBERS = 64, ROOM = 1 << 20 };
+  int low = make_file("crowded", "WWWW");
+  int fd = fcntl(low, F_DUPFD_CLOEXEC, 2 * NUMBERS);
+  if (fd < 0) give_up("a high number");
+  char *map = map_shared(fd, 4 * PAGE);
+  check(is_direct(map), "a mapping is direct");
+  int stranger = memfd_create("stranger", MFD_CLOEXEC);
+  if (stranger < 0 || ftruncate(stranger, (off_t)(4 * PAGE)) != 0) give_up("a memfd");
+  memset(page, 'S', PAGE);
+  for (int index = 0; index < 4; index++)
+    if (pwrite(stranger, page, PAGE, (off_t)(index * (off_t)PAGE)) != (ssize_t)PAGE) give_up("pwrite");
+  for (int number = STDERR_FILENO + 1; number < NUMBERS; number++)
+    if (number != stranger && dup2(stranger, number) != number) give_up("dup2");
+  static char *taken[ROOM];
+  size_t count = 0;
+  /* Neighbours of different rights do not become one. */
+  while (count < ROOM &&
+         (taken[count] = mmap(NULL, PAGE, count % 2 == 0 ? PROT_READ : PROT_NONE,
+                              MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)) != MAP_FAILED)
+    count++;
+  if (count == ROOM) skip("no room for one more mapping", "vm.max_map_count is too large");
+  /* With a little room one way is barred, and another is not. */
+  for (int room = 0; room < 4 && count < ROOM; room++) {
+    errno = 0;
+    int result = madvise(map, PAGE, MADV_REMOVE);
+    int error = errno;
+    char value = 0;
+    int signal = load_fault(map + PAGE, &value).signal;
+    report(result == 0 || (error == ENOMEM && signal == 0 && value == 'B' && is_direct(map)),
+           "where the ordinary mapping cannot be put in place, madvise(MADV_REMOVE) is ENOMEM and changes "
+           "nothing",
+           "%d, %s, signal %d, reads %c", result, strerrorname_np(error), signal, value);
+    store_fault(map + 2 * PAGE, 'x');
+    bool harmed = false;
+    for (int index = 0; index < 4; index++)
+      harmed |= pread(stranger, &value, 1, (off_t)(index * (off_t)PAGE)) != 1 || value != 'S';
+    report(!harmed, "and stores do not reach another file of the program", "one did, with room for %d", room);
+    munmap(taken[--count], PAGE);
+  }
+  while (count > 0)
+    munmap(taken[--count], PAGE);
+  check(madvise(map, PAGE, MADV_REMOVE) == 0 && map[0] == 0 && map[2 * PAGE] == 'x', "later it succeeds");
+  close_range(STDERR_FILENO + 1, NUMBERS, 0);
+  munmap(map, 4 * PAGE);
+  close(fd);
+}
+
 static void sealed(void) {
   int fd = make_file("sealed", "WHWW");
   char *seal = mmap(NULL, 4 * PAGE, READ_WRITE, DIRECT, fd, 0);
@@ -295,6 +349,7 @@ int main(int argc, char **argv) {
   own_calls();
   others();
   forked();
+  crowded();
   sealed();
   return end();
 }

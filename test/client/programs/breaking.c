@@ -211,6 +211,54 @@ static void callback(void) {
   mapdirect_on_break(NULL, NULL, 0);
 }
 
+/* The handler unmaps, and other mappings are made before it returns: one of them gets the number of the watch that went. */
+
+static _Atomic int handover; /* 1: the handler has unmapped; 2: it may return */
+
+static void unmap_and_wait(const struct mapdirect_break *what, void *context) {
+  (void)context;
+  told_count++;
+  if (atomic_load(&handover) != 0) return;
+  if (unmap(what->address, what->length) != 0) return;
+  atomic_store(&handover, 1);
+  for (int tries = 0; tries < 1000 && atomic_load(&handover) != 2; tries++)
+    sleep_ms(1);
+}
+
+static void unmapped_while_told(void) {
+  enum { LATER = 4 };
+  char name[LATER][32];
+  char *map[LATER];
+  int fd[LATER];
+  for (int index = 0; index < LATER; index++) {
+    snprintf(name[index], sizeof name[index], "breaking-later-%d", index);
+    fd[index] = make_file(name[index], "WW");
+  }
+  int first = make_file(NAME, "WWWW");
+  map_direct(first, 0, 4 * PAGE);
+  sleep_ms(50); /* until it is watched */
+  told_count = 0;
+  mapdirect_on_break(unmap_and_wait, NULL, 0);
+  begin_truncate(NAME, PAGE);
+  for (int tries = 0; tries < 1000 && atomic_load(&handover) != 1; tries++)
+    sleep_ms(1);
+  check(atomic_load(&handover) == 1, "a handler unmaps what it is told of");
+  for (int index = 0; index < LATER; index++)
+    map[index] = map_direct(fd[index], 0, 2 * PAGE);
+  sleep_ms(50);
+  atomic_store(&handover, 2);
+  check(end_truncate().error == 0, "the truncate succeeds");
+  for (int index = 0; index < LATER; index++) {
+    truncates("R15: a mapping that was made before the handler returned is told of its break", name[index],
+              PAGE, 0, SOON_MS);
+    report(told_count == index + 2, "by a call of the handler", "%d calls", told_count);
+    unmap(map[index], 2 * PAGE);
+    close(fd[index]);
+  }
+  mapdirect_on_break(NULL, NULL, 0);
+  close(first);
+}
+
 static void remapped(void) {
   int fd = make_file(NAME, "WHWW");
   if (by_library)
@@ -419,6 +467,7 @@ int main(int argc, char **argv) {
   in_place();
   its_own();
   callback();
+  unmapped_while_told();
   remapped();
   others();
   hostile();
