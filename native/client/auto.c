@@ -169,8 +169,8 @@ static void write_line(void) {
   *at++ = '\n';
   if (sum == 0) return;
   bool to_stderr = strcmp(report_to, "stderr") == 0;
-  int fd =
-      to_stderr ? STDERR_FILENO : open(report_to, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOCTTY, 0666);
+  int fd = to_stderr ? STDERR_FILENO
+                     : raw_open(report_to, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOCTTY, 0666);
   if (fd < 0) return;
   if (write(fd, text, (size_t)(at - text)) < 0) say("mapdirect: MAPDIRECT_STATS: cannot be written\n");
   if (!to_stderr) raw_close(fd);

@@ -614,6 +614,7 @@ uint64_t watcher_beat_ms(void) {
 static void *watcher_main(void *argument) {
   const struct watcher *self = argument;
   prctl(PR_SET_NAME, "mapdirect-watch", 0, 0, 0);
+  thread_table = TABLE_OF_KEEPER;
   uint64_t confirm_at = now_ms() + CONFIRM_MS;
   for (bool goes_on = true; goes_on;) {
     uint64_t now = now_ms();
@@ -689,7 +690,7 @@ static bool worth_keeping(int fd) {
 static int reopen(int fd) {
   char path[48];
   append_number(append_text(path, "/proc/thread-self/fd/"), (unsigned)fd);
-  return open(path, O_RDWR | O_CLOEXEC | O_NOCTTY);
+  return raw_open(path, O_RDWR | O_CLOEXEC | O_NOCTTY, 0);
 }
 
 static struct keeper_fd begin_watch(int fd, uint64_t lease_id, uint64_t serial) {
@@ -800,7 +801,7 @@ static int open_by_anchor(const struct mapping *mapping, char *path) {
       path[0] = 0;
       if (each_area(see_anchor, &find) != 0 || path[0] != '/') return -1;
     }
-    int found = open(path, O_PATH | O_CLOEXEC);
+    int found = raw_open(path, O_PATH | O_CLOEXEC, 0);
     if (found < 0) continue;
     struct stat status;
     bool same = fstat(found, &status) == 0 && S_ISREG(status.st_mode) && status.st_dev == mapping->device &&

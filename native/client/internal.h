@@ -251,6 +251,10 @@ void keeper_notice_copy(void);
 /* Register the fork handlers; 0 or a negative errno. */
 int keeper_prepare_forks(void);
 
+/* Whose descriptors this thread uses. io.c finds out about processes that share memory but not descriptors (vfork). */
+enum thread_table { TABLE_OF_PROGRAM, TABLE_OF_OTHER_PROCESS, TABLE_OF_KEEPER };
+extern _Thread_local enum thread_table thread_table __attribute__((tls_model("initial-exec")));
+
 struct identity identity_of_caller(void);
 /* On the keeper: take on an identity; returns the one before. */
 struct identity identity_assume(struct identity identity);

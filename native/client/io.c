@@ -17,8 +17,12 @@
  *   that was stopped past the deadline of a break asks the kernel;
  * - whatever goes wrong in a copy (a bad buffer, a page that is not there any more) ends in the same call by the kernel,
  *   which gives the answer;
- * - a slot lets go of its map before its number can mean another file: close, dup2, dup3, close_range, closefrom, and fdopen,
- *   because fclose does not close through us. Each tick of the clock the number is compared with the file besides.
+ * - a number is served only from when libc's open, creat, dup or fcntl has given it to the program through us, until it can
+ *   mean another file: close, dup2, dup3, close_range, closefrom, or given through us again. What libc closes without us it
+ *   has opened without us (fopen, opendir, tmpfile) or taken over (fdopen): none of that is served. A process that shares
+ *   memory but not descriptors is known by its id (vfork), or ends all serving (unshare). Each tick of the clock the number
+ *   is compared with the file besides: a bare system call may have closed it;
+ * - what a slot says about a number and what its map was made for agree by a count of openings, not by the number.
  *
  * Not as by system calls: times change at fsync, close and the end of the program, and not at once; a read leaves the time
  * of access alone; SIGSEGV and SIGBUS have a handler, so programs that handle these themselves are not served.
@@ -55,8 +59,9 @@
 struct io_map {
   struct io_lease lease;
   char *address;
-  uint64_t bytes; /* of the file */
-  size_t mapped;  /* whole pages */
+  uint64_t bytes;  /* of the file */
+  size_t mapped;   /* whole pages */
+  uint32_t opened; /* of the slot that it was made for */
   bool cacheline;
   struct file_facts file;
   struct io_map *next; /* free, or in limbo */
@@ -64,6 +69,7 @@ struct io_map {
 
 struct slot {
   _Atomic(struct io_map *) map;
+  _Atomic uint32_t opened; /* which opening through us gave the number to the program; 0: none */
   _Atomic uint32_t asked;
   _Atomic uint32_t try_after;
   _Atomic uint32_t trying;
@@ -71,8 +77,9 @@ struct slot {
 };
 
 static struct {
-  bool on;
-  bool forks_prepared;
+  _Atomic bool on;
+  _Atomic pid_t process; /* whose descriptors the slots are about */
+  _Atomic uint32_t openings;
   struct slot slots[SLOTS];
   _Atomic uint32_t lock; /* of the two lists below */
   struct io_map *free;
@@ -86,6 +93,8 @@ static int (*next_close)(int fd);
 static int (*next_fsync)(int fd);
 static int (*next_fdatasync)(int fd);
 static int (*next_fcntl)(int fd, int command, ...);
+static int (*next_openat)(int folder, const char *path, int flags, ...);
+static int (*next_unshare)(int flags);
 static FILE *(*next_fdopen)(int fd, const char *mode);
 
 static void find(const char *name, void *function) {
@@ -93,6 +102,9 @@ static void find(const char *name, void *function) {
 }
 
 /* ---- copying that survives a bad address */
+
+/* With page tables of four levels. With five, addresses above may be good ones, and then cause no such fault. */
+#define CANONICAL_END ((uintptr_t)1 << 47)
 
 struct guard {
   void *jump[5]; /* of __builtin_setjmp */
@@ -105,7 +117,11 @@ static _Thread_local struct guard guard __attribute__((tls_model("initial-exec")
 static void on_fault(int number, siginfo_t *info, void *context) {
   uintptr_t at = (uintptr_t)info->si_addr;
   const ucontext_t *where = context;
-  bool ours = info->si_code > 0 && (at - guard.from < guard.length || at - guard.to < guard.length);
+  bool inside = at - guard.from < guard.length || at - guard.to < guard.length;
+  /* Of an address that no page can have, the CPU does not say which it was. */
+  bool untold = info->si_code == SI_KERNEL && guard.length > 0 &&
+                (guard.from > CANONICAL_END - guard.length || guard.to > CANONICAL_END - guard.length);
+  bool ours = info->si_code > 0 && (inside || untold);
   if (ours) {
     guard.length = 0;
     pthread_sigmask(SIG_SETMASK, &where->uc_sigmask, NULL);
@@ -235,12 +251,21 @@ static bool detach(struct slot *slot) {
 }
 
 static struct slot *slot_of(int fd) {
-  return io.on && fd >= 0 && fd < SLOTS ? &io.slots[fd] : NULL;
+  return fd >= 0 && fd < SLOTS && atomic_load_explicit(&io.on, memory_order_relaxed) ? &io.slots[fd] : NULL;
+}
+
+/* Are the descriptors that this thread uses those of the slots? */
+static bool is_own_table(void) {
+  if (thread_table == TABLE_OF_KEEPER) return false;
+  bool own = (pid_t)raw_syscall(SYS_getpid, 0, 0, 0, 0, 0, 0) == atomic_load(&io.process);
+  thread_table = own ? TABLE_OF_PROGRAM : TABLE_OF_OTHER_PROCESS;
+  return own;
 }
 
 static void forget_number(int fd) {
   struct slot *slot = slot_of(fd);
-  if (slot == NULL) return;
+  if (slot == NULL || !is_own_table()) return;
+  atomic_store(&slot->opened, 0);
   detach(slot);
   atomic_store_explicit(&slot->asked, 0, memory_order_relaxed);
   atomic_store_explicit(&slot->try_after, TRY_AFTER, memory_order_relaxed);
@@ -251,10 +276,42 @@ static void forget_numbers(unsigned first, unsigned last) {
     forget_number((int)fd);
 }
 
+/* The program was given this number, if it is one. */
+static int was_opened(int fd) {
+  struct slot *slot = slot_of(fd);
+  /* The first three libc may close without us (daemon, freopen of stdin). */
+  if (slot == NULL || fd <= STDERR_FILENO) return fd;
+  int errno_before = errno;
+  forget_number(fd);
+  uint32_t opening = atomic_fetch_add(&io.openings, 1) + 1;
+  if (thread_table == TABLE_OF_PROGRAM) atomic_store(&slot->opened, opening == 0 ? 1 : opening);
+  errno = errno_before;
+  return fd;
+}
+
+static void forget_maps(void) {
+  for (int fd = 0; fd < SLOTS; fd++)
+    if (atomic_load_explicit(&io.slots[fd].map, memory_order_relaxed) != NULL) detach(&io.slots[fd]);
+}
+
+/* From here on threads may not agree on what a number means. */
+static void serve_nothing(void) {
+  if (!atomic_exchange(&io.on, false)) return;
+  forget_maps();
+}
+
 static bool may_be_served(int fd) {
   const int others = O_APPEND | O_DIRECT | O_SYNC | O_DSYNC | O_PATH | O_NONBLOCK;
   int flags = (int)raw_syscall(SYS_fcntl, fd, F_GETFL, 0, 0, 0, 0);
   return flags >= 0 && (flags & O_ACCMODE) == O_RDWR && (flags & others) == 0;
+}
+
+static bool is_regular(int fd) {
+  int errno_before = errno;
+  struct stat status;
+  bool regular = fstat(fd, &status) == 0 && S_ISREG(status.st_mode);
+  errno = errno_before;
+  return regular;
 }
 
 /* What a write would take from the file, which only the kernel and the daemon can. */
@@ -283,6 +340,7 @@ static bool fill(struct io_map *map, int fd) {
   page_free(region, round_up(sizeof *region, page_bytes()));
   if (!good || map->file.bytes == 0 || map->file.bytes > FILE_BYTES_MAX || has_privileges(fd)) return false;
   if (getrlimit(RLIMIT_FSIZE, &limit) != 0 || limit.rlim_cur != RLIM_INFINITY) return false;
+  if (!guard_faults()) return false; /* not before the file is known to be ours: the handlers stay */
   map->mapped = (size_t)round_up(map->file.bytes, page_bytes());
   long shadow = raw_mmap(0, map->mapped, PROT_NONE, MAP_SHARED, fd, 0);
   if (raw_failed(shadow)) return false;
@@ -304,6 +362,7 @@ static bool fill(struct io_map *map, int fd) {
 
 static void forget_in_child(void) {
   atomic_store(&io.lock, 0);
+  atomic_store(&io.process, getpid());
   for (int fd = 0; fd < SLOTS; fd++) {
     struct io_map *map = atomic_exchange(&io.slots[fd].map, NULL);
     atomic_store(&io.slots[fd].trying, 0);
@@ -317,8 +376,10 @@ static void try_file(struct slot *slot, int fd) {
   int errno_before = errno;
   struct io_map *map = NULL;
   sweep_limbo();
-  if (atomic_load(&slot->map) == NULL && may_be_served(fd) && keeper_prepare_forks() == 0 && guard_faults() &&
-      (map = take_free()) != NULL) {
+  uint32_t opened = atomic_load(&slot->opened);
+  if (opened != 0 && is_own_table() && atomic_load(&slot->map) == NULL && may_be_served(fd) &&
+      keeper_prepare_forks() == 0 && (map = take_free()) != NULL) {
+    map->opened = opened;
     atomic_store(&map->lease.state, IO_UNWATCHED);
     atomic_store(&map->lease.changed, 0);
     if (fill(map, fd)) {
@@ -349,9 +410,10 @@ static bool still_true(struct slot *slot, const struct io_map *map, int fd, uint
 /* The map to serve [offset, offset + count) from, its `users` counted up; NULL: the kernel has to. */
 static struct io_map *enter(int fd, size_t count, off64_t offset) {
   struct slot *slot = slot_of(fd);
-  if (slot == NULL) return NULL;
+  if (slot == NULL || (__builtin_expect(thread_table != TABLE_OF_PROGRAM, 0) && !is_own_table())) return NULL;
   struct io_map *map = atomic_load_explicit(&slot->map, memory_order_acquire);
   if (map == NULL) {
+    if (atomic_load_explicit(&slot->opened, memory_order_relaxed) == 0) return NULL;
     uint32_t asked = atomic_fetch_add_explicit(&slot->asked, 1, memory_order_relaxed);
     uint32_t after = atomic_load_explicit(&slot->try_after, memory_order_relaxed);
     if (asked >= (after == 0 ? TRY_AFTER : after)) {
@@ -362,7 +424,8 @@ static struct io_map *enter(int fd, size_t count, off64_t offset) {
   }
   atomic_fetch_add(&map->lease.users, 1);
   uint32_t state = atomic_load(&map->lease.state);
-  if (atomic_load(&slot->map) == map && state == IO_WATCHED) {
+  bool same = atomic_load(&slot->map) == map && atomic_load(&slot->opened) == map->opened;
+  if (same && state == IO_WATCHED) {
     uint64_t now = coarse_ms();
     bool inside = offset >= 0 && count > 0 && count <= COPY_BYTES_MAX && (uint64_t)offset < map->bytes &&
                   count <= map->bytes - (uint64_t)offset;
@@ -376,7 +439,7 @@ static struct io_map *enter(int fd, size_t count, off64_t offset) {
     return NULL;
   }
   atomic_fetch_sub(&map->lease.users, 1);
-  if (state == IO_ENDED) detach(slot);
+  if (state == IO_ENDED || !same) detach(slot);
   return NULL;
 }
 
@@ -457,22 +520,87 @@ MAPDIRECT_API int close(int fd) {
   return next_close(fd);
 }
 
+MAPDIRECT_API int dup(int fd) {
+  return was_opened(integer_answer(raw_syscall(SYS_dup, fd, 0, 0, 0, 0, 0)));
+}
+
 MAPDIRECT_API int dup2(int fd, int target) {
-  if (fd != target) forget_number(target);
   if (fd == target) return fcntl(fd, F_GETFD) < 0 ? -1 : target;
-  return integer_answer(raw_syscall(SYS_dup3, fd, target, 0, 0, 0, 0));
+  forget_number(target);
+  return was_opened(integer_answer(raw_syscall(SYS_dup3, fd, target, 0, 0, 0, 0)));
 }
 
 MAPDIRECT_API int dup3(int fd, int target, int flags) {
   if (fd != target) forget_number(target);
-  return integer_answer(raw_syscall(SYS_dup3, fd, target, flags, 0, 0, 0));
+  return was_opened(integer_answer(raw_syscall(SYS_dup3, fd, target, flags, 0, 0, 0)));
+}
+
+static int open_any(int folder, const char *path, int flags, mode_t mode) {
+  if (next_openat == NULL)
+    return was_opened(integer_answer(raw_syscall(SYS_openat, folder, (long)path, flags, (long)mode, 0, 0)));
+  return was_opened(next_openat(folder, path, flags, mode));
+}
+
+static bool has_mode(int flags) {
+  return (flags & O_CREAT) != 0 || (flags & O_TMPFILE) == O_TMPFILE;
+}
+
+MAPDIRECT_API int open64(const char *path, int flags, ...) {
+  va_list list;
+  va_start(list, flags);
+  mode_t mode = has_mode(flags) ? va_arg(list, mode_t) : 0;
+  va_end(list);
+  return open_any(AT_FDCWD, path, flags, mode);
+}
+
+MAPDIRECT_API int openat64(int folder, const char *path, int flags, ...) {
+  va_list list;
+  va_start(list, flags);
+  mode_t mode = has_mode(flags) ? va_arg(list, mode_t) : 0;
+  va_end(list);
+  return open_any(folder, path, flags, mode);
+}
+
+MAPDIRECT_API int creat64(const char *path, mode_t mode) {
+  return open_any(AT_FDCWD, path, O_CREAT | O_WRONLY | O_TRUNC, mode);
+}
+
+MAPDIRECT_API int open(const char *path, int flags, ...) __attribute__((alias("open64")));
+MAPDIRECT_API int openat(int folder, const char *path, int flags, ...) __attribute__((alias("openat64")));
+MAPDIRECT_API int creat(const char *path, mode_t mode) __attribute__((alias("creat64")));
+
+/* What _FORTIFY_SOURCE makes of calls without a mode. Where one is due, libc ends the program, too. */
+MAPDIRECT_API int __open64_2(const char *path, int flags);
+MAPDIRECT_API int __openat64_2(int folder, const char *path, int flags);
+
+MAPDIRECT_API int __open64_2(const char *path, int flags) {
+  if (has_mode(flags)) abort();
+  return open_any(AT_FDCWD, path, flags, 0);
+}
+
+MAPDIRECT_API int __openat64_2(int folder, const char *path, int flags) {
+  if (has_mode(flags)) abort();
+  return open_any(folder, path, flags, 0);
+}
+
+MAPDIRECT_API int __open_2(const char *path, int flags) __attribute__((alias("__open64_2")));
+MAPDIRECT_API int __openat_2(int folder, const char *path, int flags) __attribute__((alias("__openat64_2")));
+
+MAPDIRECT_API int unshare(int flags) {
+  if ((flags & CLONE_FILES) != 0) serve_nothing();
+  if (next_unshare == NULL) return integer_answer(raw_syscall(SYS_unshare, flags, 0, 0, 0, 0, 0));
+  return next_unshare(flags);
 }
 
 #ifndef SYS_close_range
 #define SYS_close_range 436
 #endif
+#ifndef CLOSE_RANGE_UNSHARE
+#define CLOSE_RANGE_UNSHARE 2
+#endif
 
 MAPDIRECT_API int close_range(unsigned first, unsigned last, int flags) {
+  if ((flags & (int)CLOSE_RANGE_UNSHARE) != 0) serve_nothing();
   forget_numbers(first, last);
   return integer_answer(raw_syscall(SYS_close_range, (long)first, (long)last, flags, 0, 0, 0));
 }
@@ -486,13 +614,9 @@ MAPDIRECT_API void closefrom(int first) {
   if (next != NULL) next(first);
 }
 
-/* fclose() closes past us: until close() has closed it, the number is the kernel's. */
+/* fclose() and freopen() close past us: until it is opened again, the number is the kernel's. */
 MAPDIRECT_API FILE *fdopen(int fd, const char *mode) {
-  struct slot *slot = slot_of(fd);
-  if (slot != NULL) {
-    forget_number(fd);
-    atomic_store(&slot->try_after, UINT_MAX);
-  }
+  forget_number(fd);
   if (next_fdopen == NULL) find("fdopen", &next_fdopen);
   return next_fdopen(fd, mode);
 }
@@ -502,9 +626,13 @@ MAPDIRECT_API int fcntl64(int fd, int command, ...) {
   va_start(list, command);
   void *argument = va_arg(list, void *);
   va_end(list);
-  if (command == F_SETFL) forget_number(fd);
-  if (next_fcntl == NULL) return integer_answer(raw_syscall(SYS_fcntl, fd, command, (long)argument, 0, 0, 0));
-  return next_fcntl(fd, command, argument);
+  int result = next_fcntl == NULL
+                   ? integer_answer(raw_syscall(SYS_fcntl, fd, command, (long)argument, 0, 0, 0))
+                   : next_fcntl(fd, command, argument);
+  if (command == F_DUPFD || command == F_DUPFD_CLOEXEC) return was_opened(result);
+  /* The flags are those of every number that the open file has. */
+  if (command == F_SETFL && result == 0 && slot_of(fd) != NULL && is_regular(fd)) forget_maps();
+  return result;
 }
 
 MAPDIRECT_API int fcntl(int fd, int command, ...) __attribute__((alias("fcntl64")));
@@ -517,8 +645,11 @@ __attribute__((constructor(101))) static void find_all(void) {
   find("fdatasync", &next_fdatasync);
   find("fcntl64", &next_fcntl);
   find("fdopen", &next_fdopen);
+  find("openat64", &next_openat);
+  find("unshare", &next_unshare);
 }
 
 void io_enable(void) {
+  atomic_store(&io.process, getpid());
   io.on = keeper_prepare_forks() == 0 && pthread_atfork(NULL, NULL, forget_in_child) == 0;
 }

@@ -66,6 +66,7 @@ static void futex_wake(_Atomic uint32_t *word) {
 
 /* initial-exec: the other models may allocate at the first touch. */
 static _Thread_local bool is_keeper __attribute__((tls_model("initial-exec")));
+_Thread_local enum thread_table thread_table;
 
 static void assert_keeper(void) {
 #ifdef MAPDIRECT_CHECKS
@@ -119,6 +120,7 @@ static void *keeper_main(void *unused) {
   prctl(PR_SET_NAME, "mapdirect", 0, 0, 0);
   int error = leave_descriptors();
   is_keeper = error == 0;
+  thread_table = TABLE_OF_KEEPER;
   sigset_t mask;
   core_lock(&mask);
   if (error != 0) {

@@ -26,10 +26,10 @@ bool parse_field(const char **at, unsigned base, char end, uint64_t *value) {
 static int open_of_process(const char *name) {
   char path[64];
   append_text(append_text(path, "/proc/thread-self/"), name);
-  int fd = open(path, O_RDONLY | O_CLOEXEC);
+  int fd = raw_open(path, O_RDONLY | O_CLOEXEC, 0);
   if (fd >= 0 || errno != ENOENT) return fd;
   append_text(append_text(path, "/proc/self/"), name);
-  return open(path, O_RDONLY | O_CLOEXEC);
+  return raw_open(path, O_RDONLY | O_CLOEXEC, 0);
 }
 
 int each_line_of_process(const char *name, size_t longest, line_seen *see, void *context) {

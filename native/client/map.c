@@ -135,7 +135,7 @@ static int open_lease(struct map_request *map) {
   at = append_number(at, (unsigned)map->caller);
   at = append_text(at, "/fd/");
   append_number(at, (unsigned)map->fd);
-  int fd = open(path, O_RDWR | O_CLOEXEC | O_NOCTTY);
+  int fd = raw_open(path, O_RDWR | O_CLOEXEC | O_NOCTTY, 0);
   if (fd < 0) {
     switch (errno) {
     case ENOENT:
@@ -370,7 +370,7 @@ static bool is_named_rightly(const struct map_request *map, const struct stat *r
 /* The region by its path, if the caller may open it and the mount may name it; -EACCES if not. */
 static int region_by_path(struct map_request *map) {
   /* O_NONBLOCK: what is at that path may be anything by now. */
-  int fd = open((const char *)map->region.path, O_RDWR | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+  int fd = raw_open((const char *)map->region.path, O_RDWR | O_CLOEXEC | O_NONBLOCK | O_NOCTTY, 0);
   if (fd < 0) return lacks_resources(errno) ? -errno : -EACCES;
   struct stat status;
   if (fstat(fd, &status) == 0 && is_named_rightly(map, &status)) return fd;

@@ -7,6 +7,7 @@
 #define MAPDIRECT_SYSCALL_H
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <sys/syscall.h>
@@ -75,6 +76,14 @@ static inline int raw_mlock2(uintptr_t address, size_t length, int flags) {
 
 static inline int raw_close(int fd) {
   return (int)raw_syscall(SYS_close, fd, 0, 0, 0, 0, 0);
+}
+
+/* Not the libc's: under the preload library that is ours, which learns from it what the program has opened. errno as by open(2). */
+static inline int raw_open(const char *path, int flags, mode_t mode) {
+  long fd = raw_syscall(SYS_openat, AT_FDCWD, (long)path, flags, mode, 0, 0);
+  if (fd >= 0) return (int)fd;
+  errno = (int)-fd;
+  return -1;
 }
 
 /* Not the libc's: under the preload library that is ours, which serves the program's descriptors, and the keeper has a

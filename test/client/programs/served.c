@@ -93,6 +93,20 @@ static bool is_all(const char *bytes, size_t length, char value) {
 
 /* ---- the properties */
 
+static void elsewhere(void) {
+  int fd = memfd_create("elsewhere", MFD_CLOEXEC);
+  if (pwrite(fd, page, PAGE, 0) != (ssize_t)PAGE) give_up("a memfd");
+  int again = dup(fd);
+  for (int calls = 0; calls < 100; calls++)
+    if (pread(again, other, PAGE, 0) != (ssize_t)PAGE) give_up("pread");
+  struct sigaction action;
+  check(sigaction(SIGSEGV, NULL, &action) == 0 && action.sa_handler == SIG_DFL &&
+            sigaction(SIGBUS, NULL, &action) == 0 && action.sa_handler == SIG_DFL,
+        "signals are not handled for a file that is elsewhere");
+  close(again);
+  close(fd);
+}
+
 static void which(void) {
   int fd = make_file("which", "WWWW");
   check(error_without_kernel(fd, 0, false) == ENOTBLK, "a file that was hardly asked is read by the kernel");
@@ -148,6 +162,11 @@ static void ends(void) {
 }
 
 static char *volatile nowhere = (char *)8;
+#if defined(__x86_64__)
+static char *volatile impossible = (char *)(1ul << 62);
+#else
+static char *volatile impossible = (char *)8;
+#endif
 
 static void addresses(bool sanitized) {
   int fd = served_file("addresses", "WW");
@@ -159,6 +178,12 @@ static void addresses(bool sanitized) {
     errno = 0;
     check(pwrite(fd, nowhere, PAGE, 0) == -1 && errno == EFAULT && byte_of("addresses", 0) == 'A',
           "one to write from, too");
+    errno = 0;
+    check(pread(fd, impossible, PAGE, 0) == -1 && errno == EFAULT,
+          "an address that no page can have is EFAULT");
+    errno = 0;
+    check(pwrite(fd, impossible, PAGE, 0) == -1 && errno == EFAULT && byte_of("addresses", 0) == 'A',
+          "to write from, too");
     char *two = mmap(NULL, 2 * PAGE, READ_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     mprotect(two + PAGE, PAGE, PROT_NONE);
     long by_kernel = syscall(SYS_pread64, fd, two + PAGE - 16, 32, 0);
@@ -198,8 +223,6 @@ static void numbers(void) {
   file = fopen(path_of("numbers-2"), "r+");
   check(fileno(file) == fd && pread(fd, other, 1, 0) == 1 && other[0] == '2', "fclose and fopen");
   fclose(file);
-  /* That number was a stream's once: it is the kernel's until close() has closed it. */
-  close(open("/dev/null", O_RDONLY | O_CLOEXEC));
   fd = served_file("numbers", "WW");
   syscall(SYS_dup3, second, fd, 0);
   sleep_ms(20);
@@ -209,10 +232,138 @@ static void numbers(void) {
   int copy = dup(fd);
   close(fd);
   check(pread(copy, other, 1, 0) == 1 && other[0] == 'A' && warm_up(copy), "a duplicate goes on by itself");
+  int third = dup(copy);
+  if (!warm_up(copy) || !warm_up(third)) give_up("two numbers of an open file are served");
+  int wrong = 0;
+  fcntl(third, F_SETFL, O_APPEND);
+  for (int calls = 0; calls < 20; calls++)
+    wrong += pwrite(copy, page, 10, 0) != 10 || byte_of("numbers", 0) != 'A';
+  report(wrong == 0, "O_APPEND that is set by another number of the open file is seen",
+         "%d of 20 writes at 0", wrong);
+  fcntl(third, F_SETFL, 0);
+  close(third);
+  if (ftruncate(copy, (off_t)(2 * PAGE)) != 0 || !warm_up(copy)) give_up("the file is served again");
   check(fcntl(copy, F_SETFL, O_APPEND) == 0 && pwrite(copy, page, 10, 0) == 10 &&
             byte_of("numbers", 0) == 'A' && byte_of("numbers", (off_t)(2 * PAGE)) == '2',
         "O_APPEND from one call to the next");
   close(copy);
+  close(second);
+}
+
+/* Streams are closed by libc without a call of close(): their numbers must never be served. */
+
+static FILE *stream_by_fopen(void) {
+  return fopen(path_of("owned"), "r+");
+}
+
+static FILE *stream_by_freopen(void) {
+  FILE *file = fopen("/dev/null", "r+");
+  return file == NULL ? NULL : freopen(path_of("owned"), "r+", file);
+}
+
+static FILE *stream_by_fdopen(void) {
+  int fd = open(path_of("owned"), O_RDWR | O_CLOEXEC);
+  return fd < 0 ? NULL : fdopen(fd, "r+");
+}
+
+static void warm_up_blindly(int fd) {
+  for (int tries = 0; tries < 20; tries++) {
+    for (int calls = 0; calls < 64; calls++)
+      if (pread(fd, other, 1, 0) != 1) give_up("pread");
+    sleep_ms(1);
+  }
+}
+
+static void streams(void) {
+  static FILE *(*const ways[])(void) = {stream_by_fopen, stream_by_freopen, stream_by_fdopen};
+  static const char *const names[] = {"fopen", "freopen", "fdopen"};
+  close(make_file("owned", "W"));
+  int second = make_file("owned-2", "W");
+  memset(page, '2', PAGE);
+  if (pwrite(second, page, PAGE, 0) != (ssize_t)PAGE) give_up("pwrite");
+  close(second);
+  for (int way = 0; way < 3; way++) {
+    int reads = 0;
+    int writes = 0;
+    int reused = 0;
+    for (int round = 0; round < 10; round++) {
+      FILE *file = ways[way]();
+      if (file == NULL) give_up("a stream");
+      int fd = fileno(file);
+      warm_up_blindly(fd);
+      if (round % 2 == 0) {
+        fclose(file);
+        second = open(path_of("owned-2"), O_RDWR | O_CLOEXEC);
+      } else {
+        file = freopen(path_of("owned-2"), "r+", file);
+        second = fileno(file);
+      }
+      reused += second == fd;
+      reads += pread(second, other, 1, 0) != 1 || other[0] != '2';
+      writes += pwrite(second, "w", 1, 1) != 1 || byte_of("owned", 1) != 'A';
+      if (round % 2 == 0)
+        close(second);
+      else
+        fclose(file);
+    }
+    char sentence[128];
+    snprintf(sentence, sizeof sentence,
+             "the number of a stream by %s, closed or reopened by libc, leads to the file that it is now",
+             names[way]);
+    report(reads == 0 && writes == 0 && reused > 0, sentence,
+           "%d reads and %d writes of 10 went to the one before", reads, writes);
+  }
+}
+
+/* A thread may have descriptors of its own. */
+
+static struct {
+  int fd;
+  int second;
+  pthread_barrier_t barrier;
+  char seen;
+} apart;
+
+static void *with_own_descriptors(void *unused) {
+  (void)unused;
+  if (unshare(CLONE_FILES) != 0 || dup2(apart.second, apart.fd) != apart.fd) give_up("unshare");
+  pthread_barrier_wait(&apart.barrier);
+  pthread_barrier_wait(&apart.barrier); /* the other has had its number served */
+  if (pread(apart.fd, &apart.seen, 1, 0) != 1) apart.seen = '?';
+  return NULL;
+}
+
+static void tables(void) {
+  int fd = served_file("tables", "W");
+  int second = make_file("tables-2", "W");
+  memset(page, '2', PAGE);
+  if (pwrite(second, page, PAGE, 0) != (ssize_t)PAGE) give_up("pwrite");
+  pid_t child = vfork();
+  if (child == 0) {
+    dup2(second, fd);
+    close(second);
+    _exit(0);
+  }
+  check(wait_for(child) == 0 && is_served(fd) && pread(fd, other, 1, 0) == 1 && other[0] == 'A',
+        "what a vfork child does to its descriptors is its own affair");
+  child = fork();
+  if (child == 0) {
+    apart.fd = fd;
+    apart.second = second;
+    pthread_barrier_init(&apart.barrier, NULL, 2);
+    pthread_t thread;
+    if (pthread_create(&thread, NULL, with_own_descriptors, NULL) != 0) give_up("a thread");
+    pthread_barrier_wait(&apart.barrier);
+    warm_up_blindly(fd);
+    bool good = pread(fd, other, 1, 0) == 1 && other[0] == 'A';
+    pthread_barrier_wait(&apart.barrier);
+    pthread_join(thread, NULL);
+    _exit(!good ? 1 : apart.seen != '2' ? 2 : 0);
+  }
+  int status = wait_for(child);
+  report(status == 0, "where threads have descriptors of their own, each reads its own file", "status %#x",
+         status);
+  close(fd);
   close(second);
 }
 
@@ -344,8 +495,8 @@ static void many(void) {
   for (int index = 0; index < 3; index++)
     pthread_join(threads[index], NULL);
   check(good, "a file that is made shorter and longer under its readers");
-  report(atomic_load(&wrong) == 0, "each of them, and a signal handler, sees what is there",
-         "%ld times not", atomic_load(&wrong));
+  report(atomic_load(&wrong) == 0, "each of them, and a signal handler, sees what is there", "%ld times not",
+         atomic_load(&wrong));
   close(busy_fd);
 }
 
@@ -375,10 +526,13 @@ static void stopped(void) {
 int main(int argc, char **argv) {
   begin(argc, argv);
   bool sanitized = argc > 4;
+  elsewhere();
   which();
   ends();
   addresses(sanitized);
   numbers();
+  streams();
+  tables();
   times();
   copies();
   many();
