@@ -104,6 +104,7 @@ struct area { /* a line of maps (proc(5)) */
   uint64_t offset;
   uint64_t inode;
   bool shared;
+  int prot;
   const char *name;
 };
 
@@ -114,6 +115,8 @@ static bool parse_area(const char *line, struct area *area) {
   uint64_t number;
   if (!parse_field(&line, 16, '-', &start) || !parse_field(&line, 16, ' ', &end) || strnlen(line, 5) < 5)
     return false;
+  area->prot =
+      (line[0] == 'r' ? PROT_READ : 0) | (line[1] == 'w' ? PROT_WRITE : 0) | (line[2] == 'x' ? PROT_EXEC : 0);
   area->shared = line[3] == 's';
   line += 5;
   if (!parse_field(&line, 16, ' ', &area->offset) || !parse_field(&line, 16, ':', &number) ||
@@ -176,36 +179,77 @@ uint64_t region_inode_at(uintptr_t at, const struct stat *region) {
   return last.shown;
 }
 
-struct gap {
-  uintptr_t start;
-  uintptr_t end;
-};
+void spans_free(struct spans *spans) {
+  page_free(spans->items, round_up(spans->capacity * sizeof(struct span), page_bytes()));
+  *spans = (struct spans){0};
+}
+
+static void add_span(struct spans *spans, uintptr_t start, uintptr_t end, int prot) {
+  if (start >= end || spans->failed) return;
+  if (spans->count == spans->capacity) {
+    size_t old_bytes = round_up(spans->capacity * sizeof(struct span), page_bytes());
+    size_t bytes = old_bytes == 0 ? page_bytes() : 2 * old_bytes;
+    struct span *larger = page_alloc(bytes);
+    if (larger == NULL) {
+      spans->failed = true;
+      return;
+    }
+    if (spans->count > 0) memcpy(larger, spans->items, spans->count * sizeof(struct span));
+    page_free(spans->items, old_bytes);
+    spans->items = larger;
+    spans->capacity = bytes / sizeof(struct span);
+  }
+  spans->items[spans->count++] = (struct span){.start = start, .end = end, .prot = prot};
+}
+
+int rights_at(const struct spans *rights, uintptr_t at, uintptr_t *upto, int usual) {
+  size_t low = 0;
+  size_t high = rights->count;
+  while (low < high) {
+    size_t middle = low + (high - low) / 2;
+    if (rights->items[middle].end <= at)
+      low = middle + 1;
+    else
+      high = middle;
+  }
+  if (low == rights->count || rights->items[low].start >= *upto) return usual;
+  const struct span *span = &rights->items[low];
+  if (span->start > at) {
+    *upto = span->start;
+    return usual;
+  }
+  if (span->end < *upto) *upto = span->end;
+  return span->prot;
+}
+
+int rights_apply(const struct spans *rights, uintptr_t from, uintptr_t start, size_t length, int usual) {
+  for (uintptr_t at = from, upto; at < from + length; at = upto) {
+    upto = from + length;
+    int prot = rights_at(rights, at, &upto, usual);
+    if (prot == usual) continue;
+    long error = raw_syscall(SYS_mprotect, (long)(start + (at - from)), (long)(upto - at), prot, 0, 0, 0);
+    if (raw_failed(error)) return (int)error;
+  }
+  return 0;
+}
 
 struct confirmation {
   size_t index; /* of the piece that is being looked at */
   uintptr_t at; /* confirmed, or a gap, up to here */
-  struct gap *gaps;
-  size_t count;
-  size_t capacity;
-  bool failed;
+  struct spans gaps;
+  struct spans *rights; /* or NULL */
 };
 
-static void add_gap(struct confirmation *confirm, uintptr_t start, uintptr_t end) {
-  if (start >= end || confirm->failed) return;
-  if (confirm->count == confirm->capacity) {
-    size_t old_bytes = confirm->capacity * sizeof(struct gap);
-    size_t bytes = round_up(old_bytes == 0 ? 1 : 2 * old_bytes, page_bytes());
-    struct gap *larger = page_alloc(bytes);
-    if (larger == NULL) {
-      confirm->failed = true;
-      return;
-    }
-    if (confirm->count > 0) memcpy(larger, confirm->gaps, old_bytes);
-    page_free(confirm->gaps, round_up(old_bytes, page_bytes()));
-    confirm->gaps = larger;
-    confirm->capacity = bytes / sizeof(struct gap);
+static int usual_rights(const struct piece *piece) {
+  switch (piece->state) {
+  case PIECE_HOLE:
+    return piece->mapping->prot | PROT_READ;
+  case PIECE_BEYOND:
+  case PIECE_REVOKED:
+    return piece->mapping->prot & ~PROT_EXEC;
+  default:
+    return piece->mapping->prot;
   }
-  confirm->gaps[confirm->count++] = (struct gap){.start = start, .end = end};
 }
 
 static bool is_as_it_says(const struct piece *piece, uintptr_t at, const struct area *area) {
@@ -236,12 +280,15 @@ static bool see_area(void *context, const struct area *area) {
     if (area->end <= confirm->at) return true;
     uintptr_t upto = area->start < piece->end ? area->start : piece->end;
     if (upto > confirm->at) {
-      add_gap(confirm, confirm->at, upto);
+      add_span(&confirm->gaps, confirm->at, upto, 0);
       confirm->at = upto;
     }
     if (confirm->at < piece->end) {
       upto = area->end < piece->end ? area->end : piece->end;
-      if (!is_as_it_says(piece, confirm->at, area)) add_gap(confirm, confirm->at, upto);
+      if (!is_as_it_says(piece, confirm->at, area))
+        add_span(&confirm->gaps, confirm->at, upto, 0);
+      else if (confirm->rights != NULL && piece->state != PIECE_ANCHOR && area->prot != usual_rights(piece))
+        add_span(confirm->rights, confirm->at, upto, area->prot);
       confirm->at = upto;
       if (upto < piece->end) return true;
     }
@@ -249,24 +296,31 @@ static bool see_area(void *context, const struct area *area) {
   return false;
 }
 
-/* Strike from the table what is not mapped as it says. Without /proc the table is believed. */
-static void confirm_all(struct mapping **dead) {
-  struct confirmation confirm = {0};
+void rights_look_up(struct spans *rights) {
+  struct confirmation confirm = {.rights = rights};
+  each_area(see_area, &confirm);
+  spans_free(&confirm.gaps);
+}
+
+/* Strike from the table what is not mapped as it says. Without /proc the table is believed. `rights`, if it is not NULL, gets
+ * those of what is there. */
+static void confirm_all(struct mapping **dead, struct spans *rights) {
+  struct confirmation confirm = {.rights = rights};
   int error = each_area(see_area, &confirm);
   for (; error == 0 && confirm.index < table_count(); confirm.index++) {
     const struct piece *piece = table_at(confirm.index);
-    add_gap(&confirm, confirm.at > piece->start ? confirm.at : piece->start, piece->end);
+    add_span(&confirm.gaps, confirm.at > piece->start ? confirm.at : piece->start, piece->end, 0);
   }
-  if (error == 0 && !confirm.failed && table_reserve(confirm.count + 1) == 0) {
-    for (size_t index = 0; index < confirm.count; index++)
-      table_strike(confirm.gaps[index].start, confirm.gaps[index].end, dead);
+  if (error == 0 && !confirm.gaps.failed && table_reserve(confirm.gaps.count + 1) == 0) {
+    for (size_t index = 0; index < confirm.gaps.count; index++)
+      table_strike(confirm.gaps.items[index].start, confirm.gaps.items[index].end, dead);
   }
-  page_free(confirm.gaps, round_up(confirm.capacity * sizeof(struct gap), page_bytes()));
+  spans_free(&confirm.gaps);
 }
 
 int break_forget(uintptr_t start, uintptr_t end, struct mapping **dead) {
   if (!table_occupied(start, end)) return 0;
-  confirm_all(dead); /* first, because it looks at anchors before anybody unmaps them */
+  confirm_all(dead, NULL); /* first, because it looks at anchors before anybody unmaps them */
   int error = table_reserve(2);
   if (error == 0) table_strike(start, end, dead);
   return error;
@@ -364,10 +418,13 @@ static void run_look(struct request *request) {
 }
 
 static int place_sigbus(void *context, const struct piece *first, uintptr_t end) {
-  (void)context;
+  const struct spans *rights = context;
   size_t length = end - first->start;
   int prot = first->mapping->prot;
-  if (beyond_place(first->start, length, prot) == 0) return 0;
+  if (beyond_place(first->start, length, prot) == 0) {
+    rights_apply(rights, first->start, first->start, length, prot);
+    return 0;
+  }
   /* No descriptor left for the pages that raise SIGBUS: then SIGSEGV. Access is what has to end. */
   long result = raw_mmap(first->start, length, PROT_NONE,
                          MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
@@ -388,6 +445,7 @@ static struct mapping *automatic_in(uintptr_t start, uintptr_t end) {
 
 struct reversion {
   const struct mapping *mapping;
+  const struct spans *rights;
   bool begun; /* something is ordinary already */
 };
 
@@ -395,14 +453,18 @@ struct reversion {
 static int place_shadow(void *context, const struct piece *first, uintptr_t end) {
   struct reversion *reversion = context;
   const struct mapping *mapping = reversion->mapping;
-  size_t length = end - first->start;
-  uintptr_t from = mapping->shadow + (uintptr_t)(first->offset - mapping->shadow_offset);
-  long error = raw_syscall(SYS_mprotect, (long)from, (long)length, mapping->prot, 0, 0, 0);
-  if (raw_failed(error)) return (int)error;
-  long moved =
-      raw_mremap(from, length, length, MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP, first->start);
-  if (raw_failed(moved)) return (int)moved;
-  reversion->begun = true;
+  for (uintptr_t at = first->start, upto; at < end; at = upto) {
+    upto = end;
+    int prot = rights_at(reversion->rights, at, &upto, mapping->prot);
+    size_t part = upto - at;
+    uintptr_t from =
+        mapping->shadow + (uintptr_t)(first->offset + (at - first->start) - mapping->shadow_offset);
+    long error = raw_syscall(SYS_mprotect, (long)from, (long)part, prot, 0, 0, 0);
+    if (raw_failed(error)) return (int)error;
+    long moved = raw_mremap(from, part, part, MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP, at);
+    if (raw_failed(moved)) return (int)moved;
+    reversion->begun = true;
+  }
   return 0;
 }
 
@@ -416,13 +478,14 @@ static int cut_first(void *context, const struct piece *first, uintptr_t end) {
  * On the keeper: make an ordinary mapping of an automatic one, and forget it: it is prepended to *dead. If nothing could be
  * done, nothing is done (wanted: by the program, which gets the error), or access ends.
  */
-static int automatic_revert(struct mapping *mapping, bool wanted, struct mapping **dead) {
-  struct reversion reversion = {.mapping = mapping};
+static int automatic_revert(struct mapping *mapping, bool wanted, const struct spans *rights,
+                            struct mapping **dead) {
+  struct reversion reversion = {.mapping = mapping, .rights = rights};
   int error = table_reserve(2);
   if (error == 0) error = each_run(mapping, true, place_shadow, &reversion);
   if (error != 0 && wanted && !reversion.begun) return error;
   if (mapping->io != NULL) atomic_store(&mapping->io->state, IO_ENDED);
-  if (error != 0) error = each_run(mapping, false, place_sigbus, NULL);
+  if (error != 0) error = each_run(mapping, false, place_sigbus, (void *)(uintptr_t)rights);
   if (error != 0) return error;
   count_up(COUNT_REVOKED, 1);
   mapping->revoked = true;
@@ -443,11 +506,14 @@ static void run_revert(struct request *base) {
   struct mapping *automatic;
   sigset_t mask;
   core_lock(&mask);
+  struct spans rights = {0};
+  confirm_all(&revert->dead, &rights);
   base->error = 0;
   while (base->error == 0 && (automatic = automatic_in(revert->start, revert->end)) != NULL)
-    base->error = automatic_revert(automatic, true, &revert->dead);
+    base->error = automatic_revert(automatic, true, &rights, &revert->dead);
   change_bury(revert->dead);
   core_unlock(&mask);
+  spans_free(&rights);
 }
 
 /* By the keeper: what cannot become ordinary raises SIGBUS by way of a descriptor of its. */
@@ -473,20 +539,22 @@ static void run_revoke(struct request *request) {
   bool forked = false;
   bool keep = false;
   sigset_t mask;
+  struct spans rights = {0};
   core_lock(&mask);
-  confirm_all(&news->dead);
+  confirm_all(&news->dead, &rights);
   struct mapping *mapping = mapping_of_news(news);
   if (mapping != NULL && mapping->shadow != 0) {
     /* Its end, which it meets as if it had been unmapped, closes the watch. */
     struct keeper_fd watch = mapping->watch_fd;
-    request->error = automatic_revert(mapping, false, &news->dead);
+    request->error = automatic_revert(mapping, false, &rights, &news->dead);
     change_bury(news->dead);
     core_unlock(&mask);
+    spans_free(&rights);
     if (request->error != 0) stop_polling(watch);
     return;
   }
   struct keeper_fd fd = mapping == NULL ? KEEPER_NO_FD : mapping->watch_fd;
-  request->error = mapping == NULL ? -ENOENT : each_run(mapping, false, place_sigbus, NULL);
+  request->error = mapping == NULL ? -ENOENT : each_run(mapping, false, place_sigbus, &rights);
   if (request->error == 0) {
     count_up(COUNT_REVOKED, 1);
     table_set_state(mapping, PIECE_REVOKED);
@@ -502,6 +570,7 @@ static void run_revoke(struct request *request) {
   }
   change_bury(news->dead);
   core_unlock(&mask);
+  spans_free(&rights);
   if (!keeper_fd_is_one(fd)) return; /* unmapped meanwhile */
   if (request->error != 0) {
     stop_polling(fd);
@@ -517,29 +586,38 @@ static void run_revoke(struct request *request) {
 }
 
 static int place_file(void *context, const struct piece *first, uintptr_t end) {
-  const struct mapping *mapping = context;
-  long result = raw_mmap(first->start, end - first->start, mapping->prot, MAP_SHARED | MAP_FIXED,
-                         keeper_fd_number(mapping->watch_fd), (off_t)first->offset);
-  return raw_failed(result) ? (int)result : 0;
+  const struct reversion *reversion = context;
+  const struct mapping *mapping = reversion->mapping;
+  for (uintptr_t at = first->start, upto; at < end; at = upto) {
+    upto = end;
+    int prot = rights_at(reversion->rights, at, &upto, mapping->prot);
+    long result = raw_mmap(at, upto - at, prot, MAP_SHARED | MAP_FIXED, keeper_fd_number(mapping->watch_fd),
+                           (off_t)(first->offset + (at - first->start)));
+    if (raw_failed(result)) return (int)result;
+  }
+  return 0;
 }
 
 static void run_replace(struct request *request) {
   struct news *news = (struct news *)(void *)request;
   sigset_t mask;
+  struct spans rights = {0};
   core_lock(&mask);
-  confirm_all(&news->dead);
+  confirm_all(&news->dead, &rights);
   struct mapping *mapping = mapping_of_news(news);
+  struct reversion reversion = {.mapping = mapping, .rights = &rights};
   struct keeper_fd fd = KEEPER_NO_FD;
   if (mapping != NULL && mapping->revoked) {
     fd = mapping->watch_fd;
-    if (each_run(mapping, true, place_file, mapping) == 0)
+    if (each_run(mapping, true, place_file, &reversion) == 0)
       table_set_state(mapping, PIECE_CACHED);
     else
-      each_run(mapping, false, place_sigbus, NULL); /* a kernel that does not map such files */
+      each_run(mapping, false, place_sigbus, &rights); /* a kernel that does not map such files */
     mapping->watch_fd = KEEPER_NO_FD;
   }
   change_bury(news->dead);
   core_unlock(&mask);
+  spans_free(&rights);
   if (keeper_fd_is_one(fd)) watch_close(fd);
   request->error = 0;
 }
@@ -548,7 +626,7 @@ static void run_confirm(struct request *request) {
   struct news *news = (struct news *)(void *)request;
   sigset_t mask;
   core_lock(&mask);
-  confirm_all(&news->dead);
+  confirm_all(&news->dead, NULL);
   change_bury(news->dead);
   core_unlock(&mask);
   request->error = 0;

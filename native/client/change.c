@@ -284,12 +284,15 @@ static int move_memory(uintptr_t from, size_t length, uintptr_t to, size_t unit,
   return error;
 }
 
-/* A hole cannot be moved (mremap drops the userfaultfd registration): make it there, drop it here. */
+/* A hole cannot be moved (mremap drops the userfaultfd registration): make it there, drop it here. `was`: where its rights were
+ * looked up. */
 static int move_piece(enum piece_state state, uintptr_t from, size_t length, uintptr_t to,
-                      const struct mapping *mapping, size_t *moved) {
+                      const struct mapping *mapping, const struct spans *rights, uintptr_t was,
+                      size_t *moved) {
   size_t unit = state == PIECE_DIRECT ? mapping->map_alignment : page_bytes();
   if (state != PIECE_HOLE) return move_memory(from, length, to, unit, moved);
   int error = hole_place(to, length, mapping->prot, MAP_FIXED);
+  if (error == 0) error = rights_apply(rights, was, to, length, mapping->prot | PROT_READ);
   if (error != 0) return error;
   raw_munmap(from, length);
   *moved += length;
@@ -318,6 +321,8 @@ static int move_range(const struct remap_request *remap, size_t length, struct m
   struct piece *run = page_alloc(run_bytes);
   error = run == NULL ? -ENOMEM : table_reserve(count + 1);
   size_t moved = 0; /* bytes from old */
+  struct spans rights = {0};
+  rights_look_up(&rights);
   if (error == 0) {
     memcpy(run, table_at(table_lower(old)), count * sizeof(struct piece));
     for (size_t at = 0; at < count; at++) { /* clip to the range, then shift */
@@ -332,8 +337,9 @@ static int move_range(const struct remap_request *remap, size_t length, struct m
       piece->end = piece->end - old + new;
     }
     for (size_t at = 0; at < count && error == 0; at++) {
-      error = move_piece((enum piece_state)run[at].state, run[at].start - new + old,
-                         run[at].end - run[at].start, run[at].start, mapping, &moved);
+      error =
+          move_piece((enum piece_state)run[at].state, run[at].start - new + old, run[at].end - run[at].start,
+                     run[at].start, mapping, &rights, run[at].start - new + old, &moved);
     }
   }
   if (error == 0) {
@@ -342,13 +348,20 @@ static int move_range(const struct remap_request *remap, size_t length, struct m
   } else {
     for (size_t at = 0; at < count && moved > 0; at++) { /* put back what moved */
       size_t part = run[at].end - run[at].start < moved ? run[at].end - run[at].start : moved;
+      uintptr_t home = run[at].start - new + old;
       size_t returned = 0;
-      move_piece((enum piece_state)run[at].state, run[at].start, part, run[at].start - new + old, mapping,
-                 &returned);
       moved -= part;
+      /* Another thread may have something there by now: that stays, and this is lost. */
+      if (reserve(home, part, MAP_FIXED_NOREPLACE) == 0) {
+        move_piece((enum piece_state)run[at].state, run[at].start, part, home, mapping, &rights, home,
+                   &returned);
+        if (returned < part) raw_munmap(home + returned, part - returned);
+      }
+      if (returned < part) table_cut(home + returned, home + part, dead);
     }
     raw_munmap(new, length);
   }
+  spans_free(&rights);
   page_free(run, run_bytes);
   return error;
 }
@@ -462,6 +475,13 @@ int core_remap_any(uintptr_t old, size_t old_length, size_t new_length, int flag
 
 /* ---- madvise */
 
+#ifndef SYS_process_madvise
+#define SYS_process_madvise 440
+#endif
+#ifndef MADV_GUARD_INSTALL
+#define MADV_GUARD_INSTALL 102
+#define MADV_GUARD_REMOVE 103
+#endif
 #ifndef MADV_DONTNEED_LOCKED
 #define MADV_DONTNEED_LOCKED 24
 #endif
@@ -477,6 +497,7 @@ static bool harms_hole(int advice) {
   case MADV_DOFORK:
   case MADV_WIPEONFORK:
   case MADV_KEEPONFORK:
+  case MADV_GUARD_REMOVE:
     return true;
   default:
     return false;
@@ -508,10 +529,30 @@ static int for_each_piece(uintptr_t start, uintptr_t end, piecewise act, int arg
   return unmapped ? -ENOMEM : 0;
 }
 
+static int see_process(void *context, const char *line) {
+  uint64_t *process = context;
+  if (line == NULL || strncmp(line, "Pid:\t", 5) != 0) return LINE_GO_ON;
+  parse_number(line + 5, 10, process);
+  return LINE_STOP;
+}
+
+bool core_advises_itself(int pidfd, int advice) {
+  if (advice != MADV_GUARD_INSTALL && !harms_hole(advice)) return false;
+  /* Names for the caller itself, where the kernel has them. */
+  if (pidfd < 0) return raw_syscall(SYS_process_madvise, pidfd, 0, 0, advice, 0, 0) == 0;
+  char name[32];
+  append_number(append_text(name, "fdinfo/"), (unsigned)pidfd);
+  uint64_t process = 0;
+  each_line_of_process(name, 256, see_process, &process);
+  return process == (uint64_t)getpid();
+}
+
 static int advise(uintptr_t at, uintptr_t upto, const struct piece *piece, int advice) {
   /* MADV_REMOVE punches the file: a change of the block map under our own lease, and the file would be the
    * region. */
   if (piece != NULL && advice == MADV_REMOVE) return -ETXTBSY;
+  /* A guard would be lost with the page when the lease is broken, and takes a hole's protection away when it goes. */
+  if (piece != NULL && advice == MADV_GUARD_INSTALL) return -EINVAL;
   if (piece != NULL && piece->state == PIECE_HOLE && harms_hole(advice)) return 0;
   return raw_madvise(at, upto - at, advice);
 }
@@ -519,7 +560,7 @@ static int advise(uintptr_t at, uintptr_t upto, const struct piece *piece, int a
 int core_madvise(uintptr_t start, size_t length, int advice) {
   if (!is_aligned(start, page_bytes()) || length > UINTPTR_MAX - start - page_bytes()) return -EINVAL;
   uintptr_t end = start + round_up(length, page_bytes());
-  if (advice == MADV_REMOVE) {
+  if (advice == MADV_REMOVE || advice == MADV_GUARD_INSTALL) {
     int error = automatic_revert_all(start, end);
     if (error != 0) return error;
   }

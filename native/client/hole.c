@@ -185,8 +185,48 @@ static void rebuild(bool (*keep)(const struct piece *piece)) {
   change_mourn(dead); /* descriptors of the parent's keeper are not ours: nothing to wait for */
 }
 
+/* What the holes had before the fork: in the child there is nothing to look it up from. Guarded by the lock. */
+static struct spans fork_rights;
+
+struct rights_request {
+  struct request base;
+  struct spans rights;
+};
+
+static void run_look_up(struct request *base) {
+  struct rights_request *look = (struct rights_request *)(void *)base;
+  sigset_t mask;
+  core_lock(&mask);
+  rights_look_up(&look->rights);
+  core_unlock(&mask);
+  base->error = 0;
+}
+
+static bool any_hole(void) {
+  for (size_t index = 0; index < table_count(); index++)
+    if (table_at(index)->state == PIECE_HOLE) return true;
+  return false;
+}
+
+void hole_before_fork(sigset_t *mask) {
+  if (!any_hole()) return;
+  struct rights_request look = {.base.run = run_look_up};
+  core_unlock(mask);
+  int error = keeper_run(&look.base);
+  core_lock(mask);
+  spans_free(&fork_rights); /* of another thread that forks */
+  if (error == 0) fork_rights = look.rights;
+}
+
+void hole_after_fork(void) {
+  spans_free(&fork_rights);
+}
+
 static bool place_again(const struct piece *piece) {
-  return hole_place(piece->start, piece->end - piece->start, piece->mapping->prot, MAP_FIXED_NOREPLACE) == 0;
+  size_t length = piece->end - piece->start;
+  int prot = piece->mapping->prot;
+  return hole_place(piece->start, length, prot, MAP_FIXED_NOREPLACE) == 0 &&
+         rights_apply(&fork_rights, piece->start, piece->start, length, prot | PROT_READ) == 0;
 }
 
 static bool give_up(const struct piece *piece) {
@@ -201,13 +241,14 @@ static void run_rebuild(struct request *request) {
 
 /* What cannot be made again is left unmapped: SIGSEGV says so, rather than memory that loses stores. */
 void hole_rebuild_all(void) {
-  bool any = false;
   sigset_t mask;
   core_lock(&mask);
-  for (size_t index = 0; index < table_count(); index++)
-    any |= table_at(index)->state == PIECE_HOLE;
+  bool any = any_hole();
   core_unlock(&mask);
   if (!any) return;
   struct request request = {.run = run_rebuild};
   if (keeper_run(&request) != 0) rebuild(give_up); /* no thread could be started */
+  core_lock(&mask);
+  spans_free(&fork_rights);
+  core_unlock(&mask);
 }

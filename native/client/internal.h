@@ -283,6 +283,11 @@ int beyond_place(uintptr_t start, size_t length, int prot);
 #define BEYOND_NAME "mapdirect-beyond"
 /* Is the anonymous memory at `at` ours? */
 bool hole_is_at(uintptr_t at);
+/* Before a fork: what holes a child will have to make again, and with which rights. With the lock held, which may be given up
+ * meanwhile. */
+void hole_before_fork(sigset_t *mask);
+/* After it, in the parent. */
+void hole_after_fork(void);
 /* In a forked child: the userfaultfd of the parent's keeper is not ours. */
 void hole_forget(void);
 /* On the keeper, when it ends. */
@@ -313,6 +318,8 @@ int core_remap(uintptr_t old, size_t old_length, size_t new_length, int flags, u
 int core_remap_any(uintptr_t old, size_t old_length, size_t new_length, int flags, uintptr_t new,
                    void **result);
 int core_madvise(uintptr_t start, size_t length, int advice);
+/* Is process_madvise(2) of this process meant, with advice that core_madvise has to be asked for? */
+bool core_advises_itself(int pidfd, int advice);
 /* mlock2(2); with no flags, mlock(2). */
 int core_mlock(uintptr_t start, size_t length, int flags);
 
@@ -334,6 +341,29 @@ void change_mourn(struct mapping *dead);
 /* On the keeper: what inode number the kernel shows for a mapping of the region at `at`. On a stacked file
  * system it need not be st_ino. */
 uint64_t region_inode_at(uintptr_t at, const struct stat *region);
+
+/*
+ * Runs of addresses, ascending; of rights: what the program's mprotect(2) has made other than its mapping says. It is looked up
+ * when pages are replaced, for the library does not see that call. Empty where it cannot be looked up.
+ */
+struct span {
+  uintptr_t start;
+  uintptr_t end;
+  int prot;
+};
+struct spans {
+  struct span *items;
+  size_t count;
+  size_t capacity;
+  bool failed; /* not all of them are there */
+};
+void spans_free(struct spans *spans);
+/* On the keeper, with the lock held. */
+void rights_look_up(struct spans *rights);
+/* What [at, *upto) has; *upto becomes smaller if not all of it has the same. */
+int rights_at(const struct spans *rights, uintptr_t at, uintptr_t *upto, int usual);
+/* Give [start, end) the rights that `from` and what follows it had. */
+int rights_apply(const struct spans *rights, uintptr_t from, uintptr_t start, size_t length, int usual);
 
 /* On the keeper, with the lock held: the kernel says that these addresses were free. What the table has there
  * was taken away without the library's knowledge: forget it. */

@@ -262,6 +262,7 @@ static void mark_forked(bool in_child) {
 static void before_fork(void) {
   sigset_t mask;
   core_lock(&mask);
+  hole_before_fork(&mask);
   while (keeper.busy || keeper.head != NULL) {
     uint32_t idle = atomic_load_explicit(&keeper.idle, memory_order_relaxed);
     core_unlock(&mask);
@@ -274,6 +275,7 @@ static void before_fork(void) {
 static void after_fork_in_parent(void) {
   sigset_t mask = fork_mask;
   mark_forked(false);
+  hole_after_fork();
   core_unlock(&mask);
 }
 

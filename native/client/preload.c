@@ -1,7 +1,7 @@
 /*
  * The other door: mmap(2) with MAP_SHARED_VALIDATE | MAP_DIRECT, for programs that run under
- * LD_PRELOAD=libmapdirect_preload.so. Interposes mmap, mmap64, munmap, mremap, msync, madvise, mlock, mlock2, and for
- * the counters _exit.
+ * LD_PRELOAD=libmapdirect_preload.so. Interposes mmap, mmap64, munmap, mremap, msync, madvise, process_madvise, mlock,
+ * mlock2, and for the counters _exit.
  *
  * Calls that have nothing to do with direct mappings go straight to the kernel, with one system call
  * instruction, no lock and no other function: allocators and the dynamic linker call these while nothing else
@@ -13,11 +13,17 @@
  */
 #include "internal.h"
 
+#include <limits.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/uio.h>
 
 #include "syscall.h"
+
+#ifndef SYS_process_madvise
+#define SYS_process_madvise 440
+#endif
 
 static void *pointer_answer(long result) {
   if (!raw_failed(result)) return (void *)result;
@@ -118,6 +124,31 @@ MAPDIRECT_API int msync(void *addr, size_t length, int flags) {
 MAPDIRECT_API int madvise(void *addr, size_t length, int advice) {
   if (!table_near(addr, length)) return integer_answer(raw_madvise((uintptr_t)addr, length, advice));
   return integer_answer(core_madvise((uintptr_t)addr, length, advice));
+}
+
+static ssize_t advise_itself(const struct iovec *ranges, size_t count, int advice) {
+  ssize_t done = 0;
+  for (size_t index = 0; index < count; index++) {
+    int error = core_madvise((uintptr_t)ranges[index].iov_base, ranges[index].iov_len, advice);
+    if (error != 0) return done > 0 ? done : error;
+    done += (ssize_t)ranges[index].iov_len;
+  }
+  return done;
+}
+
+MAPDIRECT_API ssize_t process_madvise(int pidfd, const struct iovec *ranges, size_t count, int advice,
+                                      unsigned flags) {
+  bool near = false;
+  for (size_t index = 0; index < count && count <= IOV_MAX && ranges != NULL && flags == 0; index++)
+    near |= table_near(ranges[index].iov_base, ranges[index].iov_len);
+  int errno_before = errno;
+  bool itself = near && core_advises_itself(pidfd, advice);
+  errno = errno_before;
+  long result = itself ? advise_itself(ranges, count, advice)
+                       : raw_syscall(SYS_process_madvise, pidfd, (long)ranges, (long)count, advice, flags, 0);
+  if (!raw_failed(result)) return (ssize_t)result;
+  errno = (int)-result;
+  return -1;
 }
 
 MAPDIRECT_API int mlock(const void *addr, size_t length) {

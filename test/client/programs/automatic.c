@@ -148,6 +148,8 @@ static void own_calls(void) {
         "becomes ordinary in all of them");
   char value;
   check(load_fault(map + 2 * PAGE, &value).signal == SIGSEGV, "and what was unmapped stays so");
+  check(load_fault(map + 6 * PAGE, &value).signal == 0 && store_fault(map + 6 * PAGE, 'x').signal == SIGSEGV,
+        "R22: and what was read-only");
   munmap(map, 8 * PAGE);
   sleep_ms(1100);
 

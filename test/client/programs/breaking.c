@@ -211,6 +211,27 @@ static void callback(void) {
   mapdirect_on_break(NULL, NULL, 0);
 }
 
+/* What the program's mprotect(2) took, it does not get back by a break. */
+static void rights(void) {
+  int fd = make_file(NAME, "WWWWW");
+  char *map = map_direct(fd, 0, 5 * PAGE);
+  mapdirect_on_break(NULL, NULL, MAPDIRECT_REMAP);
+  if (mprotect(map + PAGE, PAGE, PROT_READ) != 0 || mprotect(map + 2 * PAGE, PAGE, PROT_NONE) != 0)
+    give_up("mprotect");
+  truncates("a break of a mapping with pages of different rights", NAME, 4 * PAGE, 0, SOON_MS);
+  check(becomes(map, MAPDIRECT_CACHED), "it is an ordinary one then");
+  char value = 0;
+  report(store_fault(map, 'x').signal == 0 && store_fault(map + 3 * PAGE, 'x').signal == 0,
+         "pages that may be written still may", "a signal");
+  report(load_fault(map + PAGE, &value).signal == 0 && value == 'B' &&
+             store_fault(map + PAGE, 'x').signal == SIGSEGV,
+         "R22: PROT_READ is kept", "%c", value);
+  report(load_fault(map + 2 * PAGE, &value).signal == SIGSEGV, "R22: PROT_NONE, too", "%c", value);
+  unmap(map, 5 * PAGE);
+  mapdirect_on_break(NULL, NULL, 0);
+  close(fd);
+}
+
 /* The handler unmaps, and other mappings are made before it returns: one of them gets the number of the watch that went. */
 
 static _Atomic int handover; /* 1: the handler has unmapped; 2: it may return */
@@ -468,6 +489,7 @@ int main(int argc, char **argv) {
   its_own();
   callback();
   unmapped_while_told();
+  rights();
   remapped();
   others();
   hostile();

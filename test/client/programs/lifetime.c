@@ -273,6 +273,37 @@ static void executed(const char *self) {
   ended("the last munmap did", 0);
 }
 
+/* What mprotect(2) has made of a page goes where the page goes, and to the child. */
+static void protected(void) {
+  catch_faults();
+  int fd = fresh("WHHHW");
+  char *map = map_direct(fd, 0, 5 * PAGE);
+  if (mprotect(map + PAGE, PAGE, PROT_NONE) != 0 || mprotect(map + 2 * PAGE, PAGE, PROT_READ) != 0)
+    give_up("mprotect");
+  char value = 1;
+  pid_t child = fork();
+  if (child == 0) {
+    if (load_fault(map + PAGE, &value).signal != SIGSEGV) _exit(1);
+    if (load_fault(map + 2 * PAGE, &value).signal != 0 || value != 0) _exit(2);
+    if (store_fault(map + 2 * PAGE, 1).signal != SIGSEGV) _exit(3);
+    pid_t grandchild = fork();
+    if (grandchild == 0) _exit(load_fault(map + PAGE, &value).signal == SIGSEGV ? 0 : 1);
+    if (wait_for(grandchild) != 0) _exit(4);
+    _exit(store_fault(map + 3 * PAGE, 1).signal == SIGBUS ? 0 : 5);
+  }
+  int status = wait_for(child);
+  report(status == 0, "R22: a hole has the same rights in the child", "status %#x", status);
+  char *place = mmap(NULL, 5 * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  char *moved = remap(map, 5 * PAGE, 5 * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, place);
+  report(moved == place && load_fault(moved + PAGE, &value).signal == SIGSEGV &&
+             load_fault(moved + 2 * PAGE, &value).signal == 0 &&
+             store_fault(moved + 2 * PAGE, 1).signal == SIGSEGV &&
+             store_fault(moved + 3 * PAGE, 1).signal == SIGBUS,
+         "R22: and where it is moved to", "at %p", (void *)moved);
+  unmap(moved, 5 * PAGE);
+  close(fd);
+}
+
 /* ---- the first thread has ended, and the others go on */
 
 static char *of_first_thread;
@@ -317,6 +348,7 @@ int main(int argc, char **argv) {
   replaced();
   forked();
   executed(argv[0]);
+  protected();
   without_first_thread();
   return end();
 }

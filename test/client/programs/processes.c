@@ -5,6 +5,7 @@
 #include <spawn.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/uio.h>
 
 #include "tap.h"
 
@@ -213,6 +214,19 @@ static void advised(void) {
   check(good, "R22: advice of every harmless kind is taken, and changes no byte");
   expect_sigbus("nor a hole", store_fault(map + 2 * PAGE, 1), map + 2 * PAGE);
   expect_sigbus("nor an unwritten extent", store_fault(map + 3 * PAGE, 1), map + 3 * PAGE);
+  if (!by_library) {
+    int self = (int)syscall(SYS_pidfd_open, getpid(), 0);
+    struct iovec whole = {.iov_base = map, .iov_len = 5 * PAGE};
+    process_madvise(self, &whole, 1, MADV_DONTNEED, 0);
+    expect_sigbus("process_madvise(MADV_DONTNEED) does no harm to a hole", store_fault(map + 2 * PAGE, 1),
+                  map + 2 * PAGE);
+    close(self);
+    errno = 0;
+    check(madvise(map, 5 * PAGE, 102 /* MADV_GUARD_INSTALL */) == -1 && errno == EINVAL,
+          "a direct mapping takes no guard pages: EINVAL");
+    madvise(map, 5 * PAGE, 103 /* MADV_GUARD_REMOVE */);
+    expect_sigbus("and to remove them changes nothing", store_fault(map + 2 * PAGE, 1), map + 2 * PAGE);
+  }
   madvise(map, 2 * PAGE, MADV_PAGEOUT); /* may not be possible, but must not harm */
   check(map[0] == 'm' && map[2 * PAGE - 1] == 'm', "pages that are reclaimed come back");
   errno = 0;
