@@ -34,7 +34,7 @@ static bool is_word(const char *at, size_t length, const char *word) {
 }
 
 __attribute__((constructor)) static void read_environment(void) {
-  const char *words = getenv("MAPDIRECT");
+  const char *words = secure_getenv("MAPDIRECT");
   bool io = false;
   for (const char *at = words; at != NULL && *at != 0;) {
     size_t length = strcspn(at, ",");
@@ -48,9 +48,10 @@ __attribute__((constructor)) static void read_environment(void) {
     at += length + (at[length] == ',');
   }
   if (io) io_enable();
-  const char *file = getenv("MAPDIRECT_STATS");
+  const char *file = secure_getenv("MAPDIRECT_STATS");
   if (file == NULL || file[0] == 0) return;
   report_to = file;
+  count_from_zero();
   keeper_prepare_forks(); /* children count from zero */
 }
 
@@ -177,7 +178,7 @@ static void write_line(void) {
 }
 
 void auto_report(void) {
-  if (report_to == NULL || atomic_exchange(&reported, true)) return;
+  if (report_to == NULL || !counts_are_ours() || atomic_exchange(&reported, true)) return;
   int errno_before = errno;
   write_line();
   errno = errno_before;

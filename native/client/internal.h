@@ -427,8 +427,10 @@ enum counter {
 };
 void count_up(enum counter counter, uint64_t by);
 uint64_t counted(enum counter counter);
-/* In a forked child. */
+/* At the beginning, and in a forked child. */
 void count_from_zero(void);
+/* False in a process that only shares our memory (vfork). */
+bool counts_are_ours(void);
 
 /* ------------------------------------------------------------------------------------------------ auto.c */
 

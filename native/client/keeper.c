@@ -19,6 +19,7 @@
 #include <limits.h>
 #include <linux/futex.h>
 #include <pthread.h>
+#include <sched.h>
 #include <string.h>
 #include <sys/prctl.h>
 #include <time.h>
@@ -115,8 +116,22 @@ static int leave_descriptors(void) {
   return result == -ENOSYS || result == -EINVAL ? -EOPNOTSUPP : (int)result;
 }
 
+/*
+ * As any thread of a program that asks for nothing special, and the watcher after it: who maps may be pinned to a processor
+ * that it never gives up, or have a priority that our work should not.
+ */
+static void leave_scheduling(void) {
+  struct sched_param usual = {0};
+  sched_setscheduler(0, SCHED_OTHER, &usual);
+  unsigned long all[1024 / sizeof(unsigned long)];
+  memset(all, 0xff, sizeof all);
+  /* The kernel takes those that the process may have (cpuset). */
+  raw_syscall(SYS_sched_setaffinity, 0, sizeof all, (long)all, 0, 0, 0);
+}
+
 static void *keeper_main(void *unused) {
   (void)unused;
+  leave_scheduling();
   prctl(PR_SET_NAME, "mapdirect", 0, 0, 0);
   int error = leave_descriptors();
   is_keeper = error == 0;

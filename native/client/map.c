@@ -48,7 +48,8 @@ struct map_request {
   struct io_lease *io;
   uint32_t kind;
   uint32_t lease_flags;
-  pid_t caller; /* thread id: its descriptor table is the one that fd is in */
+  char caller[48]; /* the thread as /proc names it: its descriptor table is the one that fd is in */
+  bool barred;     /* it may not open the region by its path */
   struct identity identity;
   struct file_facts file; /* of fd */
   struct mapdirect_wire_region region;
@@ -75,11 +76,37 @@ struct map_request {
   struct mapdirect_wire_grant_full wire;
 };
 
+static bool lacks_resources(int error) {
+  return error == EMFILE || error == ENFILE || error == ENOMEM;
+}
+
 /* ---- on the caller's thread */
 
 int core_check_type(int flags) {
   if ((flags & MAP_TYPE_BITS) != MAP_SHARED_VALIDATE || (flags & MAP_ANONYMOUS) != 0) return -EINVAL;
   return 0;
+}
+
+/* By /proc and not by gettid(2): /proc may be of another PID namespace, and have another number. */
+static int name_caller(char *name, size_t bytes) {
+  long length =
+      raw_syscall(SYS_readlinkat, AT_FDCWD, (long)"/proc/thread-self", (long)name, (long)bytes, 0, 0);
+  if (length <= 0 || length >= (long)bytes) return -EOPNOTSUPP; /* no /proc, or one where we are not */
+  name[length] = 0;
+  return 0;
+}
+
+/*
+ * May the caller not open the region? Only it can tell: the keeper takes on its file-system identity, but not the capabilities
+ * that it has dropped, nor what Landlock or seccomp forbid it. A lack of descriptors says nothing.
+ */
+static bool is_barred(const struct mapdirect_wire_region *region) {
+  int errno_before = errno;
+  int fd = raw_open((const char *)region->path, O_RDWR | O_CLOEXEC | O_NONBLOCK | O_NOCTTY, 0);
+  bool barred = fd < 0 && !lacks_resources(errno);
+  if (fd >= 0) raw_close(fd);
+  errno = errno_before;
+  return barred;
 }
 
 static int check(void *addr, size_t length, int prot, int flags, int fd, off_t offset, unsigned lease,
@@ -121,18 +148,17 @@ static int check(void *addr, size_t length, int prot, int flags, int fd, off_t o
   if ((lease & MAPDIRECT_WHOLE_FILE) != 0) map->lease_flags |= MAPDIRECT_WIRE_LEASE_FLAG_WHOLE_FILE;
   if ((lease & MAPDIRECT_PREPARE) != 0) map->lease_flags |= MAPDIRECT_WIRE_LEASE_FLAG_PREPARE;
   if ((flags & MAP_SYNC) != 0) map->lease_flags |= MAPDIRECT_WIRE_LEASE_FLAG_SYNC;
-  map->caller = (pid_t)raw_syscall(SYS_gettid, 0, 0, 0, 0, 0, 0);
   map->identity = identity_of_caller();
-  return 0;
+  map->barred = is_barred(&map->region);
+  return name_caller(map->caller, sizeof map->caller);
 }
 
 /* ---- on the keeper: the lease */
 
 /* A new open file description of the caller's file, in the keeper's table. */
 static int open_lease(struct map_request *map) {
-  char path[64];
-  char *at = append_text(path, "/proc/self/task/");
-  at = append_number(at, (unsigned)map->caller);
+  char path[96];
+  char *at = append_text(append_text(path, "/proc/"), map->caller);
   at = append_text(at, "/fd/");
   append_number(at, (unsigned)map->fd);
   int fd = raw_open(path, O_RDWR | O_CLOEXEC | O_NOCTTY, 0);
@@ -321,10 +347,6 @@ static int region_has_uuid(const struct map_request *map) {
   return memcmp(uuid, region->uuid, sizeof uuid) == 0 ? 0 : -EOPNOTSUPP;
 }
 
-static bool lacks_resources(int error) {
-  return error == EMFILE || error == ENFILE || error == ENOMEM;
-}
-
 /* From the daemon's door, if it has one and lets the caller in. What comes out is checked like what was opened. */
 static int region_from_door(const struct mapdirect_wire_region *region) {
   struct sockaddr_un address = {.sun_family = AF_UNIX};
@@ -369,6 +391,7 @@ static bool is_named_rightly(const struct map_request *map, const struct stat *r
 
 /* The region by its path, if the caller may open it and the mount may name it; -EACCES if not. */
 static int region_by_path(struct map_request *map) {
+  if (map->barred) return -EACCES;
   /* O_NONBLOCK: what is at that path may be anything by now. */
   int fd = raw_open((const char *)map->region.path, O_RDWR | O_CLOEXEC | O_NONBLOCK | O_NOCTTY, 0);
   if (fd < 0) return lacks_resources(errno) ? -errno : -EACCES;
@@ -602,7 +625,9 @@ static void run_map(struct request *base) {
   struct identity before = identity_assume(map->identity);
   base->error = build(map);
   if (base->error != 0) {
-    if (map->reserved_length > 0) raw_munmap(map->reserved_start, map->reserved_length);
+    /* What is mapped ordinarily instead replaces the reservation: a gap might be another thread's mapping by then. */
+    bool kept = map->shadow != 0 && (map->flags & (MAP_FIXED | MAP_FIXED_NOREPLACE)) == MAP_FIXED;
+    if (map->reserved_length > 0 && !kept) raw_munmap(map->reserved_start, map->reserved_length);
     if (map->anchor_apart) raw_munmap(map->anchor, page_bytes());
     if (map->granted) {
       struct mapdirect_wire_range range = {.version = MAPDIRECT_WIRE_VERSION, .lease_id = map->lease_id};

@@ -39,7 +39,7 @@ static int integer_answer(int result) {
 
 /* -1: not a kind. */
 static int lease_from_environment(void) {
-  const char *value = getenv("MAPDIRECT_LEASE");
+  const char *value = secure_getenv("MAPDIRECT_LEASE");
   if (value == NULL || value[0] == 0 || strcmp(value, "default") == 0) return (int)MAPDIRECT_DEFAULT;
   if (strcmp(value, "seal") == 0) return (int)MAPDIRECT_SEAL;
   if (strcmp(value, "breakable") == 0) return (int)MAPDIRECT_BREAKABLE;
@@ -47,7 +47,7 @@ static int lease_from_environment(void) {
 }
 
 static bool wish_from_environment(void) {
-  const char *value = getenv("MAPDIRECT_REVOKE");
+  const char *value = secure_getenv("MAPDIRECT_REVOKE");
   if (value == NULL || value[0] == 0 || strcmp(value, "sigbus") == 0) return true;
   if (strcmp(value, "remap") != 0) return false;
   break_wish_remap();

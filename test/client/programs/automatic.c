@@ -340,8 +340,42 @@ static void sealed(void) {
   close(fd);
 }
 
+/* What a vfork child counts is its parent's, which has not ended. */
+static int vfork_and_end(void) {
+  int fd = open(path_of("counted"), O_RDWR);
+  map_shared(fd, PAGE);
+  pid_t child = vfork();
+  if (child == 0) _exit(0);
+  return wait_for(child);
+}
+
+static void counted(const char *self) {
+  close(make_file("counted", "W"));
+  char path[] = "/tmp/mapdirect-stats-XXXXXX";
+  close(mkstemp(path));
+  pid_t child = fork();
+  if (child == 0) {
+    setenv("MAPDIRECT_STATS", path, 1);
+    execl(self, self, directory, region_path, "preload", "vfork", NULL);
+    _exit(99);
+  }
+  int status = wait_for(child);
+  char text[2048] = "";
+  int file = open(path, O_RDONLY);
+  ssize_t length = read(file, text, sizeof text - 1);
+  close(file);
+  unlink(path);
+  char wanted[32];
+  snprintf(wanted, sizeof wanted, " pid=%d ", child);
+  const char *newline = strchr(text, '\n');
+  report(status == 0 && length > 0 && strstr(text, wanted) != NULL && newline != NULL && newline[1] == 0,
+         "a process writes its counters itself, and its vfork child does not", "status %#x: %s", status,
+         text);
+}
+
 int main(int argc, char **argv) {
   begin(argc, argv);
+  if (argc > 4) return vfork_and_end();
   const char *mode = getenv("MAPDIRECT");
   if (by_library || mode == NULL || strcmp(mode, "auto") != 0) {
     skip("MAPDIRECT=auto", "only under the preload library, with that in the environment");
@@ -351,6 +385,7 @@ int main(int argc, char **argv) {
   own_calls();
   others();
   forked();
+  counted(argv[0]);
   crowded();
   sealed();
   return end();

@@ -1,6 +1,8 @@
 /* R5, R6: who may have what. Runs as root, and as another user in children. */
 #include <dirent.h>
 #include <grp.h>
+#include <linux/capability.h>
+#include <sched.h>
 
 #include "tap.h"
 
@@ -76,6 +78,28 @@ static void *map_as_owner(void *unused) {
   return (void *)(intptr_t)seal();
 }
 
+/* Capabilities are the thread's own, too. */
+static void *map_without_capabilities(void *unused) {
+  (void)unused;
+  struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
+  struct __user_cap_data_struct none[2] = {{0}};
+  int fd = open(path_of("rights"), O_RDWR);
+  if (fd < 0 || syscall(SYS_capset, &header, none) != 0) return (void *)(intptr_t)100;
+  char *map = map_any(NULL, PAGE, READ_WRITE, DIRECT, fd, 0);
+  if (map == MAP_FAILED) return (void *)(intptr_t)errno;
+  unmap(map, PAGE);
+  return NULL;
+}
+
+/* A new PID namespace, with the /proc of the old one. */
+static int in_new_namespace(void) {
+  if (unshare(CLONE_NEWPID) != 0) return 105;
+  pid_t child = fork();
+  if (child == 0) _exit(seal());
+  int status = wait_for(child);
+  return WIFEXITED(status) ? WEXITSTATUS(status) : 106;
+}
+
 int main(int argc, char **argv) {
   begin(argc, argv);
   if (geteuid() != 0) {
@@ -105,6 +129,16 @@ int main(int argc, char **argv) {
     expect("and the next thread by its own", seal(), 0);
     expect("setuid(2) reaches the library's threads", as_user(0, drops_rights), 0);
     chmod(region_path, 0600);
+    if (chown(region_path, OWNER, OWNER) != 0) give_up("the region gets an owner");
+    char *held = map_direct(fd, PAGE, PAGE); /* the library's threads are older than what follows */
+    pthread_create(&thread, NULL, map_without_capabilities, NULL);
+    pthread_join(thread, &result);
+    expect("a thread that has dropped the capability to open the region: EACCES", (int)(intptr_t)result,
+           EACCES);
+    unmap(held, PAGE);
+    if (chown(region_path, region.st_uid, region.st_gid) != 0) give_up("the region gets its owner back");
+    expect("a process in a PID namespace without a /proc of its own maps as others do",
+           as_user(0, in_new_namespace), 0);
     expect("a user who may not open the region: EACCES", as_user(OWNER, seal), EACCES);
   }
   chmod(region_path, region.st_mode & 07777);

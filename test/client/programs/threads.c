@@ -1,4 +1,6 @@
 /* Many threads map, store, unmap, fork and map over at a time; afterwards nothing is left. */
+#include <dirent.h>
+#include <sched.h>
 #include <sys/time.h>
 
 #include "tap.h"
@@ -121,8 +123,63 @@ static void interrupted(void) {
   report(punch_soon("spare", 0) == 0 && punch_soon("interrupted", 0) == 0, "and leaves no lease", "ETXTBSY");
 }
 
+/* Who maps may be a poller that never gives up its processor. */
+
+static int count_of(const cpu_set_t *set) {
+  return CPU_COUNT(set);
+}
+
+static void *map_pinned(void *argument) {
+  int fd = *(int *)argument;
+  cpu_set_t one;
+  CPU_ZERO(&one);
+  CPU_SET(sched_getcpu(), &one);
+  struct sched_param realtime = {.sched_priority = 1};
+  if (sched_setaffinity(0, sizeof one, &one) != 0) return NULL;
+  sched_setscheduler(0, SCHED_FIFO, &realtime); /* if it may */
+  return map_any(NULL, PAGE, READ_WRITE, DIRECT, fd, 0);
+}
+
+static void scheduled(void) {
+  cpu_set_t before;
+  sched_getaffinity(0, sizeof before, &before);
+  int fd = make_file("scheduled", "W");
+  pthread_t thread;
+  void *map;
+  pthread_create(&thread, NULL, map_pinned, &fd);
+  pthread_join(thread, &map);
+  if (map == NULL || map == MAP_FAILED) give_up("a pinned thread maps");
+  sleep_ms(50);
+  int seen = 0;
+  bool usual = true;
+  DIR *tasks = opendir("/proc/self/task");
+  for (struct dirent *task; (task = readdir(tasks)) != NULL;) {
+    char path[300];
+    char name[32] = "";
+    snprintf(path, sizeof path, "/proc/self/task/%s/comm", task->d_name);
+    FILE *file = fopen(path, "r");
+    if (file == NULL || fgets(name, sizeof name, file) == NULL || strncmp(name, "mapdirect", 9) != 0) {
+      if (file != NULL) fclose(file);
+      continue;
+    }
+    fclose(file);
+    pid_t id = (pid_t)atoi(task->d_name);
+    cpu_set_t now;
+    seen++;
+    usual &= sched_getscheduler(id) == SCHED_OTHER && sched_getaffinity(id, sizeof now, &now) == 0 &&
+             count_of(&now) >= count_of(&before);
+  }
+  closedir(tasks);
+  report(seen == 2 && usual,
+         "the library's threads have neither the priority nor the processor of the thread that maps",
+         "%d threads", seen);
+  unmap(map, PAGE);
+  close(fd);
+}
+
 int main(int argc, char **argv) {
   begin(argc, argv);
+  scheduled();
   interrupted();
   pthread_t threads[THREADS + 1];
   for (uintptr_t index = 0; index < THREADS; index++)
