@@ -14,7 +14,16 @@
 #include <sys/types.h>
 #include <unistd.h>
 
+#ifdef MAPDIRECT_FAILURES
+/* Of the test: 0, or the error that this call is to have. */
+long failing_syscall(long number);
+#endif
+
 static inline long raw_syscall(long number, long a, long b, long c, long d, long e, long f) {
+#ifdef MAPDIRECT_FAILURES
+  long failure = failing_syscall(number);
+  if (failure != 0) return failure;
+#endif
 #if defined(__x86_64__) && !defined(__ILP32__)
   long result;
   register long r10 __asm__("r10") = d;

@@ -31,7 +31,7 @@ const programs = readdirSync(join(here, "programs"))
   .map((name) => name.slice(0, -2));
 
 /** Need something special around them, and have tests of their own below. */
-const special = ["uffd", "breaking", "automatic", "served"];
+const special = ["uffd", "breaking", "automatic", "served", "failures"];
 
 const noUser = noUserMount();
 
@@ -74,6 +74,10 @@ function buildAll(): void {
       ...sources(CORE_SOURCES),
     );
   }
+  const failing = ["-O1", "-DMAPDIRECT_CHECKS", "-DMAPDIRECT_FAILURES", ...quiet];
+  const failures = join(here, "programs", "failures.c");
+  compile("failures-library", ...failing, failures, ...sources(CORE_SOURCES));
+  compile("failures-preload", ...failing, failures, ...sources(PRELOAD_SOURCES));
   const shared = ["-shared", "-fPIC", "-pthread", "-Wl,-z,now"];
   compile(
     "checked_preload.so",
@@ -87,7 +91,7 @@ function buildAll(): void {
   compile("userfaultfd.so", ...shared, join(here, "substitutes", "userfaultfd.c"));
 }
 
-const automatic: Variant = { env: { MAPDIRECT: "auto" } };
+const automatic: Variant & { env: Record<string, string> } = { env: { MAPDIRECT: "auto" } };
 
 interface Where {
   readonly path: string;
@@ -169,6 +173,10 @@ describe.skipIf(noCompiler !== undefined)(
     describe.skipIf(existing !== undefined)("on a mount with a short break time", () => {
       const where = useMount({ options: "break_time=2" });
       for (const door of doors) {
+        it(`each call by which the ${door} gets memory or a descriptor fails once, and harms nothing`, async () => {
+          const env = door === "library" ? {} : automatic.env;
+          expectAllOk(await runProgram(`failures-${door}`, "library", where, { env }));
+        });
         it(`breaking, by ${door}`, async () => {
           expectAllOk(await runProgram("breaking", door, where));
         });
