@@ -482,8 +482,12 @@ static int automatic_revert(struct mapping *mapping, bool wanted, const struct s
                             struct mapping **dead) {
   struct reversion reversion = {.mapping = mapping, .rights = rights};
   int error = table_reserve(2);
+  persist_leave(mapping, LEAVES_FOR_ORDINARY);
   if (error == 0) error = each_run(mapping, true, place_shadow, &reversion);
-  if (error != 0 && wanted && !reversion.begun) return error;
+  if (error != 0 && wanted && !reversion.begun) {
+    atomic_store(&mapping->leaves, LEAVES_NOT);
+    return error;
+  }
   if (mapping->io != NULL) atomic_store(&mapping->io->state, IO_ENDED);
   if (error != 0) error = each_run(mapping, false, place_sigbus, (void *)(uintptr_t)rights);
   if (error != 0) return error;
@@ -554,6 +558,7 @@ static void run_revoke(struct request *request) {
     return;
   }
   struct keeper_fd fd = mapping == NULL ? KEEPER_NO_FD : mapping->watch_fd;
+  if (mapping != NULL) persist_leave(mapping, LEAVES_FOR_SIGBUS);
   request->error = mapping == NULL ? -ENOENT : each_run(mapping, false, place_sigbus, &rights);
   if (request->error == 0) {
     count_up(COUNT_REVOKED, 1);

@@ -140,6 +140,9 @@ struct io_lease {
   _Atomic uint32_t changed; /* something was stored */
 };
 
+/* What its pages are about to become, or are. */
+enum { LEAVES_NOT, LEAVES_FOR_SIGBUS, LEAVES_FOR_ORDINARY };
+
 /* One successful mapdirect_map(). Fields above the line never change after publication. */
 struct mapping {
   uint64_t serial; /* given to no other mapping, though this memory may be */
@@ -171,7 +174,8 @@ struct mapping {
   size_t piece_count; /* without the anchor; 0: the mapping is gone */
   uintptr_t anchor;   /* 0: none any more */
   bool revoked;
-  struct mapping *next; /* free list, or list of those that just died */
+  _Atomic uint32_t leaves; /* read without the lock, by persist.c */
+  struct mapping *next;    /* free list, or list of those that just died */
   struct request retire;
 };
 
@@ -405,6 +409,10 @@ void break_wish_remap(void);
  */
 
 bool persist_can_flush(void);
+/* With the lock held: nobody flushes pages of the mapping from here on. */
+void persist_leave(struct mapping *mapping, uint32_t leaves);
+/* In a forked child: threads that were flushing are not here. */
+void persist_forget(void);
 int core_persist(uintptr_t start, size_t length);
 int core_msync(uintptr_t start, size_t length, int flags);
 

@@ -302,6 +302,7 @@ static void forget_parent(void) {
   keeper.tail = NULL;
   hole_forget();
   watch_forget();
+  persist_forget();
   count_from_zero();
   mark_forked(true);
 }

@@ -106,11 +106,62 @@ static void fence(void) {
 
 #endif
 
+/* ---- flushing and revocation: a flush of a page that was taken away would raise SIGBUS */
+
+/* In between it is looked whether the mapping leaves. */
+#define FLUSH_BYTES (64u << 10)
+/* A thread that flushes may have been interrupted by a signal handler that waits for us. */
+#define LEAVE_YIELDS_MAX 10000
+#define STRIPES 16u
+
+/* Threads that flush, counted in several places so that they do not disturb each other. */
+static struct {
+  _Alignas(64) _Atomic uint32_t count;
+} flushing[STRIPES];
+
+static _Atomic uint32_t *begin_flush(void) {
+  /* Of a thread, some number that others hardly have. */
+  uintptr_t place = (uintptr_t)__builtin_frame_address(0) >> 16;
+  _Atomic uint32_t *count = &flushing[(place ^ place >> 4) % STRIPES].count;
+  atomic_fetch_add(count, 1);
+  return count;
+}
+
+static void end_flush(_Atomic uint32_t *count) {
+  atomic_fetch_sub_explicit(count, 1, memory_order_release);
+}
+
+void persist_leave(struct mapping *mapping, uint32_t leaves) {
+  atomic_store(&mapping->leaves, leaves);
+  if (!mapping->cacheline) return;
+  unsigned yields = 0;
+  for (unsigned stripe = 0; stripe < STRIPES; stripe++)
+    while (atomic_load(&flushing[stripe].count) != 0 && yields++ < LEAVE_YIELDS_MAX)
+      raw_syscall(SYS_sched_yield, 0, 0, 0, 0, 0, 0);
+}
+
+void persist_forget(void) {
+  for (unsigned stripe = 0; stripe < STRIPES; stripe++)
+    atomic_store(&flushing[stripe].count, 0);
+}
+
 /* One piece of [at, end): flushed when cache lines make it durable, else left to msync. */
 static bool flush_piece(const struct piece *piece, uintptr_t at, uintptr_t upto) {
   if (piece->state != PIECE_DIRECT || !piece->mapping->cacheline) return false;
-  flush_lines(at, upto);
-  return true;
+  bool stays = true;
+  for (uintptr_t next; stays && at < upto; at = next) {
+    next = upto - at > FLUSH_BYTES ? at + FLUSH_BYTES : upto;
+    _Atomic uint32_t *count = begin_flush();
+    stays = atomic_load(&piece->mapping->leaves) == LEAVES_NOT;
+    if (stays) flush_lines(at, next);
+    end_flush(count);
+  }
+  return stays;
+}
+
+/* What msync(2) did then, it did for what is in the place of the pages that were stored to. */
+static bool has_gone(const struct piece *piece) {
+  return piece->state == PIECE_DIRECT && atomic_load(&piece->mapping->leaves) == LEAVES_FOR_SIGBUS;
 }
 
 int core_persist(uintptr_t start, size_t length) {
@@ -127,6 +178,7 @@ int core_persist(uintptr_t start, size_t length) {
     } else if (!flush_piece(&piece, at, upto) && by_kernel) {
       uintptr_t first = at & ~(page_bytes() - 1);
       int result = raw_msync(first, upto - first, MS_SYNC);
+      if (has_gone(&piece)) result = -EIO;
       if (result != 0 && error == 0) error = result; /* the rest of the range deserves its chance */
     }
     at = upto;
@@ -153,7 +205,7 @@ int core_msync(uintptr_t start, size_t length, int flags) {
       upto = direct ? piece.end : piece.start;
       if (upto > end) upto = end;
       flushed = direct && flush_piece(&piece, at, upto); /* device-dax has no msync */
-      revoked |= direct && piece.state == PIECE_REVOKED;
+      revoked |= direct && (piece.state == PIECE_REVOKED || has_gone(&piece));
     }
     if (!flushed) {
       int error = raw_msync(at, upto - at, flags);

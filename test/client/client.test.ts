@@ -170,6 +170,18 @@ describe.skipIf(noCompiler !== undefined)(
       },
     );
 
+    describe.skipIf(existing !== undefined)(
+      "on a region of cache-line granularity, with a short break time",
+      () => {
+        const where = useMount({ assumePmem: true, options: "break_time=2" });
+        for (const door of doors) {
+          it(`breaking, by ${door}`, async () => {
+            expectAllOk(await runProgram("breaking", door, where));
+          });
+        }
+      },
+    );
+
     describe.skipIf(existing !== undefined)("on a mount with a short break time", () => {
       const where = useMount({ options: "break_time=2" });
       for (const door of doors) {

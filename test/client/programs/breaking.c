@@ -232,6 +232,49 @@ static void rights(void) {
   close(fd);
 }
 
+/* A thread makes its stores durable while they are taken away. */
+
+static char *persisted;
+static _Atomic long persist_rounds;
+
+static void *persist_until_refused(void *unused) {
+  (void)unused;
+  fault_seen = (struct fault){0};
+  if (sigsetjmp(fault_jump, 1) != 0) return (void *)1;
+  for (;;) {
+    errno = 0;
+    if (mapdirect_persist(persisted, 4 * PAGE) != 0) return errno == EIO ? NULL : (void *)2;
+    atomic_fetch_add(&persist_rounds, 1);
+  }
+}
+
+static void persisting(void) {
+  enum { FILES = 8 };
+  int faults = 0;
+  int others = 0;
+  for (int index = 0; index < FILES; index++) {
+    char name[32];
+    snprintf(name, sizeof name, "breaking-persist-%d", index);
+    int fd = make_file(name, "WWWW");
+    persisted = map_direct(fd, 0, 4 * PAGE);
+    atomic_store(&persist_rounds, 0);
+    pthread_t thread;
+    if (pthread_create(&thread, NULL, persist_until_refused, NULL) != 0) give_up("a thread");
+    while (atomic_load(&persist_rounds) < 10)
+      sleep_ms(1);
+    begin_truncate(name, PAGE);
+    if (end_truncate().error != 0) give_up("a truncate");
+    void *result;
+    pthread_join(thread, &result);
+    faults += result == (void *)1;
+    others += result == (void *)2;
+    unmap(persisted, 4 * PAGE);
+    close(fd);
+  }
+  report(faults == 0 && others == 0, "persist of a mapping that is being revoked is EIO, and no signal",
+         "%d signals and %d other errors of %d", faults, others, FILES);
+}
+
 /* The handler unmaps, and other mappings are made before it returns: one of them gets the number of the watch that went. */
 
 static _Atomic int handover; /* 1: the handler has unmapped; 2: it may return */
@@ -489,6 +532,7 @@ int main(int argc, char **argv) {
   its_own();
   callback();
   unmapped_while_told();
+  persisting();
   rights();
   remapped();
   others();
