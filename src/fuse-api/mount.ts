@@ -11,7 +11,7 @@ import { FsError } from "../base/errors.ts";
 import type { InitFlagName } from "../fuse/kernel.ts";
 import { notifyDelete, notifyInvalEntry, notifyInvalInode } from "../fuse/notify.ts";
 import { openFuseMount, unmountFuse } from "../region/fusemount.ts";
-import { Server } from "./server.ts";
+import { printed, Server } from "./server.ts";
 import type { Connection, FileSystem, HandlerFailure } from "./types.ts";
 import { integer, type NameForm, shown, ttlOf } from "./values.ts";
 
@@ -139,8 +139,7 @@ export class Mount {
 const TRANSFER_BYTES_MAX = 1024 * 1024;
 
 function onStandardError({ operation, nodeid, error }: HandlerFailure): void {
-  const text = error instanceof Error ? (error.stack ?? error.message) : String(error);
-  process.stderr.write(`mapdirect/fuse: ${operation} of node ${nodeid}: ${text}\n`);
+  process.stderr.write(`mapdirect/fuse: ${operation} of node ${nodeid}: ${printed(error)}\n`);
 }
 
 /**

@@ -433,6 +433,39 @@ add(wire.Opcode.READDIR, {
 /** The entries that were written into the last reply: each of them counts as a reference. */
 const counted: number[] = [];
 
+/** An entry that was taken is a reference to the handler, which a reply that nobody takes must give back. */
+function forgetCounted(desk: Desk): void {
+  for (const nodeid of counted.splice(0)) forgetNode(nodeid, desk);
+}
+
+function putEntries(
+  writer: put.DirentplusWriter,
+  reply: Iterable<api.DirectoryEntryPlus>,
+  desk: Desk,
+  offsetBefore: number,
+): void {
+  let count = offsetBefore;
+  for (const each of iterable(reply, "readdirplus")) {
+    count += 1;
+    const {
+      name,
+      ino,
+      mode,
+      entry,
+      offset = count,
+    } = record(each, "directory entry") as api.DirectoryEntryPlus;
+    const bytes = desk.names.entryName(name);
+    integer(offset, "offset", 1);
+    if (entry === undefined || name === "." || name === "..") {
+      if (!writer.addBare(integer(ino, "ino"), offset, typeOf(mode), bytes)) break;
+      continue;
+    }
+    const checked = entryOf(entry, desk.ttls);
+    if (!writer.add(checked, offset, typeOf(mode), bytes)) break;
+    counted.push(checked.nodeid);
+  }
+}
+
 add(wire.Opcode.READDIRPLUS, {
   operation: "readdirplus",
   decode: reading,
@@ -440,30 +473,15 @@ add(wire.Opcode.READDIRPLUS, {
     const writer = new put.DirentplusWriter(desk.out);
     writer.begin(size);
     counted.length = 0;
-    let count = request.offset;
-    for (const each of iterable(reply, "readdirplus")) {
-      count += 1;
-      const {
-        name,
-        ino,
-        mode,
-        entry,
-        offset = count,
-      } = record(each, "directory entry") as api.DirectoryEntryPlus;
-      const bytes = desk.names.entryName(name);
-      integer(offset, "offset", 1);
-      if (entry === undefined || name === "." || name === "..") {
-        if (!writer.addBare(integer(ino, "ino"), offset, typeOf(mode), bytes)) break;
-        continue;
-      }
-      if (!writer.add(entryOf(entry, desk.ttls), offset, typeOf(mode), bytes)) break;
-      counted.push(entry.nodeid);
+    try {
+      putEntries(writer, reply, desk, request.offset);
+    } catch (error) {
+      forgetCounted(desk);
+      throw error;
     }
     return writer.length;
   },
-  undo(_reply, desk) {
-    for (const nodeid of counted) forgetNode(nodeid, desk);
-  },
+  undo: (_reply, desk) => forgetCounted(desk),
 });
 
 // ---- the whole file system, extended attributes

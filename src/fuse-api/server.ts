@@ -14,7 +14,14 @@ import { append } from "../base/arrays.ts";
 import { Errno, errnoName } from "../base/errno.ts";
 import { FsError } from "../base/errors.ts";
 import { type Negotiated, negotiate, requestBufferBytes } from "../fuse/init.ts";
-import { FUSE_MAJOR, GetxattrIn, type InitFlagName, InitIn, Opcode } from "../fuse/kernel.ts";
+import {
+  FUSE_MAJOR,
+  GetxattrIn,
+  type InitFlagName,
+  InitIn,
+  Opcode,
+  REPLY_ERRNO_MAX,
+} from "../fuse/kernel.ts";
 import { type Notification, notifyPollWakeup } from "../fuse/notify.ts";
 import { printRequest } from "../fuse/print.ts";
 import { Request as ProtocolRequest } from "../fuse/request.ts";
@@ -252,9 +259,18 @@ export class Server implements Desk {
       this.#refuse(row, pending, call, error);
       return;
     }
-    const taken = !pending.answered && this.#send(pending.unique, 0, length);
+    const refused = (errno: number): void => {
+      const error = new Error(`the kernel refused the reply: ${errnoName(errno)}`);
+      this.#report({ operation: row.operation, nodeid: call.nodeid, error, answer: new FsError("EIO") });
+    };
+    const taken = !pending.answered && this.#send(pending.unique, 0, length, refused);
     this.#settle(pending);
-    if (!taken) row.undo?.(reply as never, this, call as never);
+    if (!taken) this.#undo(row, call, reply);
+  }
+
+  /** What a handler returned is read again here, and may throw. */
+  #undo(row: Row, call: Call, reply: unknown): void {
+    this.quietly(row.operation, call.nodeid, () => row.undo?.(reply as never, this, call as never));
   }
 
   #refuse(row: Row, pending: Pending, call: Call, error: unknown): void {
@@ -347,18 +363,27 @@ export class Server implements Desk {
 
   /** The errno for what a handler threw. What is not an answer is reported. */
   #translate(operation: keyof FileSystem, nodeid: number, error: unknown): FsError {
-    const answer = asAnswer(error);
-    if (answer !== undefined) return answer;
+    try {
+      const answer = asAnswer(error);
+      if (answer !== undefined) return answer;
+    } catch {
+      // An error whose properties throw is no answer.
+    }
     const eio = new FsError("EIO");
     this.#report({ operation, nodeid, error, answer: eio });
     return eio;
   }
 
   #report(failure: HandlerFailure): void {
+    const failed = (error: unknown): void => {
+      process.stderr.write(`mapdirect/fuse: onError threw ${printed(error)}\n`);
+    };
     try {
-      this.#options.onError(failure);
+      const result: unknown = this.#options.onError(failure);
+      // An async function, whose rejection would end the process.
+      if (isThenable(result)) Promise.resolve(result).then(undefined, failed);
     } catch (error) {
-      process.stderr.write(`mapdirect/fuse: onError threw ${String(error)}\n`);
+      failed(error);
     }
   }
 
@@ -371,16 +396,17 @@ export class Server implements Desk {
     this.#send(unique, 0, bytes.length);
   }
 
-  /** Answer with out[0, length). False if nobody took it. */
-  #send(unique: bigint, errno: number, length: number): boolean {
+  /** Answer with out[0, length). False if nobody took it. `refused` hears of a reply that the kernel did not like. */
+  #send(unique: bigint, errno: number, length: number, refused?: (errno: number) => void): boolean {
     if (this.#options.debug) {
       process.stderr.write(`  ${unique}: ${errno === 0 ? `${length} bytes` : errnoName(errno)}\n`);
     }
     const failed = this.#channel?.reply(unique, errno, this.out, 0, errno === 0 ? length : 0);
     if (failed === 0) return true;
     // ENOENT: the request is gone. Otherwise the kernel did not like the reply, and the caller still waits.
-    if (failed !== undefined && failed !== Errno.ENOENT && failed !== Errno.ENODEV && errno === 0) {
+    if (failed !== undefined && failed !== Errno.ENOENT && failed !== Errno.ENODEV) {
       this.#channel?.reply(unique, Errno.EIO, this.out, 0, 0);
+      refused?.(failed);
     }
     return false;
   }
@@ -392,6 +418,15 @@ function isThenable(value: unknown): value is PromiseLike<unknown> {
   return (
     typeof value === "object" && value !== null && typeof (value as { then?: unknown }).then === "function"
   );
+}
+
+/** An error for a message, even one that throws when it is looked at. */
+export function printed(error: unknown): string {
+  try {
+    return error instanceof Error ? (error.stack ?? error.message) : String(error);
+  } catch {
+    return "an error that cannot be printed";
+  }
 }
 
 function abort(pending: Pending): void {
@@ -414,13 +449,16 @@ function replyBytesMax(request: ProtocolRequest): number {
   }
 }
 
-/** Errors that are answers: ours, and those that carry an errno, as node:fs throws them (negative there). */
+/**
+ * Errors that are answers: ours, and those that carry an errno, as node:fs throws them (negative there). Node's own codes
+ * (-3008 of a name that cannot be resolved) lie above what the kernel takes in a reply: they are no answers.
+ */
 function asAnswer(error: unknown): FsError | undefined {
-  if (error instanceof FsError) return error;
   if (!(error instanceof Error)) return undefined;
-  if (error.name === "AbortError") return new FsError("EINTR");
-  const { errno } = error as { errno?: unknown };
+  const { name, message, errno } = error as { name: unknown; message: unknown; errno?: unknown };
+  if (name === "AbortError") return new FsError("EINTR");
   if (typeof errno !== "number" || !Number.isInteger(errno)) return undefined;
   const value = Math.abs(errno);
-  return value > 0 && value < 4096 ? new FsError(value, error.message) : undefined;
+  if (value === 0 || value > REPLY_ERRNO_MAX) return undefined;
+  return error instanceof FsError && errno > 0 ? error : new FsError(value, String(message));
 }

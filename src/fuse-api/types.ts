@@ -302,8 +302,8 @@ export type Answer<T> = T | PromiseLike<T>;
  * with ENOSYS, from which the kernel knows what to do (EOPNOTSUPP, or a way around).
  *
  * A handler returns its reply or a promise of it, and throws FsError (or any error with an `errno`, such as those of
- * node:fs) to refuse. Anything else that it throws, and a reply of the wrong form, is EIO to the caller and goes to
- * `onError` of the mount. Handlers of different requests run at the same time when they return promises.
+ * node:fs) to refuse. Anything else that it throws, an errno above 511, and a reply of the wrong form is EIO to the caller
+ * and goes to `onError` of the mount. Handlers of different requests run at the same time when they return promises.
  */
 export interface FileSystem {
   /** Before the first request. */

@@ -36,6 +36,8 @@ export const FUSE_INVALID_UIDGID = 0xffff_ffff;
 export const NAME_MAX_BYTES = 255;
 /** Longest symbolic link target, bytes, without its NUL (PATH_MAX - 1). */
 export const TARGET_MAX_BYTES = 4095;
+/** The kernel refuses a reply with an errno from 512 on, and the caller goes on waiting (fuse_dev_do_write). */
+export const REPLY_ERRNO_MAX = 511;
 
 // biome-ignore lint/suspicious/noExplicitAny: a struct of any declaration; its own type is recovered by StructValue.
 export type AnyStruct = Struct<any>;

@@ -446,7 +446,7 @@ export class Session {
     // not hang for it.
     if (failed !== Errno.ENOENT && failed !== Errno.ENODEV) {
       this.options.warn(`the kernel refused the reply to ${opcodeName(request.opcode)} (errno ${failed})`);
-      if (error === 0) this.#channel.reply(request.unique, Errno.EIO, payload, 0, 0);
+      if (error !== Errno.EIO) this.#channel.reply(request.unique, Errno.EIO, payload, 0, 0);
     }
     return false;
   }

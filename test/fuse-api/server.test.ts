@@ -122,6 +122,118 @@ describe.skipIf(notRoot !== undefined)("mapdirect/fuse", () => {
     }
   });
 
+  test("an errno that the kernel takes in no reply is EIO to the caller, and reported", async () => {
+    const throwing: unknown[] = [];
+    const { file, failures } = await serve({
+      getattr(request) {
+        if (request.nodeid === 1) return attributes(1);
+        throw throwing.shift();
+      },
+      open: () => Promise.reject(throwing.shift()),
+    });
+    const trap = new Proxy(new Error("trap"), {
+      get() {
+        throw new Error("an error that throws when it is looked at");
+      },
+    });
+    const thrown = [
+      Object.assign(new Error("getaddrinfo ENOTFOUND"), { errno: -3008, code: "ENOTFOUND" }),
+      Object.assign(new Error("end of file"), { errno: -4095, code: "EOF" }),
+      Object.assign(new Error("the first that is refused"), { errno: 512 }),
+      new FsError(524),
+      Object.assign(new FsError("ENOENT"), { errno: 0 }),
+      trap,
+    ];
+    for (const error of thrown) {
+      for (const use of [() => stat(file), () => open(file)]) {
+        failures.length = 0;
+        throwing.push(error);
+        await expect(use()).rejects.toMatchObject({ code: "EIO" });
+        expect(failures.length).toBe(1);
+        expect(failures[0]?.error === error).toBe(true);
+      }
+    }
+    throwing.push(Object.assign(new Error("the last that is taken"), { errno: 511 }));
+    await expect(stat(file)).rejects.toMatchObject({ errno: -511 });
+  });
+
+  test("an onError that fails later does not end the process, nor hang the caller", async () => {
+    const unhandled: unknown[] = [];
+    const listener = (error: unknown) => unhandled.push(error);
+    process.on("unhandledRejection", listener);
+    onTestFinished(() => {
+      process.off("unhandledRejection", listener);
+    });
+    const { file } = await serve(
+      { getattr: ({ nodeid }) => (nodeid === 1 ? attributes(1) : wrong(undefined)) },
+      { onError: wrong(() => Promise.reject(new Error("later"))) },
+    );
+    await expect(stat(file)).rejects.toMatchObject({ code: "EIO" });
+    await sleep(20);
+    expect(unhandled).toEqual([]);
+  });
+
+  test("a late reply that throws when it is undone does not end the process", async () => {
+    const unhandled: unknown[] = [];
+    const listener = (error: unknown) => unhandled.push(error);
+    process.on("unhandledRejection", listener);
+    onTestFinished(() => {
+      process.off("unhandledRejection", listener);
+    });
+    let come: () => void = () => {};
+    let looks = 0;
+    const { file, mounted, failures } = await serve(
+      {
+        open: () =>
+          new Promise((resolve) => {
+            come = () =>
+              resolve({
+                get handle() {
+                  looks += 1;
+                  if (looks > 1) throw new Error("a second look");
+                  return 7;
+                },
+              });
+          }),
+        release: () => {},
+      },
+      { interruptGraceMs: 50 },
+    );
+    const reader = spawn("cat", [file], { stdio: "ignore" });
+    const exited = new Promise((resolve) => reader.on("exit", resolve));
+    while (mounted.pending === 0) await sleep(5);
+    reader.kill("SIGKILL");
+    await exited;
+    come();
+    await sleep(20);
+    expect(unhandled).toEqual([]);
+    expect(looks).toBe(2);
+    expect(failures).toMatchObject([{ operation: "open", error: { message: "a second look" } }]);
+  });
+
+  test("entries that were listed before one of the wrong form are forgotten", async () => {
+    const forgotten: [number, number][] = [];
+    const { mnt, failures } = await serve({
+      readdir: wrong(undefined),
+      *readdirplus() {
+        yield { name: ".", ino: 1, mode: S_IFDIR, entry: entry(1) };
+        for (const nodeid of [11, 12]) {
+          yield { name: `name-${nodeid}`, ino: nodeid, mode: S_IFREG, entry: entry(nodeid) };
+        }
+        yield { name: "a/b", ino: 13, mode: S_IFREG, entry: entry(13) };
+      },
+      forget(nodeid, references) {
+        forgotten.push([nodeid, references]);
+      },
+    });
+    await expect(readdir(mnt)).rejects.toMatchObject({ code: "EIO" });
+    expect(failures.length).toBe(1);
+    expect(forgotten).toEqual([
+      [11, 1],
+      [12, 1],
+    ]);
+  });
+
   test("an errno that does not exist cannot be thrown: it would mean success", () => {
     expect(() => new FsError(wrong("ENOTHING"))).toThrow(TypeError);
     expect(() => new FsError(0)).toThrow(TypeError);
