@@ -4,7 +4,9 @@
 # chosen at run time, so that one build serves every machine of its architecture.
 {
   "target_defaults": {
-    "defines": ["_GNU_SOURCE", "_FILE_OFFSET_BITS=64"],
+    # NODE_API_SWALLOW_UNTHROWABLE_EXCEPTIONS: a worker thread that is being terminated can run no JavaScript, and what
+    # fails for that reason must not end the process.
+    "defines": ["_GNU_SOURCE", "_FILE_OFFSET_BITS=64", "NODE_API_SWALLOW_UNTHROWABLE_EXCEPTIONS"],
     "cflags": ["-Wall", "-Wextra", "-Wconversion", "-fvisibility=hidden"],
     "cflags_cc": ["-std=c++20", "-fno-exceptions", "-fno-rtti"],
     "cflags_cc!": ["-std=gnu++17", "-std=gnu++1y", "-std=gnu++20"]

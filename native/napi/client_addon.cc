@@ -3,11 +3,13 @@
 // Invariants:
 // - JavaScript never touches an address that is not mapped, or that raises SIGBUS because a lease was broken: the
 //   library takes memory away only when the handler of a break returns, and ours returns when JavaScript has let go of
-//   the memory (its ArrayBuffer is detached, and only then unmapped). If that takes longer than the break time, the
+//   the memory (its ArrayBuffer is detached, and only then the lease ends). If that takes longer than the break time, the
 //   daemon's quarantine stands in;
 // - nothing that may wait for the daemon runs on the JavaScript thread, but the end of a mapping that was collected as
 //   garbage;
-// - a mapping ends once: by release(), when its ArrayBuffer is collected, or with its environment.
+// - a mapping ends once: by release(), when its ArrayBuffer is collected, or with its environment;
+// - the addresses of a mapping that has ended are inert pages, until no buffer can lead to them any more: the
+//   kernel or a thread of libuv may be at work there (fs.read() into the buffer), and a detach is not told to it.
 #include "client/mapdirect.h"
 #include "napi/failure.h"
 
@@ -21,6 +23,7 @@
 #include <napi.h>
 #include <sys/mman.h>
 #include <thread>
+#include <unistd.h>
 #include <utility>
 
 #ifndef MAP_SHARED_VALIDATE
@@ -30,8 +33,16 @@
 #define MAP_SYNC 0x80000
 #endif
 
+// native/client/change.c: mmap(MAP_FIXED) over direct mappings, whose leases end by it.
+extern "C" int core_map_over(void *addr, size_t length, int prot, int flags, int fd, off_t offset,
+                             void **result);
+
 namespace mapdirect {
 namespace {
+
+// What inert pages weigh for the garbage collector, which alone gives them back: it shall run every thousand
+// releases.
+constexpr int64_t kInertWeightBytes = 65536;
 
 struct Held {
   uintptr_t address = 0;
@@ -42,6 +53,9 @@ struct Held {
   unsigned users = 0; // persist() under way on another thread
   bool ending = false;
   bool released = false;
+  bool inert = false;
+  unsigned finalizers = 0; // of the ArrayBuffer, and of its memory, which transfer() moves to another one
+  bool weighs = false;     // the JavaScript thread's
 };
 
 using HeldPointer = std::shared_ptr<Held>;
@@ -127,6 +141,30 @@ void onBreak(const mapdirect_break *what, void *) {
   all.changed.wait(guard, [&] { return held->released; });
 }
 
+size_t wholePages(size_t length) {
+  const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+  return (length + page - 1) / page * page;
+}
+
+// In one step, so that the addresses are never anybody else's.
+int replaceByInertPages(const Held &held) {
+  constexpr int kFlags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED;
+  void *const at = reinterpret_cast<void *>(held.address);
+  const size_t length = wholePages(held.length);
+  void *result = nullptr;
+  const int failure = core_map_over(at, length, PROT_READ | PROT_WRITE, kFlags, -1, 0, &result);
+  if (failure != -ENOMEM) return failure;
+  // A system that promises no more memory than it has: pages that cannot be touched are not counted.
+  return core_map_over(at, length, PROT_NONE, kFlags, -1, 0, &result);
+}
+
+// With the registry's lock held.
+void giveAddressesBack(Held &held) {
+  if (!held.inert || held.finalizers > 0) return;
+  held.inert = false;
+  munmap(reinterpret_cast<void *>(held.address), wholePages(held.length));
+}
+
 // May wait for the daemon.
 int endMapping(const HeldPointer &held) {
   Registry &all = registry();
@@ -137,10 +175,12 @@ int endMapping(const HeldPointer &held) {
     all.changed.wait(guard, [&] { return held->users == 0; });
     all.byAddress.erase(held->address);
   }
-  const int result = mapdirect_unmap(reinterpret_cast<void *>(held->address), held->length) == 0 ? 0 : -errno;
+  const int result = replaceByInertPages(*held);
   const std::lock_guard<std::mutex> guard(all.lock);
   held->tell.Release(); // the relay looks at `ending` first, with the lock held
   held->released = true;
+  held->inert = result == 0;
+  giveAddressesBack(*held);
   all.changed.notify_all();
   return result;
 }
@@ -210,16 +250,25 @@ public:
     held_->users += 1;
   }
 
+  // What never ran must not be waited for.
+  ~PersistWorker() override { leave(); }
+
 private:
   int run() override {
     const int result =
         mapdirect_persist(reinterpret_cast<const char *>(held_->address + offset_), length_) == 0 ? 0
                                                                                                   : -errno;
-    const std::lock_guard<std::mutex> guard(registry().lock);
-    held_->users -= 1;
-    registry().changed.notify_all();
+    leave();
     return result;
   }
+  void leave() {
+    const std::lock_guard<std::mutex> guard(registry().lock);
+    if (!uses_) return;
+    uses_ = false;
+    held_->users -= 1;
+    registry().changed.notify_all();
+  }
+  bool uses_ = true;
   HeldPointer held_;
   uint64_t offset_;
   uint64_t length_;
@@ -229,9 +278,21 @@ void endWithEnvironment(void *pointer) {
   endMapping(*static_cast<HeldPointer *>(pointer));
 }
 
-// When the ArrayBuffer is collected, or detached and then collected.
-void finalize(Napi::Env env, void *, HeldPointer *held) {
+// When the ArrayBuffer is collected, and when its memory is freed: at a detach, unless transfer() has moved it.
+// Only after both can nobody reach the addresses.
+void finalize(napi_env env, void *, void *pointer) {
+  auto *held = static_cast<HeldPointer *>(pointer);
+  {
+    const std::lock_guard<std::mutex> guard(registry().lock);
+    (*held)->finalizers -= 1;
+    if ((*held)->finalizers > 0) return;
+    giveAddressesBack(**held);
+  }
   napi_remove_env_cleanup_hook(env, endWithEnvironment, held);
+  if ((*held)->weighs) {
+    int64_t weight = 0;
+    napi_adjust_external_memory(env, -kInertWeightBytes, &weight);
+  }
   endMapping(*held);
   delete held;
 }
@@ -274,10 +335,19 @@ private:
   Napi::Value result() override {
     const Napi::Env env = Env();
     auto *pointer = new HeldPointer(held_);
+    napi_value memory = nullptr;
+    held_->finalizers = 2;
+    if (napi_create_external_arraybuffer(env, reinterpret_cast<void *>(held_->address), held_->length,
+                                         finalize, pointer, &memory) != napi_ok ||
+        napi_add_finalizer(env, memory, nullptr, finalize, pointer, nullptr) != napi_ok) {
+      // A worker thread that is being terminated: nobody will ever have the mapping. What there is of the
+      // buffer may still be finalized, so `pointer` stays.
+      endMapping(held_);
+      return env.Undefined();
+    }
     napi_add_env_cleanup_hook(env, endWithEnvironment, pointer);
     Napi::Object made = Napi::Object::New(env);
-    made.Set("memory", Napi::ArrayBuffer::New(env, reinterpret_cast<void *>(held_->address), held_->length,
-                                              finalize, pointer));
+    made.Set("memory", Napi::Value(env, memory));
     made.Set("handle", Napi::External<HeldPointer>::New(env, new HeldPointer(held_),
                                                         [](Napi::Env, HeldPointer *held) { delete held; }));
     made.Set("leaseId", Napi::BigInt::New(env, held_->lease.lease_id));
@@ -348,6 +418,9 @@ Napi::Value release(const Napi::CallbackInfo &info) {
   if (!getHeld(info, held)) return Napi::Value();
   if (!info[1].IsArrayBuffer() || napi_detach_arraybuffer(env, info[1]) != napi_ok)
     return fail(env, -EINVAL, "memory: expected the mapping's");
+  int64_t weight = 0;
+  if (!held->weighs && napi_adjust_external_memory(env, kInertWeightBytes, &weight) == napi_ok)
+    held->weighs = true;
   return start(new ReleaseWorker(env, held));
 }
 

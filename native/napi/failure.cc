@@ -2,6 +2,7 @@
 
 #include <cerrno>
 #include <cmath>
+#include <cstdint>
 #include <cstring>
 #include <uv.h>
 
@@ -71,9 +72,12 @@ bool getCount(Napi::Env env, napi_value value, const char *name, uint64_t &count
 }
 
 bool getInt(Napi::Env env, napi_value value, const char *name, int &number) {
-  int32_t result = 0;
-  if (napi_get_value_int32(env, value, &result) != napi_ok) return failArgument(env, name, "a number");
-  number = result;
+  // Not napi_get_value_int32: it makes 0 of NaN, and wraps.
+  double result = 0;
+  if (napi_get_value_double(env, value, &result) != napi_ok ||
+      !(result >= INT32_MIN && result <= INT32_MAX) || result != std::floor(result))
+    return failArgument(env, name, "a whole number of 32 bits");
+  number = static_cast<int>(result);
   return true;
 }
 

@@ -2,8 +2,9 @@
  * Direct mappings for JavaScript.
  *
  * Invariants:
- * - no access through the buffer ever ends the process: the range lies within the file, is prepared unless the caller
- *   says otherwise, and is taken away from JavaScript (length 0) before it is taken away from the process;
+ * - no access through the buffer ends the process, as long as the region itself is not cut short: the range lies within the
+ *   file, is prepared unless the caller says otherwise, and is taken away from JavaScript (length 0) before it is taken away
+ *   from the process;
  * - listeners of "break" run before that, and may still load, store and persist.
  */
 import { constants as bufferLimits } from "node:buffer";
@@ -82,7 +83,8 @@ const REASONS: Readonly<Record<number, BreakNotice["reason"]>> = {
 export class DirectMapping extends EventEmitter<MappingEvents> {
   /**
    * The bytes. Stores are seen by read(2) and every other mapping at once. After the release it has length 0, as have
-   * all views of the same memory.
+   * all views of the same memory. Asynchronous functions of node:zlib do not bear that while they are at work: give them a
+   * copy. Others (fs.read…) go on with memory that belongs to nobody.
    */
   readonly buffer: Buffer;
   readonly leaseId: bigint;

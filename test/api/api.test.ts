@@ -15,6 +15,7 @@ import {
   mount as mountRegion,
   open,
 } from "../../src/api/index.ts";
+import { client } from "../../src/api/native.ts";
 import { ask, asLeases, withOpen } from "../../src/daemon/client.ts";
 import { mountAt } from "../../src/daemon/mounts.ts";
 import { packageRoot } from "../../src/region/addon.ts";
@@ -28,6 +29,12 @@ const regions = [
   { name: "a page-cached region", assumePmem: false },
   { name: "a region of cache-line granularity", assumePmem: true },
 ];
+
+test("a descriptor that is no number of 32 bits is refused, and not taken for another one", () => {
+  for (const descriptor of [Number.NaN, 0.5, 2 ** 32, -(2 ** 31) - 1, Number.POSITIVE_INFINITY]) {
+    expect(() => client().prepare(descriptor, 0, 0)).toThrow("EINVAL: descriptor");
+  }
+});
 
 for (const { name, assumePmem } of regions) {
   describe(`mapDirect on ${name}`, () => {
@@ -231,6 +238,96 @@ for (const { name, assumePmem } of regions) {
         stdout: "collected 0\nin a worker 1\nafter it 0\n",
       });
     });
+
+    test("a read into the buffer that outlasts the release stores into nobody else's memory", async () => {
+      const path = await fileOf(16);
+      const fifo = join(await mount.fresh(), "fifo");
+      const script = `
+        import { mapDirect } from "mapdirect";
+        import { execFileSync } from "node:child_process";
+        import { open, read, truncate, writeSync, openSync, readFileSync, constants } from "node:fs";
+        import { promisify } from "node:util";
+        const [, path, fifo] = process.argv;
+        execFileSync("mkfifo", [fifo]);
+        const fd = openSync(fifo, constants.O_RDWR);
+        const mapped = () => readFileSync("/proc/self/maps", "latin1").split("\\n").length;
+        for (const end of [(mapping) => mapping.release(), async () => promisify(truncate)(path, 4096)]) {
+          const mapping = await mapDirect(path, { lease: "breakable" });
+          const reading = promisify(read)(fd, mapping.buffer, 0, 8, null);
+          await end(mapping);
+          await mapping.release();
+          const others = Array.from({ length: 64 }, () => new ArrayBuffer(16 * 4096));
+          for (let index = 0; index < 8; index++) globalThis.gc();
+          writeSync(fd, "12345678");
+          const { bytesRead } = await reading;
+          const stored = others.filter((each) => new Uint8Array(each).some((byte) => byte !== 0)).length;
+          console.log(bytesRead, stored, mapping.buffer.length);
+        }`;
+      const { code, stdout, stderr } = await run(
+        process.execPath,
+        ["--expose-gc", "--input-type=module", "-e", script, path, fifo],
+        { cwd: packageRoot, timeoutMs: 20_000 },
+      );
+      expect({ code, stdout }, stderr).toEqual({ code: 0, stdout: "8 0 0\n8 0 0\n" });
+    });
+
+    test("released memory is given back when no buffer can lead to it, also if it was moved to another buffer", async () => {
+      const path = await fileOf(16);
+      const script = `
+        import { mapDirect } from "mapdirect";
+        import { readFileSync } from "node:fs";
+        import { setTimeout as sleep } from "node:timers/promises";
+        const bytes = () => Number(/VmSize:\\s*(\\d+)/.exec(readFileSync("/proc/self/status", "latin1"))[1]) * 1024;
+        const path = process.argv[1];
+        const collect = async () => { for (let index = 0; index < 5; index++) { globalThis.gc(); await sleep(5); } };
+        const some = async (count) => {
+          for (let index = 0; index < count; index++) await (await mapDirect(path)).release();
+        };
+        await some(10);
+        await collect();
+        const before = bytes();
+        await some(200);
+        await collect();
+        console.log(bytes() - before < 100 * 16 * 4096);
+        const mapping = await mapDirect(path);
+        const moved = mapping.buffer.buffer.transfer();
+        await mapping.release();
+        await collect();
+        const view = new Uint8Array(moved);
+        view[0] = 1;
+        console.log(view[0], readFileSync(path, "latin1", 0, 1)[0]);`;
+      const { code, stdout, stderr } = await run(
+        process.execPath,
+        ["--expose-gc", "--harmony-rab-gsab-transfer", "--input-type=module", "-e", script, path],
+        { cwd: packageRoot, timeoutMs: 20_000 },
+      );
+      expect({ code, stdout }, stderr).toEqual({ code: 0, stdout: "true\n1 a\n" });
+    });
+
+    test("a worker that is terminated while it maps ends neither the process nor leaves a lease", async () => {
+      const path = await fileOf(16);
+      const script = `
+        import { Worker } from "node:worker_threads";
+        import { setTimeout as sleep } from "node:timers/promises";
+        import { execFileSync } from "node:child_process";
+        const held = () => JSON.parse(execFileSync(process.execPath, ["dist/bin/mapdirect.js", "leases", "--json", process.argv[1]])).length;
+        const code = 'import { parentPort, workerData } from "node:worker_threads"; import { mapDirect } from "mapdirect"; parentPort.postMessage("ready"); for (;;) await Promise.all(Array.from({ length: 8 }, () => mapDirect(workerData).then((mapping) => mapping.release())));';
+        for (let round = 0; round < 20; round++) {
+          const worker = new Worker(code, { eval: true, workerData: process.argv[1] });
+          worker.on("error", (error) => console.log(String(error)));
+          if (round > 4) await new Promise((done) => worker.once("message", done));
+          await sleep(round);
+          await worker.terminate();
+        }
+        for (let tries = 0; tries < 20 && held() > 0; tries++) await sleep(100);
+        console.log("held", held());`;
+      const { code, stdout, stderr } = await run(
+        process.execPath,
+        ["--input-type=module", "-e", script, path],
+        { cwd: packageRoot, timeoutMs: 40_000 },
+      );
+      expect({ code, stdout }, stderr).toEqual({ code: 0, stdout: "held 0\n" });
+    }, 60_000);
 
     test("a program that ends without a release leaves no lease", async () => {
       const path = await fileOf(2);
