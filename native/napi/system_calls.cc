@@ -36,6 +36,34 @@ bool getBig(const Napi::CallbackInfo &info, size_t index, const char *name, int6
   return false;
 }
 
+// The kernel looks the mount point up, which may need this thread: it may lie on a mount that is served here.
+class MountWorker : public Napi::AsyncWorker {
+public:
+  MountWorker(Napi::Env env, std::string source, std::string mountpoint, std::string type,
+              std::string options, uint64_t flags)
+      : Napi::AsyncWorker(env, "mapdirect.mount"), deferred_(Napi::Promise::Deferred::New(env)),
+        source_(std::move(source)), mountpoint_(std::move(mountpoint)), type_(std::move(type)),
+        options_(std::move(options)), flags_(flags) {}
+  Napi::Promise promise() const { return deferred_.Promise(); }
+  void Execute() override {
+    result_ =
+        mountFuse(source_.c_str(), mountpoint_.c_str(), type_.c_str(), options_.c_str(), flags_, step_);
+  }
+  void OnOK() override {
+    if (result_ >= 0)
+      deferred_.Resolve(Napi::Number::New(Env(), result_));
+    else
+      deferred_.Reject(makeFailure(Env(), result_, std::string(step_) + " (" + mountpoint_ + ")").Value());
+  }
+
+private:
+  Napi::Promise::Deferred deferred_;
+  const std::string source_, mountpoint_, type_, options_;
+  const uint64_t flags_;
+  const char *step_ = "";
+  int result_ = 0;
+};
+
 Napi::Value mountRoot(const Napi::CallbackInfo &info) {
   std::string source, mountpoint, type, options;
   uint64_t flags = 0;
@@ -43,11 +71,11 @@ Napi::Value mountRoot(const Napi::CallbackInfo &info) {
       !getText(info, 2, "fsType", type) || !getText(info, 3, "options", options) ||
       !getCount(info.Env(), info[4], "flags", flags))
     return Napi::Value();
-  const char *step = "";
-  const int result =
-      mountFuse(source.c_str(), mountpoint.c_str(), type.c_str(), options.c_str(), flags, step);
-  if (result < 0) return fail(info.Env(), result, std::string(step) + " (" + mountpoint + ")");
-  return Napi::Number::New(info.Env(), result);
+  MountWorker *worker = new MountWorker(info.Env(), std::move(source), std::move(mountpoint), std::move(type),
+                                        std::move(options), flags);
+  const Napi::Promise promise = worker->promise();
+  worker->Queue();
+  return promise;
 }
 
 Napi::Value unmount(const Napi::CallbackInfo &info) {

@@ -5,47 +5,11 @@
 import { readFileSync, realpathSync, type Stats, statSync } from "node:fs";
 import { basename, dirname, join, resolve } from "node:path";
 import { largest } from "../base/arrays.ts";
+import { type MountEntry, parseMountInfo, readMounts } from "../region/mountinfo.ts";
 
 export const FS_TYPE = "fuse.mapdirect";
 
-export interface MountEntry {
-  /** Unique among the mounts that exist now. */
-  id: number;
-  /** st_dev, as major:minor. */
-  device: string;
-  mountpoint: string;
-  options: string;
-  fsType: string;
-  source: string;
-}
-
-/** Space, tab, newline and backslash are octal escapes in mountinfo. */
-const decodeEscapes = (text: string): string =>
-  text.includes("\\")
-    ? text.replace(/\\([0-7]{3})/g, (_, octal: string) => String.fromCharCode(Number.parseInt(octal, 8)))
-    : text;
-
-export function parseMountInfo(text: string): MountEntry[] {
-  const entries: MountEntry[] = [];
-  for (const line of text.split("\n")) {
-    const fields = line.split(" ");
-    const dash = fields.indexOf("-", 6);
-    if (dash < 0) continue;
-    entries.push({
-      id: Number(fields[0]),
-      device: fields[2] ?? "",
-      mountpoint: decodeEscapes(fields[4] ?? ""),
-      options: fields[5] ?? "",
-      fsType: fields[dash + 1] ?? "",
-      source: decodeEscapes(fields[dash + 2] ?? ""),
-    });
-  }
-  return entries;
-}
-
-export function readMounts(): MountEntry[] {
-  return parseMountInfo(readFileSync("/proc/self/mountinfo", "utf8"));
-}
+export { type MountEntry, parseMountInfo, readMounts };
 
 /** The uppermost mount on exactly this directory, if it is one of ours. */
 export function mountAt(mountpoint: string): MountEntry | undefined {

@@ -3,14 +3,17 @@
  *
  * Invariants:
  * - `mount` returns when the kernel and the handlers have agreed; when it fails, nothing is left mounted;
- * - `unmount` ends, whatever handlers do: after a grace time the connection is cut.
+ * - `unmount` ends, whatever handlers do: after a grace time the connection is cut;
+ * - one unmount at a time asks the kernel, and only while this mount is what its mount point shows: another one that lies
+ *   beneath or on top is nobody's to take here.
  */
+import { closeSync } from "node:fs";
 import { resolve } from "node:path";
 import { Errno } from "../base/errno.ts";
 import { FsError } from "../base/errors.ts";
 import type { InitFlagName } from "../fuse/kernel.ts";
 import { notifyDelete, notifyInvalEntry, notifyInvalInode } from "../fuse/notify.ts";
-import { openFuseMount, unmountFuse } from "../region/fusemount.ts";
+import { type FuseMount, findMount, openFuseMount, unmountFuse } from "../region/fusemount.ts";
 import { printed, Server } from "./server.ts";
 import type { Connection, FileSystem, HandlerFailure } from "./types.ts";
 import { integer, type NameForm, shown, ttlOf } from "./values.ts";
@@ -59,10 +62,13 @@ export class Mount {
   /** Resolves when it is unmounted, by whomever. */
   readonly ended: Promise<void>;
   readonly #server: Server;
+  readonly #entry: FuseMount["entry"];
   #live = true;
+  #unmounting: Promise<void> | undefined;
 
   /** @internal */
-  constructor(path: string, connection: Connection, server: Server) {
+  constructor(path: string, connection: Connection, server: Server, entry: FuseMount["entry"]) {
+    this.#entry = entry;
     this.path = path;
     this.connection = connection;
     this.#server = server;
@@ -77,22 +83,60 @@ export class Mount {
     return this.#server.pending;
   }
 
-  /** Unmount. Returns at once if that has happened. @throws FsError EBUSY: it is in use, and `force` was not given */
+  /**
+   * Unmount. Returns at once if that has happened; calls at the same time share one unmount.
+   * @throws FsError EBUSY: it is in use, and `force` was not given; or another mount lies on top of it. TypeError: graceMs
+   */
   async unmount({ force = false, graceMs = 5000 }: UnmountOptions = {}): Promise<void> {
-    if (!this.#live) return;
+    integer(graceMs, "graceMs", 0, 0x7fff_ffff);
     if (force) {
-      await unmountFuse(this.path, { lazy: true });
-      this.#server.close();
-      return;
+      // One that waits for handlers ends when the connection is cut.
+      while (this.#unmounting !== undefined) {
+        this.#server.close();
+        await this.#unmounting.catch(() => {});
+      }
     }
+    this.#unmounting ??= (force ? this.#detach() : this.#unmount(graceMs)).finally(() => {
+      this.#unmounting = undefined;
+    });
+    await this.#unmounting;
+  }
+
+  async #detach(): Promise<void> {
+    try {
+      await this.#ask({ lazy: true });
+    } finally {
+      this.#server.close();
+    }
+  }
+
+  async #unmount(graceMs: number): Promise<void> {
     const cut = setTimeout(() => this.#server.close(), graceMs);
     try {
-      await unmountFuse(this.path);
       // The kernel ends the connection when it has let go of the last inode.
-      await this.ended;
+      if (await this.#ask({ lazy: false })) await this.ended;
     } finally {
       clearTimeout(cut);
     }
+  }
+
+  /** Have the kernel unmount it. False if it is not mounted any more. */
+  async #ask(options: { lazy: boolean }): Promise<boolean> {
+    const place = this.#place();
+    if (place === undefined) return false;
+    if (!place.onTop) throw new FsError("EBUSY", `another file system is mounted on top of ${this.path}`);
+    try {
+      await unmountFuse(place.mountpoint, options);
+    } catch (error) {
+      if (this.#entry !== undefined && this.#place() === undefined) return false; // by somebody else, meanwhile
+      throw error;
+    }
+    return true;
+  }
+
+  #place(): ReturnType<typeof findMount> {
+    if (this.#entry !== undefined) return findMount(this.#entry);
+    return this.#live ? { mountpoint: this.path, onTop: true } : undefined;
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -183,18 +227,29 @@ export async function mount(
     debug: options.debug === true,
     onError: options.onError ?? onStandardError,
   });
-  const { fd } = await openFuseMount({
+  const { fd, entry } = await openFuseMount({
     source: options.source ?? type,
     mountpoint: path,
     options: words,
     fsType: `fuse.${type}`,
   });
   try {
-    server.attach(fd);
-    return new Mount(path, await server.ready, server);
+    attach(server, fd);
+    return new Mount(path, await server.ready, server, entry);
   } catch (error) {
-    await unmountFuse(path, { lazy: true }).catch(() => {});
+    const place = entry === undefined ? { mountpoint: path, onTop: true } : findMount(entry);
+    if (place?.onTop) await unmountFuse(place.mountpoint, { lazy: true }).catch(() => {});
     server.close();
+    throw error;
+  }
+}
+
+/** The descriptor is the server's, or closed. */
+function attach(server: Server, fd: number): void {
+  try {
+    server.attach(fd);
+  } catch (error) {
+    closeSync(fd);
     throw error;
   }
 }

@@ -93,8 +93,17 @@ export interface Addon {
   crc32c(data: Uint8Array, start: number, length: number, seed: number): number;
   /** mapSync: try MAP_SYNC. readOnly: O_RDONLY + PROT_READ. Takes flock(LOCK_EX) unless lock is false: EBUSY if held. */
   openRegion(path: string, options: { readOnly: boolean; lock: boolean; mapSync: boolean }): NativeRegion;
-  /** mount(2) as root; the returned descriptor is /dev/fuse. `options` are the kernel's, without `fd=`. */
-  mountRoot(source: string, mountpoint: string, fsType: string, options: string, flags: number): number;
+  /**
+   * mount(2) as root; the descriptor is /dev/fuse. `options` are the kernel's, without `fd=`. On the thread pool: the mount
+   * point may lie on a mount that the calling thread serves.
+   */
+  mountRoot(
+    source: string,
+    mountpoint: string,
+    fsType: string,
+    options: string,
+    flags: number,
+  ): Promise<number>;
   unmount(mountpoint: string, lazy: boolean): void;
   /** The same on the thread pool, for a daemon that unmounts itself: the kernel may need it meanwhile. */
   unmountAsync(mountpoint: string, lazy: boolean): Promise<void>;

@@ -1,13 +1,17 @@
 /**
  * Get a mounted /dev/fuse descriptor: by mount(2) as root, through the setuid helper fusermount3 otherwise. Both give
  * the same mount: type fuse.mapdirect, source the region's path.
+ *
+ * The mount point may lie on a mount that this very thread serves: no synchronous call may have the kernel look it up.
  */
 import { spawn } from "node:child_process";
-import { closeSync, statSync } from "node:fs";
+import { closeSync } from "node:fs";
+import { realpath, stat } from "node:fs/promises";
 import { resolve } from "node:path";
 import { Errno } from "../base/errno.ts";
 import { FsError } from "../base/errors.ts";
 import { addon } from "./addon.ts";
+import { type MountEntry, readMounts } from "./mountinfo.ts";
 
 export interface FuseMountRequest {
   /** Shown as the source of the mount: the region's path. */
@@ -22,6 +26,8 @@ export interface FuseMountRequest {
 export interface FuseMount {
   readonly fd: number;
   readonly unprivileged: boolean;
+  /** What the kernel lists it as; undefined where that cannot be told (no /proc). */
+  readonly entry: MountEntry | undefined;
 }
 
 /** <sys/mount.h>: what each word sets and clears. */
@@ -73,13 +79,36 @@ export function splitMountOptions(options: readonly string[]): { flags: number; 
 }
 
 export async function openFuseMount(request: FuseMountRequest): Promise<FuseMount> {
-  const mountpoint = resolve(request.mountpoint);
   for (const word of request.options) {
     if (/[,\\\0]/.test(word)) throw new FsError("EINVAL", `mount option '${word}': one word each, no commas`);
   }
-  const mode = mountpointMode(mountpoint);
-  if (process.geteuid?.() === 0) return mountAsRoot(request, mountpoint, mode);
-  return mountThroughHelper(request, mountpoint);
+  const { mountpoint, mode } = await lookUp(resolve(request.mountpoint));
+  const before = new Set(listMounts().map(({ id }) => id));
+  const asRoot = process.geteuid?.() === 0;
+  const fd = await (asRoot
+    ? mountAsRoot(request, mountpoint, mode)
+    : mountThroughHelper(request, mountpoint));
+  const entry = listMounts().findLast(
+    (each) => each.mountpoint === mountpoint && each.fsType === request.fsType && !before.has(each.id),
+  );
+  return { fd, unprivileged: !asRoot, entry };
+}
+
+function listMounts(): MountEntry[] {
+  try {
+    return readMounts();
+  } catch {
+    return []; // no /proc
+  }
+}
+
+/** As it is now; undefined when it is not mounted any more. `onTop`: unmounting its mount point means this one. */
+export function findMount(entry: MountEntry): { mountpoint: string; onTop: boolean } | undefined {
+  const all = listMounts();
+  const now = all.find(({ id, device }) => id === entry.id && device === entry.device);
+  if (now === undefined) return undefined;
+  const top = all.findLast(({ mountpoint }) => mountpoint === now.mountpoint);
+  return { mountpoint: now.mountpoint, onTop: top === now };
 }
 
 /** As root by umount2, else through fusermount3. Never blocks the event loop, which the kernel may need meanwhile. */
@@ -97,9 +126,11 @@ export async function unmountFuse(mountpoint: string, options: { lazy?: boolean 
   await runHelper(["-u", ...(lazy ? ["-z"] : []), "--", absolute], null);
 }
 
-function mountpointMode(mountpoint: string): number {
+async function lookUp(given: string): Promise<{ mountpoint: string; mode: number }> {
+  let mountpoint = given;
   try {
-    return statSync(mountpoint).mode;
+    mountpoint = await realpath(given);
+    return { mountpoint, mode: (await stat(mountpoint)).mode };
   } catch (error) {
     const code = (error as NodeJS.ErrnoException).code;
     if (code === "ENOTCONN") {
@@ -114,7 +145,7 @@ function mountpointMode(mountpoint: string): number {
   }
 }
 
-function mountAsRoot(request: FuseMountRequest, mountpoint: string, mode: number): FuseMount {
+async function mountAsRoot(request: FuseMountRequest, mountpoint: string, mode: number): Promise<number> {
   const { flags, rest } = splitMountOptions(request.options);
   const kernelOptions = [
     `rootmode=${(mode & 0o170000).toString(8)}`,
@@ -123,14 +154,13 @@ function mountAsRoot(request: FuseMountRequest, mountpoint: string, mode: number
     ...rest,
   ].join(",");
   try {
-    const fd = addon().mountRoot(request.source, mountpoint, request.fsType, kernelOptions, flags);
-    return { fd, unprivileged: false };
+    return await addon().mountRoot(request.source, mountpoint, request.fsType, kernelOptions, flags);
   } catch (error) {
     throw explainMount(error, mountpoint, rest);
   }
 }
 
-async function mountThroughHelper(request: FuseMountRequest, mountpoint: string): Promise<FuseMount> {
+async function mountThroughHelper(request: FuseMountRequest, mountpoint: string): Promise<number> {
   const subtype = request.fsType.replace(/^fuse\.?/, "");
   const words = [
     `fsname=${escapeOption(request.source)}`,
@@ -145,7 +175,7 @@ async function mountThroughHelper(request: FuseMountRequest, mountpoint: string)
       // Its end must be closed here too, or a helper that sent nothing would leave us waiting.
       closeSync(theirs);
     }
-    return { fd: addon().receiveDescriptor(ours), unprivileged: true };
+    return addon().receiveDescriptor(ours);
   } finally {
     closeSync(ours);
   }

@@ -19,6 +19,7 @@ import {
   mount,
   PollEvent,
 } from "../../src/fuse-api/index.ts";
+import { packageRoot } from "../../src/region/addon.ts";
 import { folderPrefix } from "../support/leftovers.ts";
 import { missing, notRoot, run, succeed } from "../support/run.ts";
 
@@ -422,6 +423,63 @@ describe.skipIf(notRoot !== undefined)("mapdirect/fuse", () => {
     });
     expect(Date.now() - begun).toBeLessThan(20_000);
     await mounted.ended;
+  });
+
+  test("a mount can be mounted at, inside and over a mount of the same process", async () => {
+    const script = `
+      import { mount } from "mapdirect/fuse";
+      const attributes = (ino) => ({ ino, mode: ino > 2 ? 0o100644 : 0o040755 });
+      const plain = {
+        lookup: ({ name }) => (name === "sub" ? { nodeid: 2, attributes: attributes(2) } : null),
+        getattr: ({ nodeid }) => attributes(nodeid),
+      };
+      const options = { attributesTtlMs: 0, entryTtlMs: 0 };
+      const mnt = process.argv[1];
+      const outer = await mount(plain, mnt, options);
+      const inner = await mount(plain, mnt + "/sub", options);
+      await inner.unmount();
+      const upper = await mount(plain, mnt, options);
+      await upper.unmount();
+      await outer.unmount();
+      console.log("unmounted");`;
+    const folder = mkdtempSync(folderPrefix("/dev/shm"));
+    onTestFinished(async () => {
+      for (const { mountpoint } of readMounts()
+        .filter((each) => each.mountpoint.startsWith(folder))
+        .reverse())
+        await run("umount", ["-l", mountpoint]);
+      rmSync(folder, { recursive: true });
+    });
+    const args = ["--input-type=module", "-e", script, folder];
+    const done = run(process.execPath, args, { cwd: packageRoot, timeoutMs: 15_000 });
+    expect(await done).toMatchObject({ code: 0, stdout: "unmounted\n" });
+  }, 30_000);
+
+  test("unmounts at the same time end one mount, and take neither what lies beneath nor what lies on top", async () => {
+    const mnt = mkdtempSync(folderPrefix("/dev/shm"));
+    const shown = () => readMounts().filter(({ mountpoint }) => mountpoint === mnt);
+    onTestFinished(async () => {
+      for (const _ of shown()) await run("umount", ["-l", mnt]);
+      rmSync(mnt, { recursive: true });
+    });
+    await succeed("mount", ["-t", "tmpfs", "beneath", mnt]);
+    const mounted = await mount(plain, mnt, { attributesTtlMs: 0, entryTtlMs: 0 });
+    await succeed("mount", ["-t", "tmpfs", "on-top", mnt]);
+    await expect(mounted.unmount()).rejects.toMatchObject({ code: "EBUSY" });
+    expect(shown().map(({ source }) => source)).toEqual(["beneath", "mapdirect-fuse", "on-top"]);
+    await succeed("umount", [mnt]);
+    const force = { force: true };
+    await Promise.all([mounted.unmount(), mounted.unmount(), mounted.unmount(force), mounted.unmount(force)]);
+    await mounted.unmount(force);
+    expect(shown().map(({ source }) => source)).toEqual(["beneath"]);
+  });
+
+  test("a grace time that is no time is refused", async () => {
+    const { mounted } = await serve({});
+    for (const graceMs of [Number.POSITIVE_INFINITY, Number.NaN, -1, 2 ** 31, wrong("5")])
+      await expect(mounted.unmount({ graceMs })).rejects.toThrow(TypeError);
+    expect(mounted.connection.protocol.major).toBe(7);
+    await mounted.unmount({ graceMs: 0x7fff_ffff });
   });
 
   test("init that throws fails the mount with its own error, and leaves nothing mounted", async () => {
