@@ -382,12 +382,12 @@ void watch_close(struct keeper_fd fd) {
 }
 
 int watch_end_lease(struct keeper_fd fd, uint64_t lease_id, bool unchanged) {
-  struct mapdirect_wire_range range = {
+  struct mapdirect_wire_lease lease = {
       .version = MAPDIRECT_WIRE_VERSION,
       .flags = unchanged ? MAPDIRECT_WIRE_END_FLAG_UNCHANGED : 0,
       .lease_id = lease_id,
   };
-  return ioctl(keeper_fd_number(fd), (unsigned long)MAPDIRECT_IOCTL_END, &range) == 0 ? 0 : -errno;
+  return ioctl(keeper_fd_number(fd), (unsigned long)MAPDIRECT_IOCTL_END, &lease) == 0 ? 0 : -errno;
 }
 
 static int note_first_run(void *context, const struct piece *first, uintptr_t end) {
@@ -776,9 +776,14 @@ static int reopen(int fd) {
   return raw_open(path, O_RDWR | O_CLOEXEC | O_NOCTTY, 0);
 }
 
-static struct keeper_fd begin_watch(int fd, uint64_t lease_id, uint64_t serial) {
-  struct mapdirect_wire_range range = {.version = MAPDIRECT_WIRE_VERSION, .lease_id = lease_id};
-  if (worth_keeping(fd) && ioctl(fd, (unsigned long)MAPDIRECT_IOCTL_WATCH, &range) == 0) {
+static struct mapdirect_wire_lease named_lease(const struct mapping *mapping) {
+  struct mapdirect_wire_lease lease = {.version = MAPDIRECT_WIRE_VERSION, .lease_id = mapping->lease_id};
+  memcpy(lease.token, mapping->lease_token, sizeof lease.token);
+  return lease;
+}
+
+static struct keeper_fd begin_watch(int fd, struct mapdirect_wire_lease lease, uint64_t serial) {
+  if (worth_keeping(fd) && ioctl(fd, (unsigned long)MAPDIRECT_IOCTL_WATCH, &lease) == 0) {
     struct epoll_event event = {.events = EPOLLPRI, .data.u64 = serial};
     /* A watch that cannot be polled is still good for END. */
     if (watcher != NULL) epoll_ctl(watcher->epoll_fd, EPOLL_CTL_ADD, fd, &event);
@@ -835,7 +840,7 @@ void watch_begin(void) {
   /* It may die from here on, but is not freed before its `retire` has been run: by this thread, later. */
   int lease_fd = keeper_fd_number(mapping->lease_fd);
   uint64_t serial = mapping->serial;
-  uint64_t lease_id = mapping->lease_id;
+  struct mapdirect_wire_lease lease = named_lease(mapping);
   struct identity identity = mapping->identity;
   core_unlock(&mask);
   struct identity before = identity_assume(identity);
@@ -845,7 +850,7 @@ void watch_begin(void) {
    * do: if somebody unmaps behind the library's back, the lease ends within two seconds and not at once. */
   bool apart = fd >= 0 || (errno != EACCES && errno != EPERM);
   struct keeper_fd watch_fd = KEEPER_NO_FD;
-  if (fd >= 0 || !apart) watch_fd = begin_watch(fd >= 0 ? fd : lease_fd, lease_id, serial);
+  if (fd >= 0 || !apart) watch_fd = begin_watch(fd >= 0 ? fd : lease_fd, lease, serial);
   core_lock(&mask);
   mapping->watch_fd = watch_fd;
   mapping->lease_fd = KEEPER_NO_FD;
@@ -923,7 +928,7 @@ static void run_watch_again(struct request *request) {
     if (mapping == NULL) break;
     int fd = open_by_anchor(&copy, path);
     if (fd < 0) continue;
-    struct keeper_fd watch_fd = begin_watch(fd, copy.lease_id, copy.serial);
+    struct keeper_fd watch_fd = begin_watch(fd, named_lease(&copy), copy.serial);
     if (!keeper_fd_is_one(watch_fd)) continue;
     core_lock(&mask);
     size_t index = table_empty() ? 0 : table_lower(copy.anchor);

@@ -147,6 +147,7 @@ enum { LEAVES_NOT, LEAVES_FOR_SIGBUS, LEAVES_FOR_ORDINARY };
 struct mapping {
   uint64_t serial; /* given to no other mapping, though this memory may be */
   uint64_t lease_id;
+  uint8_t lease_token[16]; /* for a watch on another description */
   uint64_t generation;
   uint64_t device; /* of the file */
   uint64_t inode;

@@ -71,6 +71,7 @@ struct map_request {
   size_t run_capacity;
   uint64_t hole_bytes;
   uint64_t lease_id;
+  uint8_t lease_token[16];
   uint64_t generation;
   uint32_t granted_kind;
   struct mapdirect_wire_grant_full wire;
@@ -312,6 +313,7 @@ static int grant(struct map_request *map) {
     return errno == ENOTTY || errno == ENOSYS ? -EOPNOTSUPP : -errno;
   map->granted = true;
   map->lease_id = header->lease_id;
+  memcpy(map->lease_token, header->token, sizeof map->lease_token);
   map->generation = header->generation;
   map->granted_kind = header->kind;
   if (header->count > MAPDIRECT_WIRE_GRANT_EXTENTS_MAX) return -EIO;
@@ -573,6 +575,7 @@ static int publish(struct map_request *map) {
   if (error == 0) error = table_reserve(map->run_count + 1);
   if (error == 0) {
     mapping->lease_id = map->lease_id;
+    memcpy(mapping->lease_token, map->lease_token, sizeof mapping->lease_token);
     mapping->generation = map->generation;
     mapping->device = map->file.device;
     mapping->inode = map->file.inode;
@@ -630,8 +633,8 @@ static void run_map(struct request *base) {
     if (map->reserved_length > 0 && !kept) raw_munmap(map->reserved_start, map->reserved_length);
     if (map->anchor_apart) raw_munmap(map->anchor, page_bytes());
     if (map->granted) {
-      struct mapdirect_wire_range range = {.version = MAPDIRECT_WIRE_VERSION, .lease_id = map->lease_id};
-      ioctl(map->lease_fd, (unsigned long)MAPDIRECT_IOCTL_END, &range);
+      struct mapdirect_wire_lease lease = {.version = MAPDIRECT_WIRE_VERSION, .lease_id = map->lease_id};
+      ioctl(map->lease_fd, (unsigned long)MAPDIRECT_IOCTL_END, &lease);
     }
   }
   if (map->region_fd >= 0) raw_close(map->region_fd);

@@ -115,9 +115,7 @@ static void fence(void) {
 #define STRIPES 16u
 
 /* Threads that flush, counted in several places so that they do not disturb each other. */
-static struct {
-  _Alignas(64) _Atomic uint32_t count;
-} flushing[STRIPES];
+static struct { _Alignas(64) _Atomic uint32_t count; } flushing[STRIPES];
 
 static _Atomic uint32_t *begin_flush(void) {
   /* Of a thread, some number that others hardly have. */

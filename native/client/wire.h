@@ -13,7 +13,7 @@
 /* clang-format off */
 
 #define MAPDIRECT_WIRE_MAP_DIRECT 0x200000
-#define MAPDIRECT_WIRE_VERSION 1u
+#define MAPDIRECT_WIRE_VERSION 2u
 #define MAPDIRECT_WIRE_EXTENTS_MAX 508u
 #define MAPDIRECT_WIRE_SNAPSHOT_RUNS_MAX 128u
 #define MAPDIRECT_WIRE_SNAPSHOT_PIECES_MAX 3u
@@ -137,7 +137,7 @@ struct mapdirect_wire_map {
   uint64_t file_bytes; /* out: size of the file */
   uint64_t inode; /* out: inode number */
   uint64_t map_bytes; /* out: offset of the first byte past the file's last block */
-  uint8_t reserved[16]; /* zero */
+  uint8_t token[16]; /* out: random; whoever knows it may watch the lease (GRANT) */
 };
 _Static_assert(sizeof(struct mapdirect_wire_map) == 96, "mapdirect_wire_map: size");
 _Static_assert(offsetof(struct mapdirect_wire_map, version) == 0, "mapdirect_wire_map.version");
@@ -152,22 +152,35 @@ _Static_assert(offsetof(struct mapdirect_wire_map, next_offset) == 48, "mapdirec
 _Static_assert(offsetof(struct mapdirect_wire_map, file_bytes) == 56, "mapdirect_wire_map.file_bytes");
 _Static_assert(offsetof(struct mapdirect_wire_map, inode) == 64, "mapdirect_wire_map.inode");
 _Static_assert(offsetof(struct mapdirect_wire_map, map_bytes) == 72, "mapdirect_wire_map.map_bytes");
-_Static_assert(offsetof(struct mapdirect_wire_map, reserved) == 80, "mapdirect_wire_map.reserved");
+_Static_assert(offsetof(struct mapdirect_wire_map, token) == 80, "mapdirect_wire_map.token");
 
-/* PREPARE, DEFRAG: a range of the file. END, WATCH: a lease id in `leaseId`. */
+/* PREPARE, DEFRAG: a range of the file. */
 struct mapdirect_wire_range {
   uint32_t version; /* WIRE_VERSION */
-  uint32_t flags; /* EndFlag bits (END), else zero */
+  uint32_t flags; /* zero */
   uint64_t offset; /* byte offset in the file */
   uint64_t length; /* bytes; 0 for up to the end of the file */
-  uint64_t lease_id; /* lease id (END) */
+  uint8_t reserved[8]; /* zero */
 };
 _Static_assert(sizeof(struct mapdirect_wire_range) == 32, "mapdirect_wire_range: size");
 _Static_assert(offsetof(struct mapdirect_wire_range, version) == 0, "mapdirect_wire_range.version");
 _Static_assert(offsetof(struct mapdirect_wire_range, flags) == 4, "mapdirect_wire_range.flags");
 _Static_assert(offsetof(struct mapdirect_wire_range, offset) == 8, "mapdirect_wire_range.offset");
 _Static_assert(offsetof(struct mapdirect_wire_range, length) == 16, "mapdirect_wire_range.length");
-_Static_assert(offsetof(struct mapdirect_wire_range, lease_id) == 24, "mapdirect_wire_range.lease_id");
+_Static_assert(offsetof(struct mapdirect_wire_range, reserved) == 24, "mapdirect_wire_range.reserved");
+
+/* WATCH, END: a lease. */
+struct mapdirect_wire_lease {
+  uint32_t version; /* WIRE_VERSION */
+  uint32_t flags; /* EndFlag bits (END), else zero */
+  uint8_t token[16]; /* as GRANT answered it (WATCH), unless this is the lease's own open file description */
+  uint64_t lease_id; /* lease id */
+};
+_Static_assert(sizeof(struct mapdirect_wire_lease) == 32, "mapdirect_wire_lease: size");
+_Static_assert(offsetof(struct mapdirect_wire_lease, version) == 0, "mapdirect_wire_lease.version");
+_Static_assert(offsetof(struct mapdirect_wire_lease, flags) == 4, "mapdirect_wire_lease.flags");
+_Static_assert(offsetof(struct mapdirect_wire_lease, token) == 8, "mapdirect_wire_lease.token");
+_Static_assert(offsetof(struct mapdirect_wire_lease, lease_id) == 24, "mapdirect_wire_lease.lease_id");
 
 /* STATUS: how a watched lease is. */
 struct mapdirect_wire_status {
@@ -293,13 +306,13 @@ _Static_assert(MAPDIRECT_IOCTL_GRANT == _IOWR('M', 0xd1, struct mapdirect_wire_g
 #define MAPDIRECT_IOCTL_EXTENTS 0xffe04dd2u
 _Static_assert(MAPDIRECT_IOCTL_EXTENTS == _IOWR('M', 0xd2, struct mapdirect_wire_map_full), "EXTENTS");
 #define MAPDIRECT_IOCTL_END 0x40204dd3u
-_Static_assert(MAPDIRECT_IOCTL_END == _IOW('M', 0xd3, struct mapdirect_wire_range), "END");
+_Static_assert(MAPDIRECT_IOCTL_END == _IOW('M', 0xd3, struct mapdirect_wire_lease), "END");
 #define MAPDIRECT_IOCTL_PREPARE 0x40204dd4u
 _Static_assert(MAPDIRECT_IOCTL_PREPARE == _IOW('M', 0xd4, struct mapdirect_wire_range), "PREPARE");
 #define MAPDIRECT_IOCTL_CONTROL 0xfff84dd5u
 _Static_assert(MAPDIRECT_IOCTL_CONTROL == _IOWR('M', 0xd5, struct mapdirect_wire_control), "CONTROL");
 #define MAPDIRECT_IOCTL_WATCH 0x40204dd6u
-_Static_assert(MAPDIRECT_IOCTL_WATCH == _IOW('M', 0xd6, struct mapdirect_wire_range), "WATCH");
+_Static_assert(MAPDIRECT_IOCTL_WATCH == _IOW('M', 0xd6, struct mapdirect_wire_lease), "WATCH");
 #define MAPDIRECT_IOCTL_STATUS 0x80404dd7u
 _Static_assert(MAPDIRECT_IOCTL_STATUS == _IOR('M', 0xd7, struct mapdirect_wire_status), "STATUS");
 #define MAPDIRECT_IOCTL_OFFER 0x80404dd8u

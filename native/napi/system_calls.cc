@@ -46,8 +46,7 @@ public:
         options_(std::move(options)), flags_(flags) {}
   Napi::Promise promise() const { return deferred_.Promise(); }
   void Execute() override {
-    result_ =
-        mountFuse(source_.c_str(), mountpoint_.c_str(), type_.c_str(), options_.c_str(), flags_, step_);
+    result_ = mountFuse(source_.c_str(), mountpoint_.c_str(), type_.c_str(), options_.c_str(), flags_, step_);
   }
   void OnOK() override {
     if (result_ >= 0)

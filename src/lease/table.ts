@@ -19,7 +19,7 @@
  *   than max_leased;
  * - leases are volatile: nothing of them is on the media.
  */
-
+import { randomFillSync } from "node:crypto";
 import { largest, smallest } from "../base/arrays.ts";
 import { FsError } from "../base/errors.ts";
 import { after } from "../base/faults.ts";
@@ -63,6 +63,8 @@ export interface Lease {
   /** LeaseFlag bits. */
   readonly flags: number;
   readonly holder: Holder;
+  /** Random: whoever shows it acts for the holder. Ids are in the list of leases, and can be guessed. */
+  readonly token: Uint8Array;
   /** Blocks of the region that the holder can reach. */
   readonly runs: readonly Run[];
   /** Bytes that count against the holder's limit: whole blocks. */
@@ -124,6 +126,19 @@ export interface LeaseEvents {
    * A seal is in the way. May throw a Wait if its release is on its way; returns if it is there to stay.
    */
   onRefusal(lease: Lease): void;
+}
+
+const TOKEN_BYTES = 16;
+/** Random bytes for many tokens at a time: a call for each costs more than the rest of a grant. */
+const randomness = { bytes: new Uint8Array(TOKEN_BYTES * 256), at: Number.MAX_SAFE_INTEGER };
+
+function randomToken(): Uint8Array {
+  if (randomness.at >= randomness.bytes.length) {
+    randomFillSync(randomness.bytes);
+    randomness.at = 0;
+  }
+  randomness.at += TOKEN_BYTES;
+  return randomness.bytes.slice(randomness.at - TOKEN_BYTES, randomness.at);
 }
 
 const nobody: LeaseEvents = { onBreak() {}, onRevoked() {}, onEnded() {}, onRefusal() {} };
@@ -256,6 +271,7 @@ export class LeaseTable implements MapGuard {
       length: request.length,
       flags: request.flags,
       holder,
+      token: randomToken(),
       runs: reachable(inode, request.block, request.count),
       bytes,
       grantedAtMs: Date.now(),

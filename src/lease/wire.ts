@@ -10,7 +10,8 @@ import { big64, bytes, struct, text, u32, u64 } from "../layout/struct.ts";
 /** The mmap flag. Not the 2017 value (0x80000), which is MAP_SYNC since Linux 4.15. */
 export const MAP_DIRECT = 0x200000;
 
-export const WIRE_VERSION = 1;
+/** 2: WATCH needs the token of the grant. */
+export const WIRE_VERSION = 2;
 
 /** Largest payload of a restricted ioctl: 14 bits of size, rounded down to a multiple of 8. */
 export const IOCTL_BYTES_MAX = 16376;
@@ -107,7 +108,7 @@ export const WireMap = struct(
     fileBytes: big64("out: size of the file"),
     inode: u64("out: inode number"),
     mapBytes: big64("out: offset of the first byte past the file's last block"),
-    reserved: bytes(16, "zero"),
+    token: bytes(16, "out: random; whoever knows it may watch the lease (GRANT)"),
   },
   96,
 );
@@ -117,13 +118,25 @@ export const WIRE_MAP_BYTES = 96 + WIRE_EXTENTS_MAX * 32;
 
 export const WireRange = struct(
   "mapdirect_wire_range",
-  "PREPARE, DEFRAG: a range of the file. END, WATCH: a lease id in `leaseId`.",
+  "PREPARE, DEFRAG: a range of the file.",
+  {
+    version: u32("WIRE_VERSION"),
+    flags: u32("zero"),
+    offset: big64("byte offset in the file"),
+    length: big64("bytes; 0 for up to the end of the file"),
+    reserved: bytes(8, "zero"),
+  },
+  32,
+);
+
+export const WireLease = struct(
+  "mapdirect_wire_lease",
+  "WATCH, END: a lease.",
   {
     version: u32("WIRE_VERSION"),
     flags: u32("EndFlag bits (END), else zero"),
-    offset: big64("byte offset in the file"),
-    length: big64("bytes; 0 for up to the end of the file"),
-    leaseId: u64("lease id (END)"),
+    token: bytes(16, "as GRANT answered it (WATCH), unless this is the lease's own open file description"),
+    leaseId: u64("lease id"),
   },
   32,
 );
@@ -261,11 +274,11 @@ export const Ioctl = {
   REGION: ioc(IOC_READ, 0xd0, WireRegion.size),
   GRANT: ioc(IOC_READ | IOC_WRITE, 0xd1, WIRE_GRANT_BYTES),
   EXTENTS: ioc(IOC_READ | IOC_WRITE, 0xd2, WIRE_MAP_BYTES),
-  END: ioc(IOC_WRITE, 0xd3, WireRange.size),
+  END: ioc(IOC_WRITE, 0xd3, WireLease.size),
   PREPARE: ioc(IOC_WRITE, 0xd4, WireRange.size),
   CONTROL: ioc(IOC_READ | IOC_WRITE, 0xd5, WireControl.size),
   /** On another open file description of the same file: poll(2) there tells of the lease from now on. */
-  WATCH: ioc(IOC_WRITE, 0xd6, WireRange.size),
+  WATCH: ioc(IOC_WRITE, 0xd6, WireLease.size),
   STATUS: ioc(IOC_READ, 0xd7, WireStatus.size),
   OFFER: ioc(IOC_READ, 0xd8, WireClone.size),
   CLONE: ioc(IOC_WRITE, 0xd9, WireClone.size),

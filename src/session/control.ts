@@ -12,6 +12,7 @@ import type { Inode } from "../namespace/inode.ts";
 import type { Resized } from "../namespace/resize.ts";
 import { type Pace, resizeMounted } from "../namespace/resize-mounted.ts";
 import { fileName, mapReport, whereReport } from "./blockmap.ts";
+import type { Handle } from "./handles.ts";
 import type { Session } from "./session.ts";
 import { statistics } from "./statistics.ts";
 
@@ -44,6 +45,7 @@ export interface Refusal {
 export async function answer(
   session: Session,
   request: Request,
+  handle: Handle,
   question: number,
   argument: number,
   signal: AbortSignal,
@@ -53,7 +55,7 @@ export async function answer(
     case Question.INFO:
       return info(session);
     case Question.LEASES:
-      return await listLeases(session, request, argument, signal);
+      return await listLeases(session, request, handle, argument, signal);
     case Question.STATS:
       return statistics(session);
     case Question.BREAK:
@@ -162,10 +164,14 @@ function breakOne(session: Session, id: number): unknown {
   return { id, state: lease.state, remaining_ms: remainingMs(lease) };
 }
 
-/** Root and whoever mounted see all; others their own. `argument`: an inode number, or 0 for every file. */
+/**
+ * Root and whoever mounted see all; others their own, and those on the file that they ask on. `argument`: an inode
+ * number, or 0 for every file.
+ */
 async function listLeases(
   session: Session,
   request: Request,
+  handle: Handle,
   argument: number,
   signal: AbortSignal,
 ): Promise<LeaseReport[]> {
@@ -177,8 +183,8 @@ async function listLeases(
   const found = [...leases.all(), ...lingering].filter(
     (lease) =>
       (argument === 0 || lease.inode.ino === argument) &&
-      // Which leases lie on a file that one can open is no secret; who holds the others is.
-      (all || argument !== 0 || lease.holder.uid === request.uid),
+      // Which leases lie on a file that one can open is no secret; who holds the others is. An inode number is no proof.
+      (all || (argument !== 0 && lease.inode === handle.inode) || lease.holder.uid === request.uid),
   );
   // Names are looked for in all directories: not for everybody, as often as they like.
   const wanted = new Set(all ? found.map((lease) => lease.inode) : []);

@@ -102,8 +102,8 @@ static int stopped(const char *path) {
 }
 
 static void end_lease(int fd) {
-  struct mapdirect_wire_range range = {.version = MAPDIRECT_WIRE_VERSION, .lease_id = map.map.lease_id};
-  ioctl(fd, (unsigned long)MAPDIRECT_IOCTL_END, &range);
+  struct mapdirect_wire_lease lease = {.version = MAPDIRECT_WIRE_VERSION, .lease_id = map.map.lease_id};
+  ioctl(fd, (unsigned long)MAPDIRECT_IOCTL_END, &lease);
 }
 
 static int liar(const char *path) {
@@ -156,7 +156,7 @@ static int storm(const char *path) {
     unsigned random = (unsigned)getpid();
     for (;;) {
       int fd = grant(path, MAPDIRECT_WIRE_LEASE_KIND_BREAKABLE, (1 + rand_r(&random) % 16) * PAGE);
-      struct mapdirect_wire_range range = {.version = MAPDIRECT_WIRE_VERSION,
+      struct mapdirect_wire_lease lease = {.version = MAPDIRECT_WIRE_VERSION,
                                            .lease_id = rand_r(&random) % 64};
       int other = open(path, O_RDWR | O_CLOEXEC);
       static struct mapdirect_wire_control control;
@@ -164,7 +164,7 @@ static int storm(const char *path) {
       control.version = MAPDIRECT_WIRE_VERSION;
       control.question = MAPDIRECT_WIRE_QUESTION_LEASES;
       control.token = 0;
-      ioctl(other, (unsigned long)MAPDIRECT_IOCTL_WATCH, &range);
+      ioctl(other, (unsigned long)MAPDIRECT_IOCTL_WATCH, &lease);
       ioctl(other, (unsigned long)MAPDIRECT_IOCTL_STATUS, &status);
       ioctl(other, (unsigned long)MAPDIRECT_IOCTL_CONTROL, &control);
       struct pollfd watched = {.fd = other, .events = POLLPRI};

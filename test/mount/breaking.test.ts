@@ -37,9 +37,10 @@ class HeldFile {
       this.close();
       throw error;
     }
-    this.id = wire.WireMap.decode(viewOf(argument), 0).leaseId;
-    const range = new Uint8Array(wire.WireRange.size);
-    wire.WireRange.encode(viewOf(range), 0, { version: wire.WIRE_VERSION, leaseId: this.id });
+    const { leaseId, token } = wire.WireMap.decode(viewOf(argument), 0);
+    this.id = leaseId;
+    const range = new Uint8Array(wire.WireLease.size);
+    wire.WireLease.encode(viewOf(range), 0, { version: wire.WIRE_VERSION, leaseId, token });
     addon().ioctl(this.#watch, wire.Ioctl.WATCH, range);
   }
 

@@ -69,8 +69,8 @@ describe("the ioctl surface", () => {
             // Whatever was granted ends again, so that the next one starts alike.
             if (request === wire.Ioctl.GRANT && answer === "") {
               const leaseId = wire.WireMap.decode(viewOf(argument), 0).leaseId;
-              const end = new Uint8Array(wire.WireRange.size);
-              wire.WireRange.encode(viewOf(end), 0, { version: wire.WIRE_VERSION, leaseId });
+              const end = new Uint8Array(wire.WireLease.size);
+              wire.WireLease.encode(viewOf(end), 0, { version: wire.WIRE_VERSION, leaseId });
               expect(attempt(descriptor, wire.Ioctl.END, end)).toBe("");
             }
           },

@@ -101,6 +101,7 @@ function close(session: Session, fh: number): void {
   }
   // The program's own: those of the client library come and go with each mapping.
   if (handle.ended.length === 0 && handle.watched === null) session.settleAttributes(handle.inode);
+  session.answers.closed(fh);
   session.handles.remove(fh);
   session.snapshots.closed(handle);
   for (const earlier of handle.ended) leases.end(earlier);

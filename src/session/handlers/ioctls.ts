@@ -3,7 +3,7 @@
  * every field before it is used. Those that may have to wait have a request of their own then; a grant for which there is
  * nothing to be done first is answered at once, because programs measure it.
  */
-
+import { timingSafeEqual } from "node:crypto";
 import { FsError } from "../../base/errors.ts";
 import { soon } from "../../base/faults.ts";
 import { putIoctlOut } from "../../fuse/encode.ts";
@@ -349,6 +349,7 @@ function replyGranted(session: Session, request: Request, lease: Lease): void {
     kind: lease.kind === "seal" ? wire.LeaseKind.SEAL : wire.LeaseKind.BREAKABLE,
     flags: lease.flags,
     leaseId: lease.id,
+    token: lease.token,
   });
 }
 
@@ -377,13 +378,13 @@ function anyShared(inode: Inode, block: number, count: number): boolean {
 }
 
 function end(session: Session, handle: Handle, payload: Uint8Array): void {
-  const wish = decode(wire.WireRange, payload);
+  const wish = decode(wire.WireLease, payload);
   const changed = (wish.flags & wire.EndFlag.UNCHANGED) === 0;
   if (handle.lease !== null && handle.lease.id === wish.leaseId) {
     letGo(session, handle, changed);
     return;
   }
-  // Who watches a lease stands in for its holder: its process has unmapped everything.
+  // Who watches a lease has shown its token and stands in for its holder: its process has unmapped everything.
   if (handle.watched === null || handle.watched.id !== wish.leaseId) {
     throw new FsError(
       "EINVAL",
@@ -399,7 +400,7 @@ function end(session: Session, handle: Handle, payload: Uint8Array): void {
  * is for who may not open the file again.
  */
 function watch(session: Session, handle: Handle, payload: Uint8Array): void {
-  const wish = decode(wire.WireRange, payload);
+  const wish = decode(wire.WireLease, payload);
   const lease = session.volume.leases.byId(wish.leaseId);
   if (
     lease.inode !== handle.inode ||
@@ -407,6 +408,10 @@ function watch(session: Session, handle: Handle, payload: Uint8Array): void {
     (handle.lease !== null && handle.lease !== lease)
   ) {
     throw new FsError("EACCES", "a watch needs a descriptor of the same file, open for reading and writing");
+  }
+  // The number of a lease can be guessed, and whoever may write the file could end it by a watch.
+  if (handle.lease !== lease && !timingSafeEqual(lease.token, wish.token)) {
+    throw new FsError("EACCES", "a watch needs the token that was handed out with the lease");
   }
   session.handles.setWatched(handle, lease);
 }
@@ -593,10 +598,14 @@ async function control(
 ): Promise<Uint8Array> {
   const wish = decode(wire.WireControl, payload);
   if (wish.question === wire.Question.DUMP) return dump(session, request, handle, wish);
+  const asker = { fh: handle.fh, uid: request.uid };
   const { token, bytes } =
     wish.token === 0
-      ? session.answers.keep(await answer(session, request, wish.question, wish.argument, signal))
-      : { token: wish.token, bytes: session.answers.get(wish.token) };
+      ? session.answers.keep(
+          asker,
+          await answer(session, request, handle, wish.question, wish.argument, signal),
+        )
+      : { token: wish.token, bytes: session.answers.get(asker, wish.token) };
   if (wish.offset > bytes.length) throw new FsError("EINVAL", "offset behind the answer");
   const slice = bytes.subarray(wish.offset, wish.offset + wire.WIRE_CONTROL_TEXT);
   if (wish.offset + slice.length === bytes.length) session.answers.drop(token);
