@@ -460,8 +460,10 @@ int core_remap_any(uintptr_t old, size_t old_length, size_t new_length, int flag
   struct move_context move = {
       .old = old, .old_length = old_length, .new_length = new_length, .flags = flags, .new = new};
   int error;
-  bool onto = (flags & MREMAP_FIXED) != 0 && is_aligned(new, page) && new_length > 0 &&
-              new_length < UINTPTR_MAX - new - page &&table_occupied(new, new + round_up(new_length, page));
+  bool onto = (flags & MREMAP_FIXED) != 0 && is_aligned(new, page) && new_length > 0;
+  /* Without a sum that could overflow. */
+  if (onto && new_length >= UINTPTR_MAX - new - page) onto = false;
+  if (onto) onto = table_occupied(new, new + round_up(new_length, page));
   if (onto)
     error = change_replace(new, new + round_up(new_length, page), act_move, &move, &dead);
   else
