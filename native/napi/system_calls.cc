@@ -41,22 +41,30 @@ class MountWorker : public Napi::AsyncWorker {
 public:
   MountWorker(Napi::Env env, std::string source, std::string mountpoint, std::string type,
               std::string options, uint64_t flags)
-      : Napi::AsyncWorker(env, "mapdirect.mount"), deferred_(Napi::Promise::Deferred::New(env)),
-        source_(std::move(source)), mountpoint_(std::move(mountpoint)), type_(std::move(type)),
-        options_(std::move(options)), flags_(flags) {}
-  Napi::Promise promise() const { return deferred_.Promise(); }
+      : Napi::AsyncWorker(env, "mapdirect.mount"), source_(std::move(source)),
+        mountpoint_(std::move(mountpoint)), type_(std::move(type)), options_(std::move(options)),
+        flags_(flags) {
+    napi_create_promise(env, &deferred_, &promise_);
+  }
+  Napi::Promise promise() const { return Napi::Promise(Env(), promise_); }
   void Execute() override {
     result_ = mountFuse(source_.c_str(), mountpoint_.c_str(), type_.c_str(), options_.c_str(), flags_, step_);
   }
   void OnOK() override {
-    if (result_ >= 0)
-      deferred_.Resolve(Napi::Number::New(Env(), result_));
-    else
-      deferred_.Reject(makeFailure(Env(), result_, std::string(step_) + " (" + mountpoint_ + ")").Value());
+    const Napi::Env env = Env();
+    if (result_ < 0) {
+      const std::string what = std::string(step_) + " (" + mountpoint_ + ")";
+      napi_reject_deferred(env, deferred_, makeFailure(env, result_, what).Value());
+    } else if (napi_resolve_deferred(env, deferred_, Napi::Number::New(env, result_)) != napi_ok) {
+      // A worker thread that is being terminated. Nobody will serve the mount: who uses it would wait for ever.
+      close(result_);
+      unmountFuse(mountpoint_.c_str(), true);
+    }
   }
 
 private:
-  Napi::Promise::Deferred deferred_;
+  napi_deferred deferred_ = nullptr;
+  napi_value promise_ = nullptr; // valid until the call that made it returns
   const std::string source_, mountpoint_, type_, options_;
   const uint64_t flags_;
   const char *step_ = "";
