@@ -3,6 +3,8 @@
  *
  * Invariants (check()):
  * - chunkFree[c] is the number of zero bits of chunk c, and freeBlocks their sum;
+ * - whole holds exactly the chunks of which every block is free, begun those of which some are and some are not;
+ * - no row of free blocks in chunk c is longer than longest[c]: a bound, that a search makes exact where it looks;
  * - a block is free, or allocated, or pending: given back by a record that is not durable yet. Pending blocks keep their
  *   bit; they become free when the log says that the record survives a power cut (releaseThrough). Otherwise a crash
  *   could leave two files with the same block, or one with the other's bytes;
@@ -10,9 +12,11 @@
  *   withheld, which counts as allocated. When all of them are, nobody has any.
  *
  * Policy: large requests get whole chunks, side by side where possible, so that mappings get huge pages and few extents;
- * small ones fill chunks that are already begun.
+ * small ones fill chunks that are already begun. A search looks at a bounded number of chunks, so that its time does not
+ * grow with the volume: on a full one that is cut to pieces it may give a shorter run than the longest there is.
  */
 import { InvariantError, invariant } from "../base/errors.ts";
+import { BitTree } from "./bit-tree.ts";
 
 export interface Run {
   /** First block. */
@@ -26,12 +30,20 @@ interface PendingRun extends Run {
 }
 
 const CHUNK_BYTES = 2 * 1024 * 1024;
+/** Begun chunks whose bits a search for a small run reads, and chunks whose bounds it compares, at most. */
+const READ_MAX = 64;
+const COMPARED_MAX = 256;
+/** Rows of whole chunks that a search for a large run compares, at most. */
+const ROWS_MAX = 256;
 
 export class Allocator {
   readonly chunkBlocks: number;
   #blockCount: number;
   #bits: Uint32Array;
   #chunkFree: Uint16Array;
+  #longest: Uint16Array;
+  #whole: BitTree;
+  #begun: BitTree;
   #freeBlocks = 0;
   #pendingBlocks = 0;
   #pending: PendingRun[] = [];
@@ -52,7 +64,11 @@ export class Allocator {
     const chunks = Math.ceil(blockCount / this.chunkBlocks);
     this.#bits = new Uint32Array(Math.ceil((chunks * this.chunkBlocks) / 32));
     this.#chunkFree = new Uint16Array(chunks).fill(this.chunkBlocks);
+    this.#longest = new Uint16Array(chunks).fill(this.chunkBlocks);
+    this.#whole = new BitTree(chunks);
+    this.#begun = new BitTree(chunks);
     this.#freeBlocks = chunks * this.chunkBlocks;
+    this.#index();
     // The last chunk may reach past the end: those blocks are never free.
     for (let block = blockCount; block < chunks * this.chunkBlocks; block += 1) this.#take(block, 1);
   }
@@ -135,14 +151,20 @@ export class Allocator {
     return run === null ? null : this.#taken(run.start, run.count);
   }
 
-  /** Allocate exactly `count` blocks at a multiple of `count`; null if there is no such run. */
+  /**
+   * Allocate exactly `count` blocks at a multiple of `count`, which divides a chunk or is a multiple of one; null if there
+   * is no such run.
+   */
   allocateAligned(count: number): Run | null {
-    for (const onlyBegun of [true, false]) {
-      for (let start = 0; start + count <= this.blockCount; start += count) {
-        const free = this.#chunkFree[Math.floor(start / this.chunkBlocks)] as number;
-        if (free < Math.min(count, this.chunkBlocks)) continue;
-        if (onlyBegun && free === this.chunkBlocks) continue;
-        if (this.#freeRun(start, count) === count) return this.#taken(start, count);
+    const { chunkBlocks } = this;
+    for (const chunks of count < chunkBlocks ? [this.#begun, this.#whole] : [this.#whole]) {
+      for (let chunk = chunks.next(0); chunk >= 0; chunk = chunks.next(chunk + 1)) {
+        if ((this.#longest[chunk] as number) < Math.min(count, chunkBlocks)) continue;
+        const from = Math.ceil((chunk * chunkBlocks) / count) * count;
+        const end = Math.min((chunk + 1) * chunkBlocks, this.blockCount);
+        for (let start = from; start < end && start + count <= this.blockCount; start += count) {
+          if (this.#freeRun(start, count) === count) return this.#taken(start, count);
+        }
       }
     }
     return null;
@@ -159,6 +181,7 @@ export class Allocator {
     this.#bits.set(bits);
     this.#chunkFree = new Uint16Array(chunks).fill(this.chunkBlocks);
     this.#chunkFree.set(chunkFree);
+    this.#index();
     // Whole chunks come free; of those that the old and the new end cut, the blocks that are inside.
     this.#freeBlocks += (chunks - chunkFree.length) * this.chunkBlocks;
     this.#blockCount = blockCount;
@@ -195,6 +218,7 @@ export class Allocator {
     const chunks = Math.ceil(this.#end / this.chunkBlocks);
     this.#bits = this.#bits.slice(0, Math.ceil((chunks * this.chunkBlocks) / 32));
     this.#chunkFree = this.#chunkFree.slice(0, chunks);
+    this.#index();
     // Where chunks are shorter than a word: the bits behind the last one are clear, as in a new allocator.
     const inLastWord = (chunks * this.chunkBlocks) & 31;
     const last = this.#bits.length - 1;
@@ -291,29 +315,30 @@ export class Allocator {
     return -1;
   }
 
-  /** Whole free chunks: as many side by side as the request needs, or the longest row there is. */
+  /** Whole free chunks: as many side by side as the request needs, or the longest of the rows that are compared. */
   #findChunks(want: number): Run | null {
     const chunks = this.#chunkFree.length;
     const needed = Math.ceil(want / this.chunkBlocks);
     let bestStart = -1;
     let bestLength = 0;
-    for (let step = 0; step < chunks; ) {
-      const from = (this.#largeCursor + step) % chunks;
-      let length = 0;
-      // A row does not wrap around the end of the region.
-      while (
-        length < needed &&
-        from + length < chunks &&
-        this.#chunkFree[from + length] === this.chunkBlocks
-      ) {
-        length += 1;
+    // From the cursor to the end, and then from the beginning to the cursor.
+    let from = this.#whole.next(this.#largeCursor);
+    let wrapped = false;
+    for (let rows = 0; rows < ROWS_MAX; rows += 1) {
+      if (from < 0 && !wrapped) {
+        wrapped = true;
+        from = this.#whole.next(0);
       }
+      if (from < 0 || (wrapped && from >= this.#largeCursor)) break;
+      let length = 1;
+      // A row does not wrap around the end of the region.
+      while (length < needed && from + length < chunks && this.#whole.has(from + length)) length += 1;
       if (length > bestLength) {
         bestStart = from;
         bestLength = length;
         if (length === needed) break;
       }
-      step += length + 1;
+      from = this.#whole.next(from + length);
     }
     if (bestLength === 0) return null;
     this.#largeCursor = bestStart;
@@ -325,39 +350,54 @@ export class Allocator {
 
   /** A run in a chunk that is begun; else a fresh chunk; else the longest run seen. */
   #findSmall(want: number): Run | null {
-    const chunks = this.#chunkFree.length;
     const limit = Math.min(want, this.chunkBlocks);
     let best: Run | null = null;
-    let fresh = -1;
-    for (let step = 0; step < chunks; step += 1) {
-      const chunk = (this.#smallCursor + step) % chunks;
-      const free = this.#chunkFree[chunk] as number;
-      if (free === 0) continue;
-      if (free === this.chunkBlocks) {
-        if (fresh < 0) fresh = chunk;
-        continue;
+    let chunk = this.#begun.next(this.#smallCursor);
+    let wrapped = false;
+    let read = 0;
+    for (let compared = 0; compared < COMPARED_MAX && read < READ_MAX; compared += 1) {
+      if (chunk < 0 && !wrapped) {
+        wrapped = true;
+        chunk = this.#begun.next(0);
       }
-      if (best !== null && free <= best.count) continue;
-      const end = Math.min((chunk + 1) * this.chunkBlocks, this.blockCount);
-      let block = chunk * this.chunkBlocks;
-      for (;;) {
-        block = this.#firstFree(block, end);
-        if (block < 0) break;
-        const length = this.#freeRun(block, Math.min(limit, end - block));
-        if (length === limit) {
+      if (chunk < 0 || (wrapped && chunk >= this.#smallCursor)) break;
+      if (best === null || (this.#longest[chunk] as number) > best.count) {
+        read += 1;
+        const run = this.#longestIn(chunk, limit);
+        if (run.count === limit) {
           this.#smallCursor = chunk;
-          return { start: block, count: length };
+          return run;
         }
-        if (best === null || length > best.count) best = { start: block, count: length };
-        block += length;
+        // It is all of the row, since it is shorter than what was looked for.
+        this.#longest[chunk] = run.count;
+        if (best === null || run.count > best.count) best = run;
       }
-      // A few begun chunks without room are enough: a fresh one beats splitting the request.
-      if (fresh >= 0 && step >= 64) break;
+      chunk = this.#begun.next(chunk + 1);
     }
+    // A few begun chunks without room are enough: a fresh one beats splitting the request.
+    let fresh = this.#whole.next(this.#smallCursor);
+    if (fresh < 0) fresh = this.#whole.next(0);
     if (fresh >= 0) {
       this.#smallCursor = fresh;
       const start = fresh * this.chunkBlocks;
       return { start, count: this.#freeRun(start, limit) };
+    }
+    if (best !== null) this.#smallCursor = Math.floor(best.start / this.chunkBlocks);
+    return best;
+  }
+
+  /** The first run of `limit` blocks in a chunk, or its longest one. */
+  #longestIn(chunk: number, limit: number): Run {
+    const end = Math.min((chunk + 1) * this.chunkBlocks, this.blockCount);
+    const best = { start: chunk * this.chunkBlocks, count: 0 };
+    for (let block = this.#firstFree(best.start, end); block >= 0; ) {
+      const count = this.#freeRun(block, Math.min(limit, end - block));
+      if (count > best.count) {
+        best.start = block;
+        best.count = count;
+        if (count === limit) break;
+      }
+      block = this.#firstFree(block + count, end);
     }
     return best;
   }
@@ -389,9 +429,30 @@ export class Allocator {
     for (let at = start; at < end; ) {
       const chunk = Math.floor(at / this.chunkBlocks);
       const length = Math.min(end, (chunk + 1) * this.chunkBlocks) - at;
-      this.#chunkFree[chunk] = (this.#chunkFree[chunk] as number) + (used ? -length : length);
+      const free = (this.#chunkFree[chunk] as number) + (used ? -length : length);
+      this.#chunkFree[chunk] = free;
+      // Blocks that are given back may join rows: what is known is only that no row has more than all of them.
+      if (!used || (this.#longest[chunk] as number) > free) this.#longest[chunk] = free;
+      this.#indexChunk(chunk);
       at += length;
     }
+  }
+
+  #indexChunk(chunk: number): void {
+    const free = this.#chunkFree[chunk] as number;
+    if (free === this.chunkBlocks) this.#whole.add(chunk);
+    else this.#whole.delete(chunk);
+    if (free > 0 && free < this.chunkBlocks) this.#begun.add(chunk);
+    else this.#begun.delete(chunk);
+  }
+
+  /** The number of chunks has changed. */
+  #index(): void {
+    const chunks = this.#chunkFree.length;
+    this.#longest = this.#chunkFree.slice();
+    this.#whole = new BitTree(chunks);
+    this.#begun = new BitTree(chunks);
+    for (let chunk = 0; chunk < chunks; chunk += 1) this.#indexChunk(chunk);
   }
 
   check(): void {
@@ -406,7 +467,15 @@ export class Allocator {
         () => `chunk ${chunk}: ${count} blocks free, ${this.#chunkFree[chunk]} counted`,
       );
       free += count;
+      const row = this.#longestIn(chunk, this.chunkBlocks).count;
+      const bound = this.#longest[chunk] as number;
+      invariant(row <= bound, () => `chunk ${chunk}: ${row} blocks side by side, ${bound} at most expected`);
+      invariant(this.#whole.has(chunk) === (count === this.chunkBlocks), () => `chunk ${chunk} is whole`);
+      const isBegun = count > 0 && count < this.chunkBlocks;
+      invariant(this.#begun.has(chunk) === isBegun, () => `chunk ${chunk} is begun`);
     }
+    this.#whole.check();
+    this.#begun.check();
     invariant(free === this.#freeBlocks, () => `${free} blocks free, ${this.#freeBlocks} counted`);
     let withheld = 0;
     for (const run of this.withheldRuns()) {
