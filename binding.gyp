@@ -21,6 +21,7 @@
         "native/region/guard.cc",
         "native/region/devdax.cc",
         "native/region/mapping.cc",
+        "native/region/mappers.cc",
         "native/fuse/device.cc",
         "native/fuse/busypoll.cc",
         "native/fuse/ring.cc",

@@ -1,6 +1,7 @@
 #include "napi/region_object.h"
 
 #include "napi/failure.h"
+#include "region/mappers.h"
 
 #include <algorithm>
 #include <cerrno>
@@ -79,6 +80,50 @@ private:
   int result_ = 0;
 };
 
+// /proc on the thread pool.
+class MappersWorker : public Napi::AsyncWorker {
+public:
+  MappersWorker(Napi::Env env, std::shared_ptr<Mapping> mapping, std::string proc, uint64_t patienceMs)
+      : Napi::AsyncWorker(env, "mapdirect.mappers"), deferred_(Napi::Promise::Deferred::New(env)),
+        mapping_(std::move(mapping)), proc_(std::move(proc)), patienceMs_(patienceMs) {}
+  Napi::Promise promise() const { return deferred_.Promise(); }
+
+  void Execute() override {
+    MapsIdentity identity;
+    result_ = identifyMapping(mapping_->addressOf(0, 1), identity);
+    if (mapping_->info().kind != RegionKind::file) identity.number = mapping_->info().device;
+    if (result_ == 0) result_ = findMappings(proc_, identity, patienceMs_, found_, settled_);
+  }
+  void OnOK() override {
+    if (result_ != 0) {
+      deferred_.Reject(makeFailure(Env(), result_, "look for who maps the region in " + proc_).Value());
+      return;
+    }
+    Napi::Array processes = Napi::Array::New(Env(), found_.size());
+    for (uint32_t index = 0; index < found_.size(); index++) {
+      const MapperEntry &entry = found_[index];
+      Napi::Object process = Napi::Object::New(Env());
+      process.Set("pid", entry.pid);
+      process.Set("failure", -entry.failure);
+      process.Set("lines", entry.lines);
+      processes.Set(index, process);
+    }
+    Napi::Object answer = Napi::Object::New(Env());
+    answer.Set("processes", processes);
+    answer.Set("settled", settled_);
+    deferred_.Resolve(answer);
+  }
+
+private:
+  Napi::Promise::Deferred deferred_;
+  std::shared_ptr<Mapping> mapping_;
+  const std::string proc_;
+  const uint64_t patienceMs_;
+  std::vector<MapperEntry> found_;
+  bool settled_ = false;
+  int result_ = 0;
+};
+
 // ftruncate and fsync on the thread pool; then the new part is mapped on the thread that uses the mapping.
 class GrowWorker : public Napi::AsyncWorker {
 public:
@@ -131,6 +176,7 @@ void RegionObject::define(Napi::Env env) {
                                        InstanceMethod<&RegionObject::flush>("flush"),
                                        InstanceMethod<&RegionObject::unload>("unload"),
                                        InstanceMethod<&RegionObject::gather>("gather"),
+                                       InstanceMethod<&RegionObject::findMappings>("findMappings"),
                                        InstanceMethod<&RegionObject::drain>("drain"),
                                        InstanceMethod<&RegionObject::sync>("sync"),
                                        InstanceMethod<&RegionObject::measure>("measure"),
@@ -173,6 +219,9 @@ RegionObject::RegionObject(const Napi::CallbackInfo &info)
   description.Set("mapSyncRefusal", facts.mapSyncRefusal);
   description.Set("device", Napi::BigInt::New(env, facts.device));
   description.Set("inode", Napi::BigInt::New(env, facts.inode));
+  description.Set("uid", facts.uid);
+  description.Set("gid", facts.gid);
+  description.Set("mode", facts.mode);
   description.Freeze();
   info.This().As<Napi::Object>().DefineProperty(
       Napi::PropertyDescriptor::Value("info", description, napi_enumerable));
@@ -292,6 +341,18 @@ Napi::Value RegionObject::gather(const Napi::CallbackInfo &info) {
   if (mapping_->addressOf(offset, length) == nullptr)
     return fail(env, -EINVAL, rangeText("gather", length, offset));
   GatherWorker *worker = new GatherWorker(env, mapping_, offset, length);
+  const Napi::Promise promise = worker->promise();
+  worker->Queue();
+  return promise;
+}
+
+Napi::Value RegionObject::findMappings(const Napi::CallbackInfo &info) {
+  const Napi::Env env = info.Env();
+  uint64_t patienceMs = 0;
+  if (!checkOpen(env, "findMappings") || !getCount(env, info[1], "patienceMs", patienceMs))
+    return Napi::Value();
+  if (!info[0].IsString()) return fail(env, -EINVAL, "findMappings(proc, patienceMs)");
+  MappersWorker *worker = new MappersWorker(env, mapping_, info[0].As<Napi::String>(), patienceMs);
   const Napi::Promise promise = worker->promise();
   worker->Queue();
   return promise;

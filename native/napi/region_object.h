@@ -34,6 +34,7 @@ private:
   void flush(const Napi::CallbackInfo &info);
   void unload(const Napi::CallbackInfo &info);
   Napi::Value gather(const Napi::CallbackInfo &info);
+  Napi::Value findMappings(const Napi::CallbackInfo &info);
   void drain(const Napi::CallbackInfo &info);
   Napi::Value sync(const Napi::CallbackInfo &info);
   Napi::Value measure(const Napi::CallbackInfo &info);

@@ -129,6 +129,9 @@ int Mapping::inspect(const char *&step) {
   step = "fstat";
   struct stat status;
   if (fstat(descriptor_, &status) != 0) return -errno;
+  info_.uid = status.st_uid;
+  info_.gid = status.st_gid;
+  info_.mode = status.st_mode & 07777;
   info_.mapAlignmentBytes = static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
   if (S_ISREG(status.st_mode)) {
     info_.kind = RegionKind::file;

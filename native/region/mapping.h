@@ -39,6 +39,7 @@ struct RegionInfo {
   std::string mapSyncRefusal; // empty when granted
   uint64_t device;            // st_dev of a file, st_rdev of a device
   uint64_t inode;             // 0 for a device
+  uint32_t uid, gid, mode;    // of the file or the device's node
   bool inMemory;              // a file on tmpfs: there is nothing to write back to
 };
 

@@ -77,6 +77,7 @@ async function serve(
       ...leasePolicy(options, region.facts.sizeBytes, process.getuid?.() ?? 0),
     });
     listenToProgress(null);
+    for (const warning of volume.orphanWarnings) log.warn(warning);
     let served = false;
     let door: Door | undefined;
     let metrics: Metrics | undefined;

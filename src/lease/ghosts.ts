@@ -4,8 +4,9 @@
  * The kernel knows: /proc/PID/maps names the mapped file and the offset in it, which is the offset in the region. What
  * they can reach is quarantined before the first allocation, and until they are gone.
  */
-import { readdirSync, readFileSync, statSync } from "node:fs";
+import { readFileSync } from "node:fs";
 import { RESERVED_BYTES } from "../media/format.ts";
+import type { Region, RegionFacts } from "../region/region.ts";
 import type { Run } from "../space/allocator.ts";
 
 export interface Mapper {
@@ -14,10 +15,18 @@ export interface Mapper {
   readonly runs: readonly Run[];
 }
 
+/** A process whose mappings cannot be read, and which may open the region: it may map anything. */
+export interface HiddenMapper {
+  readonly pid: number;
+  /** Errno. */
+  readonly failure: number;
+}
+
 export interface MapperScan {
   readonly mappers: readonly Mapper[];
-  /** Processes whose maps we may not read: those of other users, if we are not root. */
-  readonly unreadable: number;
+  readonly hidden: readonly HiddenMapper[];
+  /** Nobody has begun a process meanwhile that may have been missed. */
+  readonly settled: boolean;
 }
 
 /** The device as /proc/PID/maps writes it: major and minor in hexadecimal (Linux's dev_t as in makedev(3)). */
@@ -31,11 +40,15 @@ export function deviceOf(dev: bigint): string {
 /** start-end perms offset device inode … (proc_pid_maps(5)); shared mappings alone */
 const LINE = /^([0-9a-f]+)-([0-9a-f]+) \S{3}s ([0-9a-f]+) ([0-9a-f]+:[0-9a-f]+) (\d+)/gm;
 
-/** The mappings of one process that reach the region; exported for its test. */
-export function runsIn(maps: string, device: string, inode: string, blockBytes: number): Run[] {
+/** The mappings of one process that reach the region, by lines of its maps; of these alone, if given. */
+export function runsIn(
+  maps: string,
+  blockBytes: number,
+  only?: { readonly device: string; readonly inode: string },
+): Run[] {
   const runs: Run[] = [];
-  for (const [, start, end, offset, mappedDevice, mappedInode] of maps.matchAll(LINE)) {
-    if (mappedDevice !== device || mappedInode !== inode) continue;
+  for (const [, start, end, offset, device, inode] of maps.matchAll(LINE)) {
+    if (only !== undefined && (device !== only.device || inode !== only.inode)) continue;
     const from = Number.parseInt(offset as string, 16);
     // No file lies there: a tool of ours that maps the whole region, not a client.
     if (from < RESERVED_BYTES) continue;
@@ -46,26 +59,74 @@ export function runsIn(maps: string, device: string, inode: string, blockBytes: 
   return runs;
 }
 
-/** @param path the region, as the daemon opened it. Never touches a mount of ours. */
-export function findMappers(path: string, blockBytes: number): MapperScan {
-  const status = statSync(path, { bigint: true });
-  const device = deviceOf(status.dev);
-  const inode = `${status.ino}`;
+/** Passes at most until two in a row agree. */
+const PASSES_MAX = 8;
+
+/**
+ * Who maps the region, as it is open here: its name may be another file's by now. Off the event loop, and without waiting
+ * for a process that waits for us.
+ */
+export async function findMappers(
+  region: Region,
+  blockBytes: number,
+  proc = "/proc",
+  patienceMs?: number,
+): Promise<MapperScan> {
+  let before = await onePass(region, blockBytes, proc, patienceMs);
+  for (let pass = 1; pass < PASSES_MAX; pass += 1) {
+    // A process that is forked while the list of all is read may be missed once, where numbers begin anew.
+    const now = await onePass(region, blockBytes, proc, patienceMs);
+    if (before.settled && now.settled && pidsOf(before) === pidsOf(now)) return now;
+    before = now;
+  }
+  return { ...before, settled: false };
+}
+
+const pidsOf = ({ mappers, hidden }: MapperScan): string =>
+  [...mappers, ...hidden]
+    .map(({ pid }) => pid)
+    .sort((one, other) => one - other)
+    .join();
+
+async function onePass(
+  region: Region,
+  blockBytes: number,
+  proc: string,
+  patienceMs: number | undefined,
+): Promise<MapperScan> {
+  if (region.findMappings === undefined) return { mappers: [], hidden: [], settled: true };
+  const { processes, settled } = await region.findMappings(proc, patienceMs);
   const mappers: Mapper[] = [];
-  let unreadable = 0;
-  for (const name of readdirSync("/proc")) {
-    const pid = Number(name);
-    if (!Number.isInteger(pid) || pid === process.pid) continue;
-    let maps: string;
-    try {
-      maps = readFileSync(`/proc/${pid}/maps`, "latin1");
-    } catch (error) {
-      const { code } = error as NodeJS.ErrnoException;
-      if (code === "EACCES" || code === "EPERM") unreadable += 1;
-      continue; // or it has ended meanwhile
+  const hidden: HiddenMapper[] = [];
+  for (const { pid, failure, lines } of processes) {
+    if (failure !== 0) {
+      if (mayOpen(proc, pid, region.facts.access)) hidden.push({ pid, failure });
+      continue;
     }
-    const runs = runsIn(maps, device, inode, blockBytes);
+    const runs = runsIn(lines, blockBytes);
     if (runs.length > 0) mappers.push({ pid, runs });
   }
-  return { mappers, unreadable };
+  return { mappers, hidden, settled };
+}
+
+/**
+ * By the region's owner, group and mode. Root may open everything, and counts where it owns the region: else no ordinary
+ * user's daemon could ever use a block again.
+ */
+function mayOpen(proc: string, pid: number, access: RegionFacts["access"]): boolean {
+  // Init maps no files of others, and where it has more rights than we have it would count until the machine stops.
+  if (pid === 1) return false;
+  let status: string;
+  try {
+    status = readFileSync(`${proc}/${pid}/status`, "latin1");
+  } catch (error) {
+    return (
+      (error as NodeJS.ErrnoException).code !== "ENOENT" && (error as NodeJS.ErrnoException).code !== "ESRCH"
+    );
+  }
+  const numbers = (name: string): number[] =>
+    (new RegExp(`^${name}:\\s*(.*)$`, "m").exec(status)?.[1] ?? "").split(/\s+/).filter(Boolean).map(Number);
+  const uids = numbers("Uid");
+  if ((access.mode & 0o002) !== 0 || uids.includes(access.uid)) return true;
+  return (access.mode & 0o020) !== 0 && [...numbers("Gid"), ...numbers("Groups")].includes(access.gid);
 }

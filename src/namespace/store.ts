@@ -78,10 +78,19 @@ export interface StoreOptions {
    * reach is not allocated before releaseQuarantine() says that they are gone.
    */
   readonly reachable?: (
-    blockBytes: number,
-  ) => readonly { readonly owner: number; readonly runs: readonly Run[] }[];
+    found: Found,
+  ) => Promise<readonly { readonly owner: number; readonly runs: readonly Run[] }[]>;
   /** A line for whoever runs the daemon. */
   readonly tell?: (text: string) => void;
+}
+
+/** What an earlier mount has left behind. */
+export interface Found {
+  readonly blockBytes: number;
+  /** Nobody can map it from before: it was closed cleanly, or never mounted since the machine started. */
+  readonly unused: boolean;
+  /** Blocks that files have. */
+  inUse(): Run[];
 }
 
 export class Store {
@@ -186,12 +195,6 @@ export class Store {
   ): Promise<Store> {
     const { superblock } = recovery;
     const { pool, quarantine } = space;
-    for (const { owner, runs } of options.reachable?.(superblock.blockBytes) ?? []) {
-      quarantine.claim(owner, runs);
-      for (const { start, count } of runs) {
-        for (const run of allocator.claimFree(start, start + count)) quarantine.adopt(run.start, run.count);
-      }
-    }
     const claimSegment = (at: number): void => {
       if (
         !isSegmentPlace(at, recovery.geometry) ||
@@ -204,6 +207,20 @@ export class Store {
         );
       }
     };
+    // The log's spare segment is named on the media: it is ours, whoever maps it.
+    const spareSegment = recovery.label === "clean" ? recovery.log.spare : 0;
+    if (spareSegment !== 0) claimSegment(spareSegment);
+    const found: Found = {
+      blockBytes: superblock.blockBytes,
+      unused: recovery.label === "clean" || Buffer.compare(superblock.bootId, currentBootId()) !== 0,
+      inUse: () => usedRuns(state),
+    };
+    for (const { owner, runs } of (await options.reachable?.(found)) ?? []) {
+      quarantine.claim(owner, runs);
+      for (const { start, count } of runs) {
+        for (const run of allocator.claimFree(start, start + count)) quarantine.adopt(run.start, run.count);
+      }
+    }
     let opened: SuperblockValue = {
       ...superblock,
       bootId: currentBootId(),
@@ -215,9 +232,7 @@ export class Store {
     let checkpointSegments = recovery.checkpoint.segments;
     if (recovery.label === "clean") {
       // The log is empty: go on in it. Its spare segment is named on the media, so it is ours.
-      let spare = recovery.log.spare;
-      if (spare === 0) spare = pool.take();
-      else claimSegment(spare);
+      const spare = spareSegment === 0 ? pool.take() : spareSegment;
       chain = ChainWriter.resume(
         region,
         recovery.geometry,
@@ -712,6 +727,15 @@ export class Store {
     for (const run of this.quarantine.heldRuns()) yield { name: "quarantine", ...run };
     for (const run of this.pool.runs()) yield { name: "reserve", ...run };
   }
+}
+
+/** Blocks of all files, unordered. */
+function usedRuns(state: State): Run[] {
+  const runs: Run[] = [];
+  for (const inode of state.inodes.values()) {
+    for (const { physical, count } of inode.extents ?? []) runs.push({ start: physical, count });
+  }
+  return runs;
 }
 
 /** For a promise that may be rejected for lack of space, which is then no failure. */

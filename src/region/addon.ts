@@ -6,6 +6,7 @@ import { existsSync } from "node:fs";
 import { createRequire } from "node:module";
 import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
+import type { RegionMappings } from "./region.ts";
 
 export interface NativeRegionInfo {
   kind: "file" | "block" | "devdax";
@@ -18,6 +19,9 @@ export interface NativeRegionInfo {
   mapSyncRefusal: string;
   device: bigint;
   inode: bigint;
+  uid: number;
+  gid: number;
+  mode: number;
 }
 
 /** A mapped region. All offsets and lengths are bytes. */
@@ -40,6 +44,11 @@ export interface NativeRegion {
    * EOPNOTSUPP where there is nothing to gain (another kind of region, Linux before 6.1, no huge pages).
    */
   gather(offset: number, length: number): Promise<Uint8Array>;
+  /**
+   * One pass over `proc` for other processes that map the region, found by what the own mapping looks like in maps. On
+   * threads of its own: one that waits longer than `patienceMs` for a process is left behind, and its process ETIMEDOUT.
+   */
+  findMappings(proc: string, patienceMs: number): Promise<RegionMappings>;
   drain(): void;
   /** msync(MS_SYNC) of the dirty whole (or fdatasync), on the thread pool. */
   sync(): Promise<void>;

@@ -91,13 +91,13 @@ function isNvmeOverFabrics(name: string): boolean {
 const inUnits = (bytes: number): string =>
   bytes < 1 << 20 ? `${bytes >> 10} KiB` : `${bytes / (1 << 20)} MiB`;
 
-export function describeBacking(path: string, info: NativeRegionInfo): Backing {
+export function describeBacking(path: string, info: Omit<NativeRegionInfo, "uid" | "gid" | "mode">): Backing {
   if (info.kind === "devdax") return devdax(path, info);
   if (info.kind === "block") return block(info);
   return file(path, info);
 }
 
-function devdax(path: string, info: NativeRegionInfo): Backing {
+function devdax(path: string, info: Omit<NativeRegionInfo, "uid" | "gid" | "mode">): Backing {
   const unit = inUnits(info.mapAlignmentBytes);
   return {
     name: "devdax",
@@ -110,7 +110,7 @@ function devdax(path: string, info: NativeRegionInfo): Backing {
   };
 }
 
-function block(info: NativeRegionInfo): Backing {
+function block(info: Omit<NativeRegionInfo, "uid" | "gid" | "mode">): Backing {
   const name = blockDeviceName(info.device) ?? "unknown";
   const rest = { volatile: false, blockDevice: name };
   if (/^pmem\d+(\.\d+)?(s)?$/.test(name)) {
@@ -139,7 +139,7 @@ function block(info: NativeRegionInfo): Backing {
   };
 }
 
-function file(path: string, info: NativeRegionInfo): Backing {
+function file(path: string, info: Omit<NativeRegionInfo, "uid" | "gid" | "mode">): Backing {
   const system = fileSystemOf(path);
   const blockDevice = blockDeviceName(info.device);
   if (info.mapSync) {

@@ -11,7 +11,10 @@ import { Errno, type ErrnoName } from "../base/errno.ts";
 import { FsError, InvariantError, MediaError } from "../base/errors.ts";
 import type { NativeRegion } from "./addon.ts";
 import { checkDisjoint, checkRange, checkSlice } from "./bounds.ts";
-import type { NativeBacked, Region, RegionFacts } from "./region.ts";
+import type { NativeBacked, Region, RegionFacts, RegionMappings } from "./region.ts";
+
+/** How long reading the mappings of one process may take: it waits for that process's memory lock. */
+const MAPS_PATIENCE_MS = 500;
 
 export class MappedRegion implements Region, NativeBacked {
   facts: RegionFacts;
@@ -135,6 +138,10 @@ export class MappedRegion implements Region, NativeBacked {
       throw translate(error);
     }
     if (sizeBytes > this.facts.sizeBytes) this.facts = Object.freeze({ ...this.facts, sizeBytes });
+  }
+
+  async findMappings(proc = "/proc", patienceMs = MAPS_PATIENCE_MS): Promise<RegionMappings> {
+    return await this.native.findMappings(proc, patienceMs);
   }
 
   close(): void {

@@ -72,6 +72,7 @@ function describe(path: string, info: NativeRegionInfo, assumePmem: boolean): Re
     flushMethod: found || assumed ? addon().flushMethod : "msync",
     device: info.device,
     inode: info.inode,
+    access: Object.freeze({ uid: info.uid, gid: info.gid, mode: info.mode }),
     fallbacks: Object.freeze(fallbacks),
   });
 }

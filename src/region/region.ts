@@ -40,8 +40,18 @@ export interface RegionFacts {
   readonly device: bigint;
   /** st_ino of a file, 0 for a device. */
   readonly inode: bigint;
+  /** Who may open it, as it was when it was opened: owner, group and mode bits. */
+  readonly access: { readonly uid: number; readonly gid: number; readonly mode: number };
   /** What could not be had, and why: shown by `mapdirect info`. */
   readonly fallbacks: readonly string[];
+}
+
+/** Who maps a region besides this process. */
+export interface RegionMappings {
+  /** Those that do, with the `lines` of /proc/PID/maps; and those that cannot be looked at: `failure`, an errno. */
+  readonly processes: readonly { readonly pid: number; readonly failure: number; readonly lines: string }[];
+  /** No process was new at the end of the pass. */
+  readonly settled: boolean;
 }
 
 export interface Region {
@@ -73,6 +83,8 @@ export interface Region {
    * cut. @throws FsError EINVAL (a device that is smaller), ENOMEM (no address space: open it anew), EFBIG, EPERM, EIO.
    */
   grow(sizeBytes: number): Promise<void>;
+  /** One pass over all processes for those that map it. Absent where no other process can. */
+  findMappings?(proc?: string, patienceMs?: number): Promise<RegionMappings>;
   close(): void;
 }
 

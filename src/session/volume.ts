@@ -2,13 +2,13 @@
 import { dateInWords } from "../base/clock.ts";
 import { FsError } from "../base/errors.ts";
 import { every } from "../base/faults.ts";
-import { findMappers } from "../lease/ghosts.ts";
 import { type LeasePolicy, LeaseTable } from "../lease/table.ts";
 import { FORMAT_VERSION } from "../media/format.ts";
 import { formatUuid } from "../media/mkfs.ts";
 import { Store } from "../namespace/store.ts";
 import type { Granularity, Region, RegionKindName } from "../region/region.ts";
 import { DirectStores } from "./direct-stores.ts";
+import { Orphans } from "./orphans.ts";
 
 export interface VolumeOptions extends LeasePolicy {
   readonly readOnly: boolean;
@@ -56,12 +56,6 @@ export interface VolumeInfo {
   };
 }
 
-/** How often it is looked whether those who mapped the region before this mount are gone, milliseconds. */
-const GHOST_SCAN_MS = 1000;
-
-/** Leases have positive numbers. */
-const ghostOwner = (pid: number): number => -pid;
-
 /** Write-back of page-granular regions, and of times: nothing is older than this when the power fails, milliseconds. */
 const WRITE_BACK_MS = 4000;
 
@@ -76,18 +70,11 @@ export class Volume {
   readonly directStores: DirectStores;
   readonly options: VolumeOptions;
   readonly #timer: NodeJS.Timeout;
-  /** Processes that mapped the region before this mount and still do. */
-  readonly #ghosts: Set<number>;
-  #ghostTimer: NodeJS.Timeout | null = null;
+  readonly #orphans: Orphans | null;
 
-  private constructor(store: Store, options: VolumeOptions, ghosts: Set<number>) {
-    this.#ghosts = ghosts;
-    if (ghosts.size > 0) {
-      this.#ghostTimer = every(GHOST_SCAN_MS, "looking for processes that map the region", () =>
-        this.#layGhosts(),
-      );
-      this.#ghostTimer.unref();
-    }
+  private constructor(store: Store, options: VolumeOptions, orphans: Orphans | null) {
+    this.#orphans = orphans;
+    orphans?.watch(store);
     this.store = store;
     this.options = options;
     this.leases = new LeaseTable(options);
@@ -116,30 +103,21 @@ export class Volume {
 
   /** @throws CorruptionError, FsError EINVAL: see Store.open. */
   static async open(region: Region, options: VolumeOptions): Promise<Volume> {
-    const ghosts = new Set<number>();
+    let orphans: Orphans | null = null;
     const store = await Store.open(region, {
       readOnly: options.readOnly,
       ...(options.tell === undefined ? {} : { tell: options.tell }),
-      reachable: (blockBytes) => {
-        if (region.facts.kind === "memory") return [];
-        const { mappers } = findMappers(region.facts.path, blockBytes);
-        for (const { pid } of mappers) ghosts.add(pid);
-        return mappers.map(({ pid, runs }) => ({ owner: ghostOwner(pid), runs }));
+      reachable: async (found) => {
+        orphans = await Orphans.find(region, found);
+        return orphans.claim;
       },
     });
-    return new Volume(store, options, ghosts);
+    return new Volume(store, options, orphans);
   }
 
-  /** Those that have gone meanwhile hold nothing back any more. */
-  #layGhosts(): void {
-    const { mappers } = findMappers(this.store.region.facts.path, this.store.blockBytes);
-    const left = new Set(mappers.map(({ pid }) => pid));
-    for (const pid of this.#ghosts) {
-      if (left.has(pid)) continue;
-      this.#ghosts.delete(pid);
-      this.store.releaseQuarantine(ghostOwner(pid));
-    }
-    if (this.#ghosts.size === 0 && this.#ghostTimer !== null) clearInterval(this.#ghostTimer);
+  /** What whoever mounts should know of those who may still map the region from before. */
+  get orphanWarnings(): readonly string[] {
+    return this.#orphans?.warnings ?? [];
   }
 
   summary(): VolumeInfo {
@@ -195,7 +173,7 @@ export class Volume {
   /** Final checkpoint. The region stays open. @throws what made the log fail; then the next mount recovers. */
   async close(): Promise<void> {
     clearInterval(this.#timer);
-    if (this.#ghostTimer !== null) clearInterval(this.#ghostTimer);
+    this.#orphans?.close();
     this.leases.close();
     try {
       await this.store.close();

@@ -17,3 +17,26 @@ export function* overlapping<R extends Readonly<Run>>(
   }
   for (let at = low; at < runs.length && (runs[at] as R).start < end; at += 1) yield runs[at] as R;
 }
+
+/** The same blocks in order, none twice. */
+export function union(runs: readonly Readonly<Run>[]): Run[] {
+  const merged: { start: number; count: number }[] = [];
+  for (const { start, count } of [...runs].sort((one, other) => one.start - other.start)) {
+    const last = merged.at(-1);
+    if (last === undefined || start > last.start + last.count) merged.push({ start, count });
+    else last.count = Math.max(last.count, start + count - last.start);
+  }
+  return merged;
+}
+
+/** What both have; each as `union` returns it. */
+export function intersection(one: readonly Run[], other: readonly Run[]): Run[] {
+  const both: Run[] = [];
+  for (const { start, count } of one) {
+    for (const run of overlapping(other, start, start + count)) {
+      const from = Math.max(start, run.start);
+      both.push({ start: from, count: Math.min(start + count, run.start + run.count) - from });
+    }
+  }
+  return both;
+}

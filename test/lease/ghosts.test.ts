@@ -1,8 +1,19 @@
-import { spawn } from "node:child_process";
-import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { execFileSync, spawn } from "node:child_process";
+import {
+  chmodSync,
+  closeSync,
+  mkdirSync,
+  mkdtempSync,
+  openSync,
+  renameSync,
+  rmSync,
+  unlinkSync,
+  writeFileSync,
+} from "node:fs";
 import { join } from "node:path";
 import { afterAll, describe, expect, test } from "vitest";
 import { findMappers, runsIn } from "../../src/lease/ghosts.ts";
+import { openRegion } from "../../src/region/open.ts";
 
 const folder = mkdtempSync(join("/dev/shm", "mapdirect-ghosts-"));
 afterAll(() => rmSync(folder, { recursive: true, force: true }));
@@ -17,7 +28,7 @@ describe("who maps the region", () => {
       "7f000000a000-7f000000b000 ---s 00400000 00:2a 77                         /dev/shm/region (deleted)",
       "7ffd00000000-7ffd00021000 rw-p 00000000 00:00 0                          [stack]",
     ].join("\n");
-    expect(runsIn(maps, "00:2a", "77", 4096)).toEqual([
+    expect(runsIn(maps, 4096, { device: "00:2a", inode: "77" })).toEqual([
       { start: 256, count: 2 },
       { start: 1024, count: 1 },
     ]);
@@ -31,15 +42,55 @@ f = open(sys.argv[1], 'r+b')
 m = mmap.mmap(f.fileno(), 8192, offset=524288)
 print('mapped', flush=True)
 sys.stdin.read()`;
+    const region = openRegion(path);
     const child = spawn("python3", ["-S", "-c", program, path], { stdio: ["pipe", "pipe", "inherit"] });
     try {
       await new Promise((resolve) => child.stdout.once("data", resolve));
-      const found = findMappers(path, 4096).mappers.find((mapper) => mapper.pid === child.pid);
-      expect(found?.runs).toEqual([{ start: 128, count: 2 }]);
+      const runs = [{ start: 128, count: 2 }];
+      expect((await findMappers(region, 4096)).mappers).toEqual([{ pid: child.pid, runs }]);
+      renameSync(path, `${path}.old`);
+      writeFileSync(path, "another file by that name");
+      expect((await findMappers(region, 4096)).mappers).toEqual([{ pid: child.pid, runs }]);
+      unlinkSync(`${path}.old`);
+      expect((await findMappers(region, 4096)).mappers).toEqual([{ pid: child.pid, runs }]);
     } finally {
       child.stdin.end();
       await new Promise((resolve) => child.once("close", resolve));
     }
-    expect(findMappers(path, 4096).mappers).toEqual([]);
+    try {
+      expect((await findMappers(region, 4096)).mappers).toEqual([]);
+    } finally {
+      region.close();
+    }
+  });
+
+  test("a process whose mappings cannot be read in time does not hold up the others, and counts if it may open the region", async () => {
+    const path = join(folder, "region-of-5");
+    writeFileSync(path, Buffer.alloc(65536));
+    chmodSync(path, 0o660);
+    const proc = join(folder, "proc");
+    const status = (uid: number, groups: string) =>
+      `Name:\tx\nUid:\t${uid}\t${uid}\t${uid}\t${uid}\nGid:\t9\t9\t9\t9\nGroups:\t${groups}\n`;
+    const owner = process.getuid?.() ?? 0;
+    const group = process.getgid?.() ?? 0;
+    for (const [pid, text] of [
+      [11, status(owner, "")],
+      [12, status(4242, "")],
+      [13, status(4242, `7 ${group}`)],
+    ] as const) {
+      mkdirSync(join(proc, `${pid}`), { recursive: true });
+      // To open it waits for a writer, who never comes.
+      execFileSync("mkfifo", [join(proc, `${pid}`, "maps")]);
+      writeFileSync(join(proc, `${pid}`, "status"), text);
+    }
+    const region = openRegion(path);
+    try {
+      const { hidden, mappers } = await findMappers(region, 4096, proc, 50);
+      expect(mappers).toEqual([]);
+      expect(hidden.map(({ pid }) => pid).sort()).toEqual([11, 13]);
+    } finally {
+      region.close();
+      for (const pid of [11, 12, 13]) closeSync(openSync(join(proc, `${pid}`, "maps"), "r+"));
+    }
   });
 });

@@ -8,6 +8,7 @@ import { expect, test } from "vitest";
 import { ask, withOpen } from "../../src/daemon/client.ts";
 import { packageRoot } from "../../src/region/addon.ts";
 import { withMount } from "../support/mount.ts";
+import { until } from "../support/until.ts";
 
 const MIB = 1024 * 1024;
 const HELD_BYTES = 8 * MIB;
@@ -63,6 +64,52 @@ test("after a restart of the daemon, blocks that an old mapping reaches are not 
     for (let tries = 0; tries < 500 && quarantined(mount.path) > 0; tries += 1) await sleep(10);
     expect(quarantined(mount.path)).toBe(0);
     expect(statfsSync(mount.path).bfree * 4096).toBeGreaterThanOrEqual(HELD_BYTES);
+    await mount.check();
+  });
+});
+
+/** As HOLDER, but the parent ends once a child has the mapping, which stores at each SIGUSR1: no pipe outlives the parent. */
+const FORKER = HOLDER.replace(
+  "for line in sys.stdin:",
+  `import os, signal
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+sys.stdin.readline()
+if os.fork() > 0: os._exit(0)
+print('forked', os.getpid(), flush=True)
+while signal.sigwait([signal.SIGUSR1]):`,
+);
+
+test("a child that a mapper from before a remount forks keeps in quarantine what it maps", async () => {
+  await withMount({ sizeBytes: 64 * MIB }, async (mount) => {
+    const path = mount.at("held");
+    writeFileSync(path, Buffer.alloc(HELD_BYTES, 1));
+    const parent = spawn("python3", ["-S", "-c", FORKER, path], {
+      stdio: ["pipe", "pipe", "inherit"],
+      env: { ...process.env, LD_PRELOAD: join(packageRoot, "dist", "lib", "libmapdirect_preload.so") },
+    });
+    const answers = createInterface({ input: parent.stdout })[Symbol.asyncIterator]();
+    let child = 0;
+    try {
+      expect((await answers.next()).value).toBe("mapped");
+      await mount.kill9AndRemount();
+      unlinkSync(path);
+      await until(() => quarantined(mount.path) === HELD_BYTES, 5000);
+      const ended = new Promise((resolve) => parent.once("exit", resolve));
+      parent.stdin.write("\n");
+      child = Number(String((await answers.next()).value).split(" ")[1]);
+      expect(child).toBeGreaterThan(0);
+      await ended;
+      await sleep(4000);
+      expect(quarantined(mount.path)).toBe(HELD_BYTES);
+      writeFileSync(mount.at("other"), Buffer.alloc(40 * MIB, 7));
+      process.kill(child, "SIGUSR1");
+      expect((await answers.next()).value).toBe("stored");
+      expect(readFileSync(mount.at("other")).every((byte) => byte === 7)).toBe(true);
+    } finally {
+      parent.kill("SIGKILL");
+      if (child > 0) process.kill(child, "SIGKILL");
+    }
+    await until(() => quarantined(mount.path) === 0, 10_000);
     await mount.check();
   });
 });

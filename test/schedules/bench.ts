@@ -741,7 +741,8 @@ export class Bench {
       }
     }
     const maps = readFileSync(`/proc/${worker.pid}/maps`, "latin1");
-    for (const { start, count } of runsIn(maps, this.#regionDevice, this.#regionInode, PAGE)) {
+    const own = { device: this.#regionDevice, inode: this.#regionInode };
+    for (const { start, count } of runsIn(maps, PAGE, own)) {
       for (let block = start; block < start + count; block += 1) {
         const place = block * PAGE;
         const file = mayReach.get(place);

@@ -85,6 +85,7 @@ export class MemoryRegion implements Region {
       flushMethod: granularity === "cacheline" ? "clwb" : "msync",
       device: 0n,
       inode: 0n,
+      access: { uid: 0, gid: 0, mode: 0o600 },
       fallbacks: [],
     };
   }
