@@ -7,7 +7,7 @@ import { identifyContent, makeFileSystem } from "../media/mkfs.ts";
 import { createRegionFile } from "../region/create.ts";
 import { asFailure, Failure, reason } from "./failure.ts";
 import { lockHolder, readMounts } from "./mounts.ts";
-import { inUse, openRegionOrExplain } from "./region.ts";
+import { inUse, openRegionOrExplain, refuseMapped } from "./region.ts";
 
 export const DEFAULT_SIZE_BYTES = 1024 ** 3;
 
@@ -93,6 +93,7 @@ function grow(file: string, sizeBytes: number): void {
 async function format(file: string, request: FormatRequest): Promise<Formatted> {
   const region = openRegionOrExplain(file, { readOnly: false });
   try {
+    await refuseMapped(region);
     if (!request.force) {
       // blkid knows more formats; ours knows our own and works without it.
       const content = identifyContent(region) ?? (await identifyWithBlkid(file));

@@ -113,3 +113,36 @@ test("a child that a mapper from before a remount forks keeps in quarantine what
     await mount.check();
   });
 });
+
+test("mkfs, resize and a repair of a volume that is not mounted are refused while an old mapping reaches it, with its process", async () => {
+  await withMount({ sizeBytes: 64 * MIB }, async (mount) => {
+    const path = mount.at("held");
+    writeFileSync(path, Buffer.alloc(HELD_BYTES, 1));
+    const holder = spawn("python3", ["-S", "-c", HOLDER, path], {
+      stdio: ["pipe", "pipe", "inherit"],
+      env: { ...process.env, LD_PRELOAD: join(packageRoot, "dist", "lib", "libmapdirect_preload.so") },
+    });
+    try {
+      const answers = createInterface({ input: holder.stdout })[Symbol.asyncIterator]();
+      expect((await answers.next()).value).toBe("mapped");
+      await mount.kill9AndRemount();
+      expect((await mount.cli("unmount", mount.path)).code).toBe(0);
+      const before = readFileSync(mount.region);
+      for (const args of [
+        ["mkfs", "--force", mount.region],
+        ["resize", "--size", "48M", mount.region],
+        ["resize", "--size", "96M", mount.region],
+        ["fsck", "--repair", mount.region],
+      ]) {
+        const { code, stderr } = await mount.cli(...args);
+        expect(code, args.join(" ")).not.toBe(0);
+        expect(stderr).toContain(`process ${holder.pid} python3`);
+      }
+      expect(readFileSync(mount.region).equals(before)).toBe(true);
+    } finally {
+      holder.kill("SIGKILL");
+      await new Promise((resolve) => holder.once("close", resolve));
+    }
+    expect((await mount.cli("resize", "--size", "48M", mount.region)).code).toBe(0);
+  });
+});

@@ -2,7 +2,7 @@
 import { Command } from "commander";
 import { asFailure, Failure, usage } from "../../daemon/failure.ts";
 import { lockHolder } from "../../daemon/mounts.ts";
-import { inUse, openRegionOrExplain } from "../../daemon/region.ts";
+import { inUse, openRegionOrExplain, refuseMapped } from "../../daemon/region.ts";
 import { resolveRegion } from "../../daemon/start.ts";
 import { type FsckReport, fsck } from "../../fsck/fsck.ts";
 import { formatUuid } from "../../media/mkfs.ts";
@@ -72,6 +72,7 @@ async function examine(path: string, repair: boolean): Promise<FsckReport> {
   }
   const region = openRegionOrExplain(path, { readOnly: !repair });
   try {
+    if (repair) await refuseMapped(region);
     return await showingProgress(() => fsck(region, { repair }));
   } catch (error) {
     throw asFailure(error, path, "see 'mapdirect fsck --help'");

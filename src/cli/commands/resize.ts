@@ -4,7 +4,7 @@ import { Command } from "commander";
 import { resizeMount, withOpen } from "../../daemon/client.ts";
 import { asFailure } from "../../daemon/failure.ts";
 import { lockHolder, mountNamed } from "../../daemon/mounts.ts";
-import { inUse, openRegionOrExplain } from "../../daemon/region.ts";
+import { inUse, openRegionOrExplain, refuseMapped } from "../../daemon/region.ts";
 import { formatSize } from "../../daemon/sizes.ts";
 import { resolveRegion } from "../../daemon/start.ts";
 import { type Resized, resize } from "../../namespace/resize.ts";
@@ -58,6 +58,7 @@ async function resizeRegion(path: string, size: number | undefined): Promise<Res
   if (grows) truncateSync(path, size);
   const region = openRegionOrExplain(path, { readOnly: false });
   try {
+    await refuseMapped(region);
     return await showingProgress(() => resize(region, size ?? region.facts.sizeBytes));
   } catch (error) {
     if (grows) truncateSync(path, status.size);
