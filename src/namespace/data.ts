@@ -327,20 +327,22 @@ function touch(group: GroupBuilder, inode: Inode, size: bigint, mode: number): v
 }
 
 /**
- * Set the size. @throws FsError EFBIG, EISDIR, EINVAL; ETXTBSY from the guard; Wait.
+ * Set the size. A larger one leaves what is allocated behind the end as it is; any other frees it, the same size too, as on
+ * ext4 (ext4_setattr, fs/ext4/inode.c). @throws FsError EFBIG, EISDIR, EINVAL; ETXTBSY from the guard; Wait.
  */
 export function truncate(store: Store, inode: Inode, size: bigint, killPrivileges: Kill): void {
   const map = extentsOf(inode);
   store.writable();
   if (size < 0n || size > FILE_BYTES_MAX) throw new FsError("EFBIG");
   const keep = blocksFor(store, size);
-  const cut = Math.max(map.end, blocksFor(store, inode.size)) - keep;
+  const grows = size > inode.size;
+  const cut = grows ? 0 : Math.max(map.end, blocksFor(store, inode.size)) - keep;
   if (cut > 0) store.guard.beforeMapChange(inode, [{ block: keep, count: cut }]);
   if (size !== inode.size) store.guard.beforeSizeChange(inode);
   ownEnd(store, inode, size);
   const group = store.begin(false);
-  if (size > inode.size) zeroBehindEnd(store, inode, size);
-  if (map.end > keep) group.extentGone(inode.ino, keep, map.end - keep);
+  if (grows) zeroBehindEnd(store, inode, size);
+  else if (map.end > keep) group.extentGone(inode.ino, keep, map.end - keep);
   touch(group, inode, size, withoutPrivileges(inode.mode, killPrivileges));
   store.commit();
 }

@@ -227,6 +227,20 @@ describe("size", () => {
 });
 
 describe("fallocate", () => {
+  test("what KEEP_SIZE has allocated behind the end stays when the file grows, and goes when it is truncated to its size", async () => {
+    await withFile("w+", async (file) => {
+      await file.write("data");
+      addon().fallocate(file.fd, KEEP_SIZE, 0n, BigInt(MIB));
+      const allocated = (await file.stat()).blocks;
+      expect(allocated).toBe(MIB / 512);
+      await file.truncate(5000);
+      expect((await file.stat()).blocks).toBe(allocated);
+      await file.truncate(5000);
+      expect((await file.stat()).blocks).toBe(8192 / 512);
+      expect((await file.read(Buffer.alloc(8), 0, 8, 0)).buffer.toString("latin1")).toBe("data\0\0\0\0");
+    });
+  });
+
   test("allocates without changing what is read, with and without KEEP_SIZE", async () => {
     await withFile("w+", async (file, path) => {
       addon().fallocate(file.fd, KEEP_SIZE, 0n, 1_000_000n);

@@ -58,6 +58,8 @@ export const LACKING: Readonly<Record<string, string>> = {
   "PUNCH_HOLE and ZERO_RANGE make zeros of exactly the range": NO_FALLOCATE,
   "more than there is: ENOSPC, and nothing changed": NO_FALLOCATE,
   "are gone after fallocate": NO_FALLOCATE,
+  "what KEEP_SIZE has allocated behind the end stays when the file grows, and goes when it is truncated to its size":
+    NO_FALLOCATE,
   "are gone after punch hole": NO_FALLOCATE,
   "are gone after zero range": NO_FALLOCATE,
   "walk over data and holes, the end being a hole": "no lseek: a file is all data",
