@@ -57,11 +57,9 @@ export const LACKING: Readonly<Record<string, string>> = {
   "allocates without changing what is read, with and without KEEP_SIZE": NO_FALLOCATE,
   "PUNCH_HOLE and ZERO_RANGE make zeros of exactly the range": NO_FALLOCATE,
   "more than there is: ENOSPC, and nothing changed": NO_FALLOCATE,
-  "are gone after fallocate": NO_FALLOCATE,
+  "are gone after fallocate, punch hole and zero range": NO_FALLOCATE,
   "what KEEP_SIZE has allocated behind the end stays when the file grows, and goes when it is truncated to its size":
     NO_FALLOCATE,
-  "are gone after punch hole": NO_FALLOCATE,
-  "are gone after zero range": NO_FALLOCATE,
   "walk over data and holes, the end being a hole": "no lseek: a file is all data",
   "a file can be 2^63 - 1 bytes long, and nothing longer": LARGE,
   "at offsets beyond 2^53, up to the last byte of a file of 2^63 - 1 bytes, data is written and read": LARGE,
