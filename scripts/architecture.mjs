@@ -59,6 +59,7 @@ const FLOORS = [
   ["media", "superblock, log, checkpoint, recovery, mkfs", "#e6f4e6"],
   ["region", "the mapped file or device; the only loader of the addon", "#f3ecfa"],
   ["layout", "a struct declared once: offsets, codecs, C header", "#f6f3e4"],
+  ["tables", "rows by the million, outside the JavaScript heap", "#f6f3e4"],
   ["base", "errno, the three kinds of error, waiting, the clock", "#f6f3e4"],
 ];
 

@@ -13,6 +13,7 @@ const source = join(root, "src");
 /** From the bottom to the top. A file imports from its own folder and from folders below. */
 const FLOORS = [
   "base",
+  "tables",
   "layout",
   "region",
   "media",

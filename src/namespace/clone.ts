@@ -137,7 +137,7 @@ function share(store: Store, range: Range, blocks: number): number {
         // A slice of its own: copying takes time.
         if (done > 0) break;
         piece.count = Math.min(piece.count, Math.max(1, COPY_BYTES / store.blockBytes));
-        append(taken, store.allocate(piece.count, goalFor(targetMap, to), to));
+        append(taken, store.allocate(piece.count, goalFor(store, target, to), to));
         let copied = 0;
         for (const run of taken) {
           const { blockBytes } = store;

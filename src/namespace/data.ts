@@ -146,11 +146,78 @@ function unwrittenPieces(map: ExtentMap, block: number, count: number): Piece[] 
   return found;
 }
 
-/** Goal for new blocks at `block`: right behind the file's extent before it. */
-export function goalFor(map: ExtentMap, block: number): number {
-  if (block === 0) return 0;
-  const before = map.at(block - 1, 1);
-  return before.state === 0 ? 0 : before.physical + 1;
+/** Extents on each side that are looked at for a goal: blocks that others share, or whose neighbours are taken, give none. */
+const NEAR_MAX = 8;
+
+/**
+ * Goal for new blocks at `block`: where they would lie if they and an extent nearby were one, so that extents join as a
+ * file fills, in whatever order. Where nothing of its chunk is allocated yet, a large file gets a whole chunk, behind that
+ * of its neighbour if it is free, and the block goes to the same place in it as in the file's.
+ */
+export function goalFor(store: Store, inode: Inode, block: number): number {
+  const { allocator } = store;
+  const { chunkBlocks } = allocator;
+  const map = extentsOf(inode);
+  const chunk = Math.floor(block / chunkBlocks) * chunkBlocks;
+  const beside = (near: Piece, at: number): number => near.physical + (at - near.block);
+  const isGoal = (goal: number): boolean => goal > 0 && goal < allocator.blockCount && allocator.isFree(goal);
+  const before = map.lastBefore(block);
+  const behind = map.next(block);
+  let near: Piece | null = before;
+  for (let looked = 0; near !== null && near.block + near.count >= chunk && looked < NEAR_MAX; looked += 1) {
+    if (isGoal(beside(near, block))) return beside(near, block);
+    near = map.lastBefore(near.block);
+  }
+  near = behind;
+  for (let looked = 0; near !== null && near.block < chunk + chunkBlocks && looked < NEAR_MAX; looked += 1) {
+    if (isGoal(beside(near, block))) return beside(near, block);
+    near = map.next(near.block + near.count);
+  }
+  if (Math.max(blocksFor(store, inode.size), block) <= chunkBlocks) return 0;
+  near = before ?? behind;
+  const next = near === null ? -1 : beside(near, chunk);
+  const start = allocator.isWholeChunk(next) ? next : allocator.wholeChunk();
+  return start < 0 ? 0 : start + (block - chunk);
+}
+
+/**
+ * Blocks that are written by one conversion of unwritten ones, bytes: those around what was asked for get zeros. Otherwise
+ * random writes into allocated space would cut it into as many extents as there are writes. ext4 does so up to 32 KiB
+ * (extent_max_zeroout_kb; ext4_ext_convert_to_initialized() in fs/ext4/extents.c).
+ */
+const CONVERSION_BYTES = 64 * 1024;
+
+/**
+ * How many blocks before and behind an unwritten piece are converted with it: those of the same extent, of the same
+ * CONVERSION_BYTES of the file, before `end`, the first block behind the file's end, and none that a lease pins.
+ */
+function convertedAround(
+  store: Store,
+  inode: Inode,
+  piece: Piece,
+  end: number,
+): { before: number; after: number } {
+  const map = extentsOf(inode);
+  const unit = Math.max(1, CONVERSION_BYTES / store.blockBytes);
+  const pieceEnd = piece.block + piece.count;
+  let from = Math.floor(piece.block / unit) * unit;
+  while (from < piece.block) {
+    const left = piece.block - from;
+    const part = map.at(from, left);
+    if (part.state === UNWRITTEN && part.count === left && part.physical + left === piece.physical) break;
+    from += part.count;
+  }
+  const limit = Math.min(Math.ceil(pieceEnd / unit) * unit, end);
+  const part = pieceEnd < limit ? map.at(pieceEnd, limit - pieceEnd) : null;
+  const goesOn = part?.state === UNWRITTEN && part.physical === piece.physical + piece.count;
+  const pinned = (block: number, count: number): boolean =>
+    count > 0 && store.guard.isLeased(inode, block, count);
+  const before = piece.block - from;
+  const after = goesOn ? part.count : 0;
+  return {
+    before: pinned(from, before) ? 0 : before,
+    after: pinned(pieceEnd, after) ? 0 : after,
+  };
 }
 
 /**
@@ -212,22 +279,30 @@ export function write(
   try {
     // What each missing block becomes: the runs in order; shortage cuts the write.
     const becomes: Becoming[] = [];
+    const fileEnd = blocksFor(store, grows ? offset + BigInt(bytes) : inode.size);
     let reached = first + blocks;
     for (const piece of missing) {
       if (piece.state === UNWRITTEN) {
-        becomes.push({ block: piece.block, count: piece.count, physical: piece.physical, copyOf: -1 });
+        const { block, count, physical } = piece;
+        becomes.push({
+          block,
+          count,
+          physical,
+          copyOf: -1,
+          ...convertedAround(store, inode, piece, fileEnd),
+        });
         continue;
       }
       const last = becomes[becomes.length - 1];
       const goal =
         last !== undefined && last.block + last.count === piece.block
           ? last.physical + last.count
-          : goalFor(map, piece.block);
+          : goalFor(store, inode, piece.block);
       let at = piece.block;
       for (const run of store.allocate(piece.count, goal, piece.block)) {
         taken.push(run);
         const copyOf = piece.state === SHARED ? piece.physical + (at - piece.block) : -1;
-        becomes.push({ block: at, count: run.count, physical: run.start, copyOf });
+        becomes.push({ block: at, count: run.count, physical: run.start, copyOf, before: 0, after: 0 });
         at += run.count;
       }
       if (at < piece.block + piece.count) {
@@ -255,7 +330,13 @@ export function write(
       const byteStart = (run.block - first) * store.blockBytes + from - head;
       const runBytes = Math.min(run.count * store.blockBytes - from, bytes - byteStart);
       store.region.write(run.physical * store.blockBytes + from, data, start + byteStart, runBytes);
-      group.extent(inode.ino, run.block, run.physical, run.count, WRITTEN);
+      const { before, after } = run;
+      if (before > 0)
+        store.region.zero((run.physical - before) * store.blockBytes, before * store.blockBytes);
+      if (after > 0)
+        store.region.zero((run.physical + run.count) * store.blockBytes, after * store.blockBytes);
+      const converted = before + run.count + after;
+      group.extent(inode.ino, run.block - before, run.physical - before, converted, WRITTEN);
       writtenPart += runBytes;
     }
     if (writtenPart < bytes) {
@@ -288,10 +369,13 @@ interface Becoming {
   readonly physical: number;
   /** First block of the run that was shared there; -1 if nothing was. */
   readonly copyOf: number;
+  /** Unwritten blocks before and behind it that become zeros. */
+  readonly before: number;
+  readonly after: number;
 }
 
 /** The bytes from `from` on in such a run are what they were: copied, or zeros. */
-function fill(store: Store, run: Becoming, from: number, bytes: number): void {
+function fill(store: Store, run: Pick<Becoming, "physical" | "copyOf">, from: number, bytes: number): void {
   const at = run.physical * store.blockBytes + from;
   if (run.copyOf < 0) store.region.zero(at, bytes);
   else store.region.copy(run.copyOf * store.blockBytes + from, at, bytes);
@@ -447,7 +531,7 @@ export function fallocate(
     for (const piece of pieces) {
       const fresh = lacking(piece);
       if (fresh !== null) {
-        const runs = store.allocate(fresh.count, goalFor(map, fresh.block), fresh.block);
+        const runs = store.allocate(fresh.count, goalFor(store, inode, fresh.block), fresh.block);
         let count = 0;
         for (const run of runs) {
           taken.push(run);
@@ -559,13 +643,13 @@ export function prepareSome(store: Store, inode: Inode, block: number, count: nu
   const piece = map.at(at, Math.min(end - at, limit));
   store.guard.beforeMapChange(inode, [piece]);
   const group = store.begin(true);
-  const runs: Becoming[] = [];
+  const runs: Omit<Becoming, "before" | "after">[] = [];
   const taken: Run[] = [];
   if (piece.state === UNWRITTEN)
     runs.push({ block: piece.block, count: piece.count, physical: piece.physical, copyOf: -1 });
   else {
     let next = piece.block;
-    append(taken, store.allocate(piece.count, goalFor(map, piece.block), piece.block));
+    append(taken, store.allocate(piece.count, goalFor(store, inode, piece.block), piece.block));
     for (const run of taken) {
       const copyOf = piece.state === SHARED ? piece.physical + (next - piece.block) : -1;
       runs.push({ block: next, count: run.count, physical: run.start, copyOf });

@@ -197,7 +197,7 @@ function moveSome(
   store.guard.beforeMapChange(inode, [{ block: piece.block, count }]);
   const group = store.begin(true);
   const whole = count === chunkBlocks ? allocator.allocateChunks(count) : null;
-  const run = whole ?? allocator.allocate(count, goalFor(inode.extents as ExtentMap, piece.block));
+  const run = whole ?? allocator.allocate(count, goalFor(store, inode, piece.block));
   if (run === null) throw noRoom(store);
   try {
     if (piece.state !== UNWRITTEN)

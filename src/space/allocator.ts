@@ -145,6 +145,19 @@ export class Allocator {
     return run === null ? null : this.#taken(run.start, run.count);
   }
 
+  /** First block of a chunk that is wholly free; -1 if there is none. */
+  wholeChunk(): number {
+    let chunk = this.#whole.next(this.#largeCursor);
+    if (chunk < 0) chunk = this.#whole.next(0);
+    return chunk < 0 ? -1 : chunk * this.chunkBlocks;
+  }
+
+  /** A chunk begins at this block, and is wholly free. */
+  isWholeChunk(block: number): boolean {
+    if (block < 0 || block % this.chunkBlocks !== 0 || block >= this.#end) return false;
+    return this.#whole.has(block / this.chunkBlocks);
+  }
+
   /** Allocate at most `want` blocks from the beginning of a free chunk; null if no chunk is free. */
   allocateChunks(want: number): Run | null {
     const run = this.#findChunks(want);

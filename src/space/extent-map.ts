@@ -6,9 +6,9 @@
  * - neighbours that could be one extent are one extent;
  * - `blocks` is the sum of their lengths.
  */
-import { replaceRange } from "../base/arrays.ts";
 import { invariant } from "../base/errors.ts";
 import { type MappedState, SHARED, WRITTEN } from "../media/group.ts";
+import { type Row, RunTable } from "../tables/run-table.ts";
 
 export interface Extent {
   /** First file block. */
@@ -42,11 +42,25 @@ export function holdsData(state: Piece["state"]): boolean {
 const COUNT_MAX = 0xffff_ffff;
 const HOLE_END = Number.MAX_SAFE_INTEGER;
 
+/** An extent as a row: `start` is its file block, `value` its physical block, `tag` its state. */
+const rowOf = (block: number, count: number, physical: number, state: MappedState): Row => ({
+  start: block,
+  count,
+  value: physical,
+  tag: state,
+});
+const extentOf = ({ start, count, value, tag }: Row): Extent => ({
+  block: start,
+  count,
+  physical: value,
+  state: tag as MappedState,
+});
+
 export class ExtentMap {
-  /** Most files have one extent, and a volume may have millions of files: they have no array. */
-  #only: Extent | null = null;
+  /** Most files have one extent, and a volume may have millions of files: they have no table. */
+  #only: Row | null = null;
   /** Two or more; null while there are fewer. */
-  #many: Extent[] | null = null;
+  #many: RunTable | null = null;
   #blocks = 0;
 
   get blocks(): number {
@@ -57,58 +71,45 @@ export class ExtentMap {
   }
   /** First file block behind the last extent. */
   get end(): number {
-    const last = this.#last();
-    return last === null ? 0 : last.block + last.count;
-  }
-
-  #last(): Extent | null {
-    return this.#many === null ? this.#only : (this.#many[this.#many.length - 1] as Extent);
-  }
-
-  /** All of them, to be changed; #keep() takes what has become of them. */
-  #list(): Extent[] {
-    return this.#many ?? (this.#only === null ? [] : [this.#only]);
-  }
-
-  #keep(extents: Extent[]): void {
-    this.#many = extents.length > 1 ? extents : null;
-    this.#only = extents.length === 1 ? (extents[0] as Extent) : null;
+    const last = this.#many?.last() ?? this.#only;
+    return last === null ? 0 : last.start + last.count;
   }
 
   /** The first extent that ends behind `block`. */
-  #find(block: number): Extent | undefined {
-    if (this.#many !== null) return this.#many[search(this.#many, block)];
+  #first(block: number): Row | undefined {
+    if (this.#many !== null) return this.#many.first(block);
     const only = this.#only;
-    return only !== null && only.block + only.count > block ? only : undefined;
+    return only !== null && only.start + only.count > block ? only : undefined;
   }
 
   /** What lies at `block`, and for how long, but no more than `limit` blocks. */
   at(block: number, limit: number): Piece {
-    const extent = this.#find(block);
-    if (extent === undefined) return { block, count: limit, physical: 0, state: 0 };
-    if (extent.block > block) {
-      return { block, count: Math.min(limit, extent.block - block), physical: 0, state: 0 };
+    const row = this.#first(block);
+    if (row === undefined) return { block, count: limit, physical: 0, state: 0 };
+    if (row.start > block) {
+      return { block, count: Math.min(limit, row.start - block), physical: 0, state: 0 };
     }
-    const skip = block - extent.block;
+    const skip = block - row.start;
     return {
       block,
-      count: Math.min(limit, extent.count - skip),
-      physical: extent.physical + skip,
-      state: extent.state,
+      count: Math.min(limit, row.count - skip),
+      physical: row.value + skip,
+      state: row.tag as MappedState,
     };
   }
 
   /** First extent that ends behind `block`, cut to begin at `block` or later; null if there is none. */
   next(block: number): Piece | null {
-    const extent = this.#find(block);
-    if (extent === undefined) return null;
-    const skip = Math.max(0, block - extent.block);
-    return {
-      block: extent.block + skip,
-      count: extent.count - skip,
-      physical: extent.physical + skip,
-      state: extent.state,
-    };
+    const row = this.#first(block);
+    if (row === undefined) return null;
+    const skip = Math.max(0, block - row.start);
+    return extentOf(rowOf(row.start + skip, row.count - skip, row.value + skip, row.tag as MappedState));
+  }
+
+  /** The last extent that begins before `block`; null if there is none. */
+  lastBefore(block: number): Readonly<Extent> | null {
+    const row = this.#many === null ? this.#only : this.#many.lastBefore(block);
+    return row == null || row.start >= block ? null : extentOf(row);
   }
 
   /** The whole run [block, block + count) is written, and nobody else's: it can be written in place. */
@@ -123,75 +124,78 @@ export class ExtentMap {
     return true;
   }
 
-  [Symbol.iterator](): IterableIterator<Readonly<Extent>> {
-    return this.#list()[Symbol.iterator]();
+  /** All extents. The map may change in between: what lies behind the last one that was yielded comes as it is then. */
+  *[Symbol.iterator](): IterableIterator<Readonly<Extent>> {
+    if (this.#many === null) {
+      if (this.#only !== null) yield extentOf(this.#only);
+    } else for (const row of this.#many) yield extentOf(row);
   }
 
   /** Map [block, block + count) to `physical`. What lay there before is reported. */
   set(block: number, count: number, physical: number, state: MappedState, onCut: OnCut): void {
-    const last = this.#last();
-    if (last === null || last.block + last.count <= block) {
-      // Append: no search, no splice.
-      this.#blocks += count;
-      if (last === null) this.#only = { block, count, physical, state };
-      else if (canJoin(last, block, count, physical, state)) last.count += count;
-      else if (this.#many !== null) this.#many.push({ block, count, physical, state });
-      else this.#keep([last, { block, count, physical, state }]);
-      return;
-    }
-    this.#cut(block, count, (oldPhysical, oldCount, oldState, oldBlock) => {
-      onCut(oldPhysical, oldCount, oldState, oldPhysical - oldBlock === physical - block);
-    });
-    const extents = this.#list();
-    const index = search(extents, block);
-    extents.splice(index, 0, { block, count, physical, state });
+    this.#change(block, block + count, rowOf(block, count, physical, state), onCut);
     this.#blocks += count;
-    join(extents, index);
-    join(extents, index - 1);
-    this.#keep(extents);
   }
 
   /** Making [block, block + count) a hole leaves parts of one extent on both sides. */
   splitBy(block: number, count: number): boolean {
-    const extent = this.#find(block);
-    return extent !== undefined && extent.block < block && extent.block + extent.count > block + count;
+    const row = this.#first(block);
+    return row !== undefined && row.start < block && row.start + row.count > block + count;
   }
 
   /** Make [block, block + count) a hole. */
   remove(block: number, count: number, onCut: OnCut): void {
-    this.#cut(block, count, (physical, cut, state) => onCut(physical, cut, state, false));
+    this.#change(block, Math.min(block + count, HOLE_END), null, onCut);
   }
 
-  #cut(
-    block: number,
-    count: number,
-    onCut: (physical: number, count: number, state: MappedState, block: number) => void,
-  ): void {
-    const end = Math.min(block + count, HOLE_END);
-    const extents = this.#list();
-    const first = search(extents, block);
-    let index = first;
-    const rest: Extent[] = [];
-    for (; index < extents.length; index += 1) {
-      const extent = extents[index] as Extent;
-      if (extent.block >= end) break;
-      const from = Math.max(block, extent.block);
-      const to = Math.min(end, extent.block + extent.count);
-      onCut(extent.physical + (from - extent.block), to - from, extent.state, from);
-      this.#blocks -= to - from;
-      if (extent.block < from) rest.push({ ...extent, count: from - extent.block });
-      const tail = extent.block + extent.count - to;
-      if (tail > 0) {
-        rest.push({
-          block: to,
-          count: tail,
-          physical: extent.physical + (to - extent.block),
-          state: extent.state,
-        });
+  /** What lies in [block, end) is reported, and goes; `put` comes there. Neighbours that fit are joined. */
+  #change(block: number, end: number, put: Row | null, onCut: OnCut): void {
+    const rows: Row[] = [];
+    const tail: Row[] = [];
+    // From the neighbour before to the neighbour behind.
+    let from = block;
+    let upTo = end;
+    for (let row = this.#first(Math.max(block - 1, 0)); row !== undefined && row.start <= end; ) {
+      const rowEnd = row.start + row.count;
+      const cutFrom = Math.max(block, row.start);
+      const cutEnd = Math.min(end, rowEnd);
+      from = Math.min(from, row.start);
+      upTo = Math.max(upTo, rowEnd);
+      if (row.start < block) rows.push({ ...row, count: Math.min(rowEnd, block) - row.start });
+      if (cutEnd > cutFrom) {
+        const physical = row.value + (cutFrom - row.start);
+        const stays = put !== null && physical - cutFrom === put.value - put.start;
+        onCut(physical, cutEnd - cutFrom, row.tag as MappedState, stays);
+        this.#blocks -= cutEnd - cutFrom;
       }
+      if (rowEnd > end) {
+        const skip = Math.max(end - row.start, 0);
+        tail.push({ ...row, start: row.start + skip, count: row.count - skip, value: row.value + skip });
+      }
+      row = this.#first(rowEnd);
     }
-    if (index > first) replaceRange(extents, first, index - first, rest);
-    this.#keep(extents);
+    if (put !== null) join(rows, put);
+    for (const row of tail) join(rows, row);
+    this.#replace(from, upTo, rows);
+  }
+
+  /** Extents that begin in [from, end) make room for these. */
+  #replace(from: number, end: number, rows: Row[]): void {
+    if (this.#many !== null) {
+      this.#many.replace(from, end, rows);
+      if (this.#many.length > 1) return;
+      this.#only = this.#many.last() ?? null;
+      this.#many = null;
+      return;
+    }
+    const only = this.#only;
+    if (only !== null && only.start < from) rows.unshift(only);
+    else if (only !== null && only.start >= end) rows.push(only);
+    this.#only = rows[0] ?? null;
+    if (rows.length < 2) return;
+    this.#only = null;
+    this.#many = new RunTable();
+    this.#many.replace(0, 0, rows);
   }
 
   check(): void {
@@ -201,65 +205,41 @@ export class ExtentMap {
       this.#many === null || (this.#many.length > 1 && this.#only === null),
       "few extents are kept as many",
     );
+    this.#many?.check();
     for (const extent of this) {
       invariant(extent.count >= 1, () => `extent of ${extent.count} blocks`);
+      const { block, count, physical, state } = extent;
       if (previous !== null) {
+        const before = previous;
+        invariant(before.block + before.count <= block, () => `extents overlap at file block ${block}`);
         invariant(
-          previous.block + previous.count <= extent.block,
-          () => `extents overlap at file block ${extent.block}`,
-        );
-        invariant(
-          !canJoin(previous, extent.block, extent.count, extent.physical, extent.state),
-          () => `extents at file block ${extent.block} should be one`,
+          !fits(
+            rowOf(before.block, before.count, before.physical, before.state),
+            rowOf(block, count, physical, state),
+          ),
+          () => `extents at file block ${block} should be one`,
         );
       }
-      blocks += extent.count;
+      blocks += count;
       previous = extent;
     }
     invariant(blocks === this.#blocks, () => `${blocks} blocks mapped, ${this.#blocks} counted`);
   }
 }
 
-/** Index of the first extent that ends behind `block`. */
-function search(extents: readonly Extent[], block: number): number {
-  let low = 0;
-  let high = extents.length;
-  // Appending and reading sequentially near the end is the common case.
-  if (high > 0) {
-    const last = extents[high - 1] as Extent;
-    if (last.block + last.count <= block) return high;
-    if (last.block <= block) return high - 1;
-  }
-  while (low < high) {
-    const middle = (low + high) >>> 1;
-    const extent = extents[middle] as Extent;
-    if (extent.block + extent.count <= block) low = middle + 1;
-    else high = middle;
-  }
-  return low;
-}
-
-/** Join the extent at `index` with its successor if they fit. */
-function join(extents: Extent[], index: number): void {
-  const extent = extents[index];
-  const following = extents[index + 1];
-  if (extent === undefined || following === undefined) return;
-  if (!canJoin(extent, following.block, following.count, following.physical, following.state)) return;
-  extent.count += following.count;
-  extents.splice(index + 1, 1);
-}
-
-function canJoin(
-  extent: Extent,
-  block: number,
-  count: number,
-  physical: number,
-  state: MappedState,
-): boolean {
+/** Both are parts of one extent. */
+function fits(row: Row, next: Row): boolean {
   return (
-    extent.state === state &&
-    extent.block + extent.count === block &&
-    extent.physical + extent.count === physical &&
-    extent.count + count <= COUNT_MAX
+    row.tag === next.tag &&
+    row.start + row.count === next.start &&
+    row.value + row.count === next.value &&
+    row.count + next.count <= COUNT_MAX
   );
+}
+
+/** Put a row behind these, or make the last one longer. */
+function join(rows: Row[], row: Row): void {
+  const last = rows[rows.length - 1];
+  if (last !== undefined && fits(last, row)) last.count += row.count;
+  else rows.push(row);
 }

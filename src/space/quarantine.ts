@@ -8,6 +8,7 @@
  * - a held block goes back as soon as no claim covers it any more, and not before.
  */
 import { invariant } from "../base/errors.ts";
+import { type Row, RunTable } from "../tables/run-table.ts";
 import type { Run } from "./allocator.ts";
 import { References } from "./references.ts";
 
@@ -20,7 +21,8 @@ export class Quarantine {
   readonly #claims = new Map<number, readonly Run[]>();
   /** All claims together: what is freed is looked up here, however many there are. */
   readonly #claimed = new References();
-  #held: HeldRun[] = [];
+  /** Runs that are held; `value` is the group that freed them. */
+  readonly #held = new RunTable();
   #blocks = 0;
 
   /** Blocks held back at this moment. */
@@ -63,8 +65,7 @@ export class Quarantine {
     for (let at = start; at < start + count; ) {
       const { claimed, length } = this.#stretch(at, start + count - at);
       if (claimed) {
-        this.#held.push({ start: at, count: length, lsn });
-        this.#blocks += length;
+        this.#keep(at, length, lsn);
       } else free.push({ start: at, count: length });
       at += length;
     }
@@ -73,7 +74,11 @@ export class Quarantine {
 
   /** These blocks are free, but within reach: the caller has taken them out of the allocator. They must be claimed. */
   adopt(start: number, count: number): void {
-    this.#held.push({ start, count, lsn: 0 });
+    this.#keep(start, count, 0);
+  }
+
+  #keep(start: number, count: number, lsn: number): void {
+    this.#held.replace(start, start, [{ start, count, value: lsn, tag: 0 }]);
     this.#blocks += count;
   }
 
@@ -84,35 +89,45 @@ export class Quarantine {
     this.#claims.delete(owner);
     for (const run of runs) this.#claimed.remove(run.start, run.count);
     const free: HeldRun[] = [];
-    const kept: HeldRun[] = [];
-    for (const run of this.#held) {
-      for (let at = run.start; at < run.start + run.count; ) {
-        const { claimed, length } = this.#stretch(at, run.start + run.count - at);
-        (claimed ? kept : free).push({ start: at, count: length, lsn: run.lsn });
-        if (!claimed) this.#blocks -= length;
+    for (const { start, count } of runs) this.#letGo(start, start + count, free);
+    return free;
+  }
+
+  /** What is held of [from, end) and claimed by nobody any more goes to `free`. */
+  #letGo(from: number, end: number, free: HeldRun[]): void {
+    for (let run = this.#held.first(from); run !== undefined && run.start < end; ) {
+      const { start, count, value: lsn } = run;
+      const kept: Row[] = [];
+      for (let at = start; at < start + count; ) {
+        const { claimed, length } = this.#stretch(at, start + count - at);
+        if (claimed) kept.push({ start: at, count: length, value: lsn, tag: 0 });
+        else {
+          free.push({ start: at, count: length, lsn });
+          this.#blocks -= length;
+        }
         at += length;
       }
+      this.#held.replace(start, start + 1, kept);
+      run = this.#held.first(start + count);
     }
-    this.#held = kept;
-    return free;
   }
 
   /** How many of the blocks that this owner claims are held. */
   heldFor(owner: number): number {
     let blocks = 0;
-    for (const claim of this.#claims.get(owner) ?? []) {
-      for (const run of this.#held) {
-        blocks += Math.max(
-          0,
-          Math.min(run.start + run.count, claim.start + claim.count) - Math.max(run.start, claim.start),
-        );
+    for (const { start, count } of this.#claims.get(owner) ?? []) {
+      const end = start + count;
+      for (let run = this.#held.first(start); run !== undefined && run.start < end; ) {
+        const runEnd = run.start + run.count;
+        blocks += Math.min(runEnd, end) - Math.max(run.start, start);
+        run = this.#held.first(runEnd);
       }
     }
     return blocks;
   }
 
   *heldRuns(): IterableIterator<Readonly<Run>> {
-    yield* this.#held;
+    for (const { start, count } of this.#held) yield { start, count };
   }
 
   /** Whether `at` is claimed, and for how many blocks the answer stays the same, at most `limit`. */
@@ -129,7 +144,9 @@ export class Quarantine {
   }
 
   check(): void {
-    const blocks = this.#held.reduce((sum, run) => sum + run.count, 0);
+    this.#held.check();
+    let blocks = 0;
+    for (const run of this.#held) blocks += run.count;
     invariant(blocks === this.#blocks, () => `${blocks} blocks held, ${this.#blocks} counted`);
     for (const run of this.#held) {
       let at = run.start;

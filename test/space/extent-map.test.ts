@@ -123,4 +123,29 @@ describe("an extent map", () => {
     map.remove(0, Number.MAX_SAFE_INTEGER, () => {});
     expect(map.length).toBe(0);
   });
+
+  test("of a file that is written at random block by block says what an array says, and ends as one extent", () => {
+    const blocks = 100_003;
+    const map = new ExtentMap();
+    map.set(0, blocks, 1_000_000, UNWRITTEN, () => {});
+    const written = new Uint8Array(blocks);
+    let longest = 0;
+    for (let index = 0; index < blocks; index += 1) {
+      // 7,919 and the prime number of blocks have no divisor in common: each block comes once.
+      const block = (index * 7919) % blocks;
+      map.set(block, 1, 1_000_000 + block, WRITTEN, () => {});
+      written[block] = 1;
+      longest = Math.max(longest, map.length);
+      if (index % 25_000 === 0) {
+        map.check();
+        for (const extent of map) {
+          const holds = extent.state === WRITTEN ? 1 : 0;
+          const part = written.subarray(extent.block, extent.block + extent.count);
+          if (!part.every((is) => is === holds)) throw new Error(`extent at ${extent.block}`);
+        }
+      }
+    }
+    expect(longest).toBeGreaterThan(20_000);
+    expect([...map]).toEqual([{ block: 0, count: blocks, physical: 1_000_000, state: WRITTEN }]);
+  });
 });
