@@ -173,11 +173,14 @@ export function goalFor(store: Store, inode: Inode, block: number): number {
     if (isGoal(beside(near, block))) return beside(near, block);
     near = map.next(near.block + near.count);
   }
-  if (Math.max(blocksFor(store, inode.size), block) <= chunkBlocks) return 0;
+  const blocks = Math.max(blocksFor(store, inode.size), block + 1);
+  if (blocks <= chunkBlocks) return 0;
   near = before ?? behind;
-  const next = near === null ? -1 : beside(near, chunk);
-  const start = allocator.isWholeChunk(next) ? next : allocator.wholeChunk();
-  return start < 0 ? 0 : start + (block - chunk);
+  if (near !== null && allocator.isWholeChunk(beside(near, chunk))) return beside(near, block);
+  // Its first extent leaves room for the others, if there is so much in one place.
+  const row = allocator.wholeChunks(near === null ? blocks : chunkBlocks);
+  if (row === null) return 0;
+  return row.start + (row.count > block ? block : block - chunk);
 }
 
 /**

@@ -145,11 +145,9 @@ export class Allocator {
     return run === null ? null : this.#taken(run.start, run.count);
   }
 
-  /** First block of a chunk that is wholly free; -1 if there is none. */
-  wholeChunk(): number {
-    let chunk = this.#whole.next(this.#largeCursor);
-    if (chunk < 0) chunk = this.#whole.next(0);
-    return chunk < 0 ? -1 : chunk * this.chunkBlocks;
+  /** Chunks side by side that are wholly free, for at most `want` blocks; null if there is none. They stay free. */
+  wholeChunks(want: number): Run | null {
+    return this.#findChunks(want);
   }
 
   /** A chunk begins at this block, and is wholly free. */

@@ -256,6 +256,7 @@ export const OPERATIONS: Readonly<Record<string, Operation>> = {
     name: `l${scene.bench.model.nodes.size}`,
   })),
   write: when("b", (scene) => write(scene, "b", 0, 4096, 11)),
+  "write within": when("b", (scene) => write(scene, "b", 8192 + 10, 100, 16)),
   append: when("a", (scene) =>
     write(scene, "a", Number(scene.bench.model.node(scene.ino("a")).size), 5000, 12),
   ),

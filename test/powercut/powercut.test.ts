@@ -104,6 +104,13 @@ describe("a power cut leaves each operation whole or not at all", () => {
       ["append"],
       /never was/,
     ],
+    [
+      "a record before the zeros around what is written into allocated space",
+      "cacheline",
+      sabotage.recordBeforeZeros,
+      ["fallocate", "write within"],
+      /never was/,
+    ],
     ["a record before its data", "cacheline", sabotage.recordBeforeData, ["append"], /never was/],
     [
       "blocks are free before the log says so durably",

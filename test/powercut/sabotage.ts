@@ -29,6 +29,20 @@ export function noFenceBeforeRecords({ region }: Scene): void {
   };
 }
 
+/** Zeros come after the record that makes them visible is durable. */
+export function recordBeforeZeros({ region }: Scene): void {
+  const write = region.write.bind(region);
+  const zero = region.zero.bind(region);
+  const late: (() => void)[] = [];
+  region.zero = (offset, length) => void late.push(() => zero(offset, length));
+  region.write = (offset, source, start, length) => {
+    write(offset, source, start, length);
+    if (magicOf(source, start) !== GROUP_MAGIC) return;
+    region.drain();
+    for (const store of late.splice(0)) store();
+  };
+}
+
 /** Records are written, and durable, before the data that they are about. */
 export function recordBeforeData({ region }: Scene): void {
   const write = region.write.bind(region);
