@@ -12,6 +12,8 @@
  */
 import { CorruptionError, FsError, InvariantError } from "../base/errors.ts";
 import { COUNTER_MAX, COUNTER_ROOM, FeatureIncompatible, RESERVED_BYTES } from "../media/format.ts";
+import type { Recovery } from "../media/recovery.ts";
+import { leastReserve } from "../media/reserve.ts";
 import { mustBeReadOnly, type SuperblockValue } from "../media/superblock.ts";
 import { type BroughtBack, bringBack, checkTree, claimAll } from "../namespace/recovered.ts";
 import { rewrite } from "../namespace/rewrite.ts";
@@ -41,6 +43,8 @@ export interface FsckReport {
   readonly repairable: boolean;
   /** It has been. */
   readonly repaired: boolean;
+  /** What is no damage and should be known. */
+  readonly warnings: readonly string[];
   /** Inodes and used blocks, as they are or, if something was wrong, as a repair leaves them. */
   readonly inodes: number;
   readonly usedBlocks: number;
@@ -95,6 +99,8 @@ interface Whole {
   readonly state: State;
   readonly superblock: SuperblockValue;
   readonly allocator: Allocator;
+  /** Where a mount would find it as it is. */
+  readonly recovery?: Pick<Recovery, "label" | "log">;
 }
 
 function reportOf(
@@ -107,9 +113,27 @@ function reportOf(
     problems: problems.list,
     problemCount: problems.count,
     ...verdict,
+    warnings: whole === null ? [] : warningsOf(whole),
     inodes: whole?.state.inodes.size ?? 0,
     usedBlocks: whole === null ? 0 : whole.allocator.blockCount - whole.allocator.freeBlocks,
   };
+}
+
+/** The same arithmetic as that of the mount, which would go on with as much as there is. */
+function warningsOf({ allocator, state, superblock, recovery }: Whole): string[] {
+  const { segmentBytes, blockBytes } = superblock;
+  const needed = leastReserve({ ...superblock, snapshotBytes: state.snapshotBytes });
+  const pool = new SegmentPool(allocator, segmentBytes, blockBytes);
+  // The log's spare segment is not free once it is mounted.
+  const spare = recovery?.label === "clean" && recovery.log.spare !== 0 ? 1 : 0;
+  pool.ensure(needed + spare);
+  const available = pool.available - spare;
+  pool.trim(0);
+  if (available >= needed) return [];
+  return [
+    `metadata has ${available * segmentBytes} bytes in reserve and needs ${needed * segmentBytes}: ` +
+      "mounted, little may work but what frees space; delete files, or make the volume larger",
+  ];
 }
 
 /** What a mount would find, or why it would refuse. */

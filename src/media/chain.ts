@@ -12,11 +12,13 @@ import { getU64, type StructValue, viewOf } from "../layout/struct.ts";
 import type { Region } from "../region/region.ts";
 import { crc32c } from "./checksum.ts";
 import {
+  BarrierRecord,
   GROUP_MAGIC,
   GroupHeader,
   GroupKind,
   LINK_GROUP_BYTES,
   RESERVED_BYTES,
+  RecordHeader,
   SEGMENT_MAGIC,
   SegmentHeader,
   SegmentRole,
@@ -40,8 +42,14 @@ export interface ChainGeometry {
 
 /** Largest group that fits into a segment, in bytes. */
 export function groupCapacity(geometry: ChainGeometry): number {
-  return geometry.segmentBytes - SegmentHeader.size - LINK_GROUP_BYTES;
+  return geometry.segmentBytes - SegmentHeader.size - COMMIT_POINT_BYTES - LINK_GROUP_BYTES;
 }
+
+/**
+ * Room behind every group of records for two barriers: what was logged can be made durable when no further segment is
+ * free. Two, since one for what came before may be on its way.
+ */
+const COMMIT_POINT_BYTES = 2 * (GroupHeader.size + RecordHeader.size + BarrierRecord.size);
 
 export interface ChainStart {
   readonly segment: number;
@@ -94,7 +102,7 @@ export class ChainWriter {
     const chain = new ChainWriter(region, geometry, role, source, start);
     const first = source.take();
     try {
-      chain.#next = source.take();
+      chain.#next = chain.#setAside();
     } catch (error) {
       source.give(first);
       throw error;
@@ -104,18 +112,18 @@ export class ChainWriter {
     return chain;
   }
 
-  /** Go on in an empty chain that is already on the media (a clean volume's log); `next` is the segment it set aside. */
+  /** Go on behind the end of a chain that is on the media already; `spare` is the segment that it set aside, 0 for none. */
   static resume(
     region: Region,
     geometry: ChainGeometry,
     role: number,
     source: SegmentSource,
-    start: ChainStart,
-    next: number,
+    end: Pick<ChainEnd, "segments" | "offset" | "lsn" | "index" | "incarnation" | "spare">,
   ): ChainWriter {
-    const chain = new ChainWriter(region, geometry, role, source, start);
-    chain.segments.push(start.segment);
-    chain.#next = next;
+    const chain = new ChainWriter(region, geometry, role, source, end);
+    for (const segment of end.segments) chain.segments.push(segment);
+    chain.#tail = end.offset;
+    chain.#next = end.spare;
     return chain;
   }
 
@@ -131,7 +139,8 @@ export class ChainWriter {
   /** Write the group and make it visible in order. Returns its lsn. @throws FsError ENOSPC before anything changed. */
   append(group: GroupBuilder, kind: number): number {
     const region = this.#region;
-    if (this.#tail + group.length + LINK_GROUP_BYTES > this.#geometry.segmentBytes) this.#advance();
+    const behind = LINK_GROUP_BYTES + (kind === GroupKind.RECORDS ? COMMIT_POINT_BYTES : 0);
+    if (this.#tail + group.length + behind > this.#geometry.segmentBytes) this.#advance();
     const lsn = this.#lsn;
     group.finish(kind, lsn, this.#incarnation, this.#geometry.seed);
     region.drain();
@@ -189,9 +198,19 @@ export class ChainWriter {
     return this.segments[this.segments.length - 1] as number;
   }
 
+  /** A segment for what follows; 0 if none is free: then the chain ends in the segment before it. */
+  #setAside(): number {
+    try {
+      return this.#source.take();
+    } catch (error) {
+      if (error instanceof FsError && error.code === "ENOSPC") return 0;
+      throw error;
+    }
+  }
+
   #advance(): void {
-    const spare = this.#source.take();
-    const next = this.#next;
+    const next = this.#next === 0 ? this.#source.take() : this.#next;
+    const spare = this.#setAside();
     this.#writeHeader(next, this.#index + 1, this.#lsn + 1, spare);
     this.#region.drain();
     this.#link.reset();

@@ -69,7 +69,9 @@ export const Superblock = struct(
     logIndex: u64("index of that segment"),
     logIncarnation: u64("incarnation of that segment"),
     logLsn: u64("log sequence number of the first group there"),
-    tailLsn: u64("clean: the number that the next group would get; otherwise 0"),
+    tailLsn: u64(
+      "clean, or unmounted without room for a checkpoint: the number that the next group would get; otherwise 0",
+    ),
     reserved: bytes(280, "zero"),
   },
   512,

@@ -29,12 +29,13 @@ export class Journal {
   /** Called once, with what made it fail. */
   onFailure: (error: Error) => void = () => {};
 
-  constructor(region: Region, chain: ChainWriter) {
+  /** @param durableLsn groups of the chain up to this number are durable already */
+  constructor(region: Region, chain: ChainWriter, durableLsn = chain.nextLsn - 1) {
     this.#region = region;
     this.#chain = chain;
     this.#cacheline = region.facts.granularity === "cacheline";
     this.#lastRecordLsn = chain.nextLsn - 1;
-    this.#barrierLsn = chain.nextLsn - 1;
+    this.#barrierLsn = durableLsn;
   }
 
   get failure(): Error | null {

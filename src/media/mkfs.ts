@@ -10,7 +10,6 @@ import {
   BLOCK_BYTES_MIN,
   FeatureIncompatible,
   FORMAT_VERSION,
-  REGION_BYTES_MIN,
   RESERVED_BYTES,
   SEGMENT_BYTES_MAX,
   SEGMENT_BYTES_MIN,
@@ -20,6 +19,7 @@ import {
   Superblock,
   VolumeState,
 } from "./format.ts";
+import { leastVolumeBytes } from "./reserve.ts";
 import { judgeCopy, type SuperblockValue } from "./superblock.ts";
 
 export const ROOT_INO = 1;
@@ -43,11 +43,6 @@ function segmentBytesFor(regionBytes: number, blockBytes: number): number {
   let bytes = Math.max(SEGMENT_BYTES_MIN, blockBytes);
   while (bytes < SEGMENT_BYTES_MAX && bytes * 1024 < regionBytes) bytes *= 2;
   return bytes;
-}
-
-/** A smaller volume would have room for its metadata and for little else, bytes. */
-export function leastVolumeBytes(segmentBytes: number): number {
-  return Math.max(REGION_BYTES_MIN, segmentBytes * 32);
 }
 
 /** Returns the block size, bytes. @throws FsError EINVAL with the reason. Everything that the region held is lost. */

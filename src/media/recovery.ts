@@ -66,6 +66,20 @@ export const recoveryCases: readonly RecoveryCase[] = [
     why: "the log ends before the moment at which the checkpoint was complete: a part of it is damaged",
   },
   {
+    label: "closed-with-log",
+    when: (f) => f.tailLsn !== 0 && f.endLsn === f.tailLsn && !f.groupsBeyond,
+    verdict: "use",
+    through: all,
+    why: "unmounted in order, without room for a checkpoint; the log says the rest, and all of it was synced",
+  },
+  {
+    label: "closed-with-another-log",
+    when: (f) => f.tailLsn !== 0,
+    verdict: "refuse",
+    through: all,
+    why: "the superblock says where the log ended when the volume was unmounted, and it ends elsewhere",
+  },
+  {
     label: "hole-in-synced-log",
     when: (f) => f.barrierBeyondLsn >= f.endLsn,
     verdict: "refuse",
@@ -95,6 +109,9 @@ export const recoveryCases: readonly RecoveryCase[] = [
   },
 ];
 
+/** Volumes that were unmounted in order. */
+const ALL_SYNCED: ReadonlySet<string> = new Set(["clean", "closed-with-log"]);
+
 export function judge(facts: RecoveryFacts): RecoveryCase {
   const found = recoveryCases.find((row) => row.when(facts));
   if (found === undefined) throw new Error("the recovery table has no last row");
@@ -120,6 +137,10 @@ export interface Recovery {
   readonly groupsDropped: number;
   /** Number after the last applied group. */
   readonly nextLsn: number;
+  /** Groups up to this number, and what they refer to, survive a power cut. */
+  readonly durableLsn: number;
+  /** The log can be gone on with where it ends: all of it is applied, and nothing of it can lie behind its end. */
+  readonly resumable: boolean;
   readonly nextIno: number;
   readonly nextGeneration: number;
 }
@@ -250,6 +271,8 @@ export function recover(region: Region, sink: RecoverySink): Recovery {
     groupsApplied: applied,
     groupsDropped: dropped,
     nextLsn: log.lsn,
+    durableLsn: ALL_SYNCED.has(verdict.label) ? log.lsn - 1 : vouchedLsn,
+    resumable: ALL_SYNCED.has(verdict.label) || facts.allStoresKept,
     nextIno: checkpointEnd.nextIno,
     nextGeneration: checkpointEnd.nextGeneration,
   };

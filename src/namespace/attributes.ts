@@ -158,7 +158,7 @@ export function setAcl(
   }
   const { mode, value } = withAccess(inode.mode, list, dropSetgid);
   const time = now();
-  const group = store.begin(value !== null);
+  const group = value === null ? store.beginFreeing() : store.begin(true);
   group.inode({ ...fieldsOf(inode), mode, ctimeSec: time.sec, ctimeNsec: time.nsec });
   if (value !== null) group.xattr(inode.ino, name, value);
   else if (inode.xattrs?.has(name) === true) group.xattrGone(inode.ino, name);
@@ -176,7 +176,7 @@ export function getXattr(inode: Inode, name: string): Uint8Array {
 export function removeXattr(store: Store, inode: Inode, name: string): void {
   getXattr(inode, name);
   const time = now();
-  const group = store.begin(false);
+  const group = store.beginFreeing();
   group.xattrGone(inode.ino, name);
   group.inode({ ...fieldsOf(inode), ctimeSec: time.sec, ctimeNsec: time.nsec });
   store.commit();

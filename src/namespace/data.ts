@@ -427,7 +427,7 @@ export function truncate(store: Store, inode: Inode, size: bigint, killPrivilege
   if (cut > 0) store.guard.beforeMapChange(inode, [{ block: keep, count: cut }]);
   if (size !== inode.size) store.guard.beforeSizeChange(inode);
   ownEnd(store, inode, size);
-  const group = store.begin(false);
+  const group = grows ? store.begin(false) : store.beginFreeing();
   if (grows) zeroBehindEnd(store, inode, size);
   else if (map.end > keep) group.extentGone(inode.ino, keep, map.end - keep);
   touch(group, inode, size, withoutPrivileges(inode.mode, killPrivileges));
@@ -475,7 +475,7 @@ export function fallocate(
     // they free no whole segment, must keep room for its next checkpoint.
     ownEdges(store, inode, offset, end);
     const splits = count > 0 && map.splitBy(first, count);
-    const group = store.begin(splits && store.reserveIsLow());
+    const group = splits && store.reserveIsLow() ? store.begin(true) : store.beginFreeing();
     zeroEdges(store, inode, offset, end, innerFirst, innerEnd);
     if (count > 0) group.extentGone(inode.ino, first, count);
     touch(group, inode, inode.size, privileges);

@@ -201,7 +201,7 @@ export function link(store: Store, inode: Inode, parent: Inode, name: string): v
 export function unlink(store: Store, parent: Inode, name: string): void {
   const inode = lookup(store, parent, name);
   if (inode.isDirectory) throw new FsError("EISDIR");
-  const group = store.begin(false);
+  const group = store.beginFreeing();
   group.dentryGone(parent.ino, name);
   relink(group, inode, inode.nlink - 1);
   touchDirectory(group, parent, 0);
@@ -214,7 +214,7 @@ export function rmdir(store: Store, parent: Inode, name: string): void {
   if (name === "..") throw new FsError("ENOTEMPTY");
   const inode = lookup(store, parent, name);
   if (directoryOf(inode).names.size > 0) throw new FsError("ENOTEMPTY");
-  const group = store.begin(false);
+  const group = store.beginFreeing();
   group.dentryGone(parent.ino, name);
   relink(group, inode, 0);
   touchDirectory(group, parent, -1);

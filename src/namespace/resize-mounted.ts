@@ -15,7 +15,7 @@ import { type MappedState, SHARED, UNWRITTEN, WRITTEN } from "../media/group.ts"
 import type { ExtentMap, Piece } from "../space/extent-map.ts";
 import { goalFor } from "./data.ts";
 import type { Inode } from "./inode.ts";
-import { doesNotFit, type Resized, wholeSize } from "./resize.ts";
+import { doesNotFit, noRoomForMetadata, type Resized, wholeSize } from "./resize.ts";
 import type { BlockRange, Store } from "./store.ts";
 
 /** How the caller has it done. */
@@ -98,7 +98,7 @@ async function shrink(store: Store, end: number, pace: Pace): Promise<number> {
 async function mustFit(store: Store, sharers: Sharers, pace: Pace): Promise<void> {
   const { allocator, state } = store;
   const { end } = allocator;
-  if (store.reserveIsLow()) throw new FsError("ENOSPC", "no room for metadata before the new end");
+  if (!store.hasReserve()) throw noRoomForMetadata();
   let blocks = 0;
   for (const { start, count } of state.references) blocks += behind(start, count, end);
   await everyFile(store, pace, (inode) => {

@@ -7,7 +7,7 @@
 import { FsError } from "../base/errors.ts";
 import { progress } from "../base/progress.ts";
 import { type MappedState, UNWRITTEN } from "../media/group.ts";
-import { leastVolumeBytes } from "../media/mkfs.ts";
+import { leastReserve, leastVolumeBytes, rewriteReserve } from "../media/reserve.ts";
 import { mustBeReadOnly, type SuperblockValue } from "../media/superblock.ts";
 import type { Region } from "../region/region.ts";
 import { Allocator, type Run } from "../space/allocator.ts";
@@ -42,6 +42,13 @@ export function doesNotFit(bytes: number): FsError {
   );
 }
 
+export function noRoomForMetadata(): FsError {
+  return new FsError(
+    "ENOSPC",
+    "no room for metadata, and what it keeps in reserve, before the new end; delete something, or choose a larger --size",
+  );
+}
+
 /**
  * @param wantedBytes rounded down to whole blocks
  * @throws FsError EINVAL (too small, or larger than the region), ENOSPC (the files do not fit), EROFS; CorruptionError
@@ -61,17 +68,26 @@ export async function resize(region: Region, wantedBytes: number): Promise<Resiz
   const blocks = afterBytes / blockBytes;
   let allocator = before;
   let moved = 0;
+  let pool: SegmentPool;
   if (afterBytes > regionBytes) {
     allocator = new Allocator(blocks, blockBytes);
     claimAll(allocator, state, { superblock, segments });
+    pool = new SegmentPool(allocator, segmentBytes, blockBytes);
   } else {
     // Nothing is allocated behind the new end any more.
     allocator.claimFree(blocks, allocator.blockCount);
+    pool = new SegmentPool(allocator, segmentBytes, blockBytes);
+    const kept = segments.filter((at) => at + segmentBytes <= afterBytes).length;
+    const size = () => ({ segmentBytes, regionBytes: afterBytes, snapshotBytes: state.snapshotBytes });
+    // What the new metadata takes, and what is to be left then: the old metadata before the end is free again.
+    const needed = () => rewriteReserve(size()) + Math.max(0, leastReserve(size()) - kept);
+    if (!pool.ensure(needed())) throw noRoomForMetadata();
     moved = moveOut(region, blockBytes, state, allocator, blocks);
+    // Files may have more extents now.
+    if (!pool.ensure(needed())) throw noRoomForMetadata();
   }
   state.setBlockCount(blocks);
   const geometry = { ...recovery.geometry, regionBytes: afterBytes };
-  const pool = new SegmentPool(allocator, segmentBytes, blockBytes);
   const from = { index: recovery.log.index + 1, lsn: recovery.nextLsn + 1 };
   await rewrite(region, geometry, pool, state, { ...superblock, regionBytes: afterBytes }, from, true);
   return { beforeBytes: regionBytes, afterBytes, movedBytes: moved * blockBytes };

@@ -43,7 +43,8 @@ export function takeBack(store: Store, inode: Inode, block: number, count: numbe
     piece = extents.next(piece.block + piece.count);
   }
   if (own.length === 0) return;
-  const group = store.begin(false);
+  // The file may have more extents then.
+  const group = store.begin(store.reserveIsLow());
   for (const run of own.slice(0, RECORDS_MAX))
     group.extent(inode.ino, run.block, run.physical, run.count, WRITTEN);
   store.commit();

@@ -21,6 +21,14 @@ import { GroupBuilder, readRecords } from "../media/group.ts";
 import { Journal } from "../media/journal.ts";
 import { ROOT_INO } from "../media/mkfs.ts";
 import type { Recovery } from "../media/recovery.ts";
+import {
+  checkpointSegments,
+  fullReserve,
+  leastReserve,
+  logBudget,
+  type ReserveOf,
+  rewriteReserve,
+} from "../media/reserve.ts";
 import { currentBootId, mustBeReadOnly, type SuperblockValue, writeSuperblock } from "../media/superblock.ts";
 import type { Region } from "../region/region.ts";
 import type { Allocator, Run } from "../space/allocator.ts";
@@ -60,17 +68,6 @@ const noGuard: MapGuard = {
 
 /** A checkpoint slice: how long the event loop is kept at most, in milliseconds. */
 const SLICE_MS = 2;
-/** Largest group of a checkpoint: one of 16 KiB that the longest attribute was added to last. */
-const SNAPSHOT_GROUP_BYTES_MAX = 84 * 1024;
-
-/**
- * Share of a segment that snapshot records fill at worst. A group that does not fit goes into the next segment and
- * leaves less than its own size; and what a segment holds and the group that did not fit are more than one segment.
- */
-function segmentFill(segmentBytes: number): number {
-  return 0.98 * Math.max(0.5, 1 - SNAPSHOT_GROUP_BYTES_MAX / segmentBytes);
-}
-
 export interface StoreOptions {
   readonly readOnly: boolean;
   /**
@@ -120,6 +117,7 @@ export class Store {
   /** Size of the state when a checkpoint found no room; Infinity after one that did. */
   #tooManyBytes = Number.POSITIVE_INFINITY;
   #closing = false;
+  #toldNoRoom = false;
   /** Orphans that could not be freed: the next mount tries again. */
   readonly #setAside = new Set<Inode>();
   #tell: (text: string) => void = () => {};
@@ -150,7 +148,7 @@ export class Store {
     this.blockMask = BigInt(superblock.blockBytes - 1);
     this.#group = new GroupBuilder(groupCapacity(recovery.geometry));
     this.#checkpointSegments = checkpointSegments;
-    this.#segmentBudget = segmentBudget(superblock);
+    this.#segmentBudget = this.#budget(superblock.regionBytes);
     state.onFreed = (physical, count) => {
       if (journal === null) return;
       for (const run of this.quarantine.hold(physical, count, journal.lastLsn)) {
@@ -208,8 +206,8 @@ export class Store {
       }
     };
     // The log's spare segment is named on the media: it is ours, whoever maps it.
-    const spareSegment = recovery.label === "clean" ? recovery.log.spare : 0;
-    if (spareSegment !== 0) claimSegment(spareSegment);
+    const { spare } = recovery.log;
+    if (recovery.label === "clean" && spare !== 0) claimSegment(spare);
     const found: Found = {
       blockBytes: superblock.blockBytes,
       unused: recovery.label === "clean" || Buffer.compare(superblock.bootId, currentBootId()) !== 0,
@@ -228,24 +226,22 @@ export class Store {
       state: VolumeState.MOUNTED,
       tailLsn: 0,
     };
-    let chain: ChainWriter;
+    let journal: Journal;
     let checkpointSegments = recovery.checkpoint.segments;
-    if (recovery.label === "clean") {
-      // The log is empty: go on in it. Its spare segment is named on the media, so it is ours.
-      const spare = spareSegment === 0 ? pool.take() : spareSegment;
-      chain = ChainWriter.resume(
-        region,
-        recovery.geometry,
-        SegmentRole.LOG,
-        pool,
-        {
-          segment: superblock.logSegment,
-          index: superblock.logIndex,
-          incarnation: superblock.logIncarnation,
-          lsn: superblock.logLsn,
-        },
-        spare,
-      );
+    // Without room to write all metadata anew, what an interrupted mount left is gone on with as it is.
+    const size = { ...superblock, snapshotBytes: state.snapshotBytes };
+    const resumes = recovery.resumable && !pool.ensure(rewriteReserve(size));
+    if (recovery.label === "clean" || resumes) {
+      const end = { ...recovery.log };
+      if (recovery.label !== "clean") {
+        pool.trim(0);
+        const blocks = superblock.segmentBytes / superblock.blockBytes;
+        if (end.spare !== 0 && !allocator.claim(end.spare / superblock.blockBytes, blocks)) end.spare = 0;
+      }
+      const chain = ChainWriter.resume(region, recovery.geometry, SegmentRole.LOG, pool, end);
+      journal = new Journal(region, chain, recovery.durableLsn);
+      // What recovery found is what others build upon from now on.
+      if (journal.durableLsn < journal.lastLsn) await journal.sync();
       opened.sequence += 1;
       await writeSuperblock(region, opened);
     } else {
@@ -253,12 +249,11 @@ export class Store {
       // superblocks name them, the old ones stay as they are: a crash from here on finds what we found.
       const from = { index: recovery.log.index + 1, lsn: recovery.nextLsn + 1 };
       const anew = await rewrite(region, recovery.geometry, pool, state, opened, from, false);
-      chain = anew.log;
+      journal = new Journal(region, anew.log);
       opened = anew.superblock;
       checkpointSegments = anew.checkpointSegments;
       for (const segment of segments) pool.give(segment);
     }
-    const journal = new Journal(region, chain);
     const store = new Store(region, state, recovery, space, journal, opened, checkpointSegments, null);
     store.pool.ensure(store.#reserveTarget());
     store.pool.trim(store.#reserveTarget() + 4);
@@ -268,6 +263,10 @@ export class Store {
       journal.onFailure = (error) => tell(`nothing is written to the volume any more: ${error.message}`);
     }
     await retrying(() => store.#dropOrphans());
+    if (store.#reserveIsSpent())
+      tell?.(
+        "metadata has too little room in reserve: until there is more, nothing works but what frees space",
+      );
     return store;
   }
 
@@ -284,18 +283,51 @@ export class Store {
 
   /**
    * Begin a change; returns the group to put records into, for commit().
-   * @param grows the change adds metadata: needs the reserve to be complete. Removing things does not.
+   * @param grows the change adds metadata: needs the reserve to be complete. Others need what keeps them from being the last.
    * @throws FsError EROFS, ENOSPC; Wait while a checkpoint must finish first.
    */
   begin(grows: boolean): GroupBuilder {
     const journal = this.writable();
-    if (grows && !this.pool.ensure(this.#reserveTarget())) {
+    if (grows ? !this.pool.ensure(this.#reserveTarget()) : this.#reserveIsSpent()) {
       this.waitForPending("no space for metadata");
       // A checkpoint gives back the log behind it, and the checkpoint before.
       if (this.#checkpointing !== null || (journal.chain.segments.length > 1 && this.#checkpointFits()))
         throw new Wait("no space for metadata", this.checkpoint());
-      throw new FsError("ENOSPC", "no space for metadata");
+      throw this.#noRoomForMetadata();
     }
+    return this.#beginAnyway(journal);
+  }
+
+  /**
+   * Begin a change that takes something away, for which there is always room: what the reserve has is for these, and for
+   * the checkpoints that follow them. @throws FsError EROFS; Wait.
+   */
+  beginFreeing(): GroupBuilder {
+    const journal = this.writable();
+    // What was freed before may be a segment by now, or be one when it is durable.
+    if (this.#reserveIsSpent()) this.waitForPending("no space for metadata");
+    return this.#beginAnyway(journal);
+  }
+
+  /** Where blocks are free besides, who looks at df does not see why: the log says it, once. */
+  #noRoomForMetadata(): FsError {
+    const { segmentBytes } = this.superblock;
+    const freeBytes = this.allocator.freeBlocks * this.blockBytes;
+    if (freeBytes >= segmentBytes && !this.#toldNoRoom) {
+      this.#toldNoRoom = true;
+      this.#tell(
+        `no room for more metadata: ${freeBytes} bytes are free, but not ${segmentBytes} in one piece; delete or truncate files`,
+      );
+    }
+    return new FsError("ENOSPC", "no space for metadata");
+  }
+
+  /** Segments in reserve, and how many must be there for metadata to grow. */
+  get reserve(): { readonly held: number; readonly wanted: number } {
+    return { held: this.pool.available, wanted: this.journal === null ? 0 : this.#reserveTarget() };
+  }
+
+  #beginAnyway(journal: Journal): GroupBuilder {
     // A change takes at most one segment of log besides the spare one. What the checkpoint under way still needs is
     // not for the log: it could not be completed, and only that frees the log.
     if (this.#checkpointing !== null) {
@@ -402,14 +434,23 @@ export class Store {
     this.pool.trim(this.#reserveTarget());
   }
 
+  /** Whether metadata has the room before the withheld tail that it needs there. */
+  hasReserve(): boolean {
+    return this.pool.ensure(this.#reserveTarget());
+  }
+
   restoreTail(): void {
     this.allocator.restore();
     this.#segmentBudget = this.#budget(this.superblock.regionBytes);
   }
 
   #budget(regionBytes: number): number {
-    const { segmentBytes } = this.superblock;
-    return Math.max(segmentBudget({ regionBytes, segmentBytes }), Math.ceil(this.#snapshotSegments() / 2));
+    return logBudget({ ...this.#size(), regionBytes });
+  }
+
+  #size(): ReserveOf {
+    const { segmentBytes, regionBytes } = this.superblock;
+    return { segmentBytes, regionBytes, snapshotBytes: this.state.snapshotBytes };
   }
 
   /** Nobody has these blocks, but somebody can reach them: what is free of them goes into quarantine. */
@@ -429,20 +470,27 @@ export class Store {
     if (this.journal !== null) this.dirtyTimes.add(inode);
   }
 
-  /** Log what noteTimes() has gathered. */
+  /** Log what noteTimes() has gathered; without room for that they stay in memory. @throws FsError EROFS; Wait */
   flushTimes(): void {
     if (this.dirtyTimes.size === 0 || this.#closing) return;
     if (this.journal === null || this.journal.failure !== null) return;
+    try {
+      while (this.dirtyTimes.size > 0) this.#flushSomeTimes();
+    } catch (error) {
+      if (!(error instanceof FsError && error.code === "ENOSPC")) throw error;
+    }
+  }
+
+  #flushSomeTimes(): void {
     const group = this.begin(false);
+    const flushed: Inode[] = [];
     for (const inode of this.dirtyTimes) {
       if (this.state.inodes.get(inode.ino) === inode) group.inode(fieldsOf(inode));
-      this.dirtyTimes.delete(inode);
-      if (group.length > group.capacity / 2) {
-        this.commit();
-        this.begin(false);
-      }
+      flushed.push(inode);
+      if (group.length > group.capacity / 2) break;
     }
     this.commit();
+    for (const inode of flushed) this.dirtyTimes.delete(inode);
   }
 
   /** Make everything that was done before this call survive a power cut. */
@@ -455,7 +503,7 @@ export class Store {
   reap(inode: Inode): void {
     if (inode.nlink > 0 || inode.lookups > 0 || inode.opens > 0) return;
     if (this.state.inodes.get(inode.ino) !== inode || this.journal === null) return;
-    this.begin(false).inodeGone(inode.ino);
+    this.beginFreeing().inodeGone(inode.ino);
     this.commit();
     this.dirtyTimes.delete(inode);
   }
@@ -496,11 +544,10 @@ export class Store {
 
   /** Segments that the reserve must hold: the next checkpoint, and the log until that is complete. */
   #reserveTarget(): number {
-    const snapshot = this.#snapshotSegments();
     const log = this.journal?.chain.segments.length ?? 0;
     // The checkpoint under way takes from the reserve, and gives back the one before when it is complete.
     const running = Math.max(0, this.#checkpointNeeds() - this.#checkpointSegments.length);
-    return snapshot + 2 + Math.max(2 * this.#segmentBudget - log, 3) + running;
+    return Math.max(fullReserve(this.#size(), log, this.#segmentBudget) + running, this.#tailReserve());
   }
 
   /** The log is long, or takes what the next checkpoint needs; a log of one segment gives nothing back. */
@@ -510,18 +557,33 @@ export class Store {
     );
   }
 
-  /**
-   * Segments without which a checkpoint, or recovery after a crash, could not be completed: the snapshot, the segment
-   * that its chain sets aside, and two for the log. One change takes at most one of these and adds one to the snapshot:
-   * that much more is in the reserve when a growing one begins.
-   */
+  /** While the tail is withheld: what is to be left when metadata has been written anew before it, and what that takes. */
+  #tailReserve(): number {
+    const { end, blockCount } = this.allocator;
+    if (end === blockCount) return 0;
+    let kept = 0;
+    for (const { name, start, count } of this.metadataRuns())
+      if (start + count <= end && GIVEN_BACK.has(name)) kept += 1;
+    return leastReserve(this.#size()) + Math.max(0, this.#snapshotSegments() + 2 - kept);
+  }
+
   #leastReserve(): number {
-    return this.#snapshotSegments() + 3 + this.#checkpointNeeds();
+    return leastReserve(this.#size()) + this.#checkpointNeeds();
   }
 
   /** Nothing is left but what the next checkpoint needs: what makes metadata larger had better not go on. */
   reserveIsLow(): boolean {
     return !this.pool.ensure(this.#leastReserve());
+  }
+
+  /**
+   * A further change might be the last: it would leave less than the next checkpoint takes. No change gets there by itself;
+   * a volume that an earlier version made, or that was cut out of a damaged one, may begin there.
+   */
+  #reserveIsSpent(): boolean {
+    if (this.#checkpointing !== null || this.pool.ensure(this.#leastReserve())) return false;
+    const log = this.journal?.chain.segments.length ?? 0;
+    return this.pool.available + (log > 1 ? 1 : 0) < this.#snapshotSegments() + 2;
   }
 
   /** Segments that the checkpoint under way will still take, at most. */
@@ -551,8 +613,7 @@ export class Store {
   }
 
   #snapshotSegments(): number {
-    const { segmentBytes } = this.superblock;
-    return 1 + Math.ceil(this.state.snapshotBytes / (segmentBytes * segmentFill(segmentBytes)));
+    return checkpointSegments(this.state.snapshotBytes, this.superblock.segmentBytes);
   }
 
   /** A checkpoint is being written. */
@@ -699,8 +760,34 @@ export class Store {
     // No change from here on, and the last barrier before the final checkpoint: a clean log is an empty one.
     this.#closing = true;
     await journal.sync();
-    this.#checkpointing = this.#runCheckpoint(true);
-    await this.#checkpointing;
+    if (this.pool.ensure(this.#snapshotSegments())) {
+      try {
+        await this.#alone(this.#runCheckpoint(true));
+        return;
+      } catch (error) {
+        if (!(error instanceof FsError && error.code === "ENOSPC")) throw error;
+      }
+    }
+    await this.#closeWithLog(journal);
+  }
+
+  /** There is no room for a checkpoint: the superblocks say where the log ends, and the next mount goes on there. */
+  async #closeWithLog(journal: Journal): Promise<void> {
+    const { nextLsn } = journal.chain;
+    const empty = nextLsn === this.superblock.logLsn;
+    this.region.drain();
+    await this.region.sync();
+    this.superblock = {
+      ...this.superblock,
+      sequence: this.superblock.sequence + 1,
+      state: empty ? VolumeState.CLEAN : VolumeState.MOUNTED,
+      tailLsn: nextLsn,
+    };
+    await writeSuperblock(this.region, this.superblock);
+    if (!empty)
+      this.#tell(
+        "there was no room for a checkpoint: the log keeps what was done, and the next mount reads it",
+      );
   }
 
   /** Runs that metadata occupies or holds in reserve, for the invariants. */
@@ -729,6 +816,9 @@ export class Store {
   }
 }
 
+/** What a checkpoint gives back when it is complete (metadataRuns). */
+const GIVEN_BACK: ReadonlySet<string> = new Set(["checkpoint", "log", "log spare"]);
+
 /** Blocks of all files, unordered. */
 function usedRuns(state: State): Run[] {
   const runs: Run[] = [];
@@ -741,9 +831,4 @@ function usedRuns(state: State): Run[] {
 /** For a promise that may be rejected for lack of space, which is then no failure. */
 function butNoSpace(error: unknown): void {
   if (!(error instanceof FsError && error.code === "ENOSPC")) throw error;
-}
-
-/** Log segments after which a checkpoint is due: at most a sixteenth of a small volume, 8 of a large one. */
-function segmentBudget(size: Pick<SuperblockValue, "regionBytes" | "segmentBytes">): number {
-  return Math.max(2, Math.min(8, Math.floor(size.regionBytes / size.segmentBytes / 16)));
 }

@@ -27,6 +27,9 @@ export interface VolumeInfo {
   readonly used: number;
   readonly free: number;
   readonly metadata: number;
+  /** Of that, kept free for what frees space; and what it takes for metadata to grow: with less it is ENOSPC. */
+  readonly metadata_reserve: number;
+  readonly metadata_reserve_needed: number;
   /** Freed, but still within reach of somebody who has not let go. */
   readonly quarantined: number;
   readonly inodes: number;
@@ -137,6 +140,8 @@ export class Volume {
       used: superblock.regionBytes - free * store.blockBytes,
       free: free * store.blockBytes,
       metadata: metadataBlocks * store.blockBytes,
+      metadata_reserve: store.reserve.held * superblock.segmentBytes,
+      metadata_reserve_needed: store.reserve.wanted * superblock.segmentBytes,
       quarantined: store.quarantine.blocks * store.blockBytes,
       inodes: store.state.inodes.size,
       created: dateInWords(superblock.createdSec),

@@ -42,7 +42,7 @@ describe(`a checkpoint (seed ${seed})`, () => {
     "during which everything changes gives the live state, at whatever moment the daemon or the machine dies (%s)",
     async (granularity) => {
       const random = randomOf(seed);
-      const region = MemoryRegion.fromImage((await makeVolume(16 * MIB, granularity)).image(), {
+      const region = MemoryRegion.fromImage((await makeVolume(20 * MIB, granularity)).image(), {
         granularity,
         recording: true,
       });

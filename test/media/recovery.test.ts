@@ -14,7 +14,7 @@ import { Store } from "../../src/namespace/store.ts";
 import type { Granularity } from "../../src/region/region.ts";
 import { pattern } from "../namespace/bench.ts";
 import { MemoryRegion } from "../support/memory-region.ts";
-import { MIB, makeVolume, onAnotherBoot, owner, patchSuperblock } from "../support/volume.ts";
+import { crowd, MIB, makeVolume, onAnotherBoot, owner, patchSuperblock } from "../support/volume.ts";
 
 const reached = new Set<string>();
 
@@ -203,10 +203,27 @@ describe("recovery", () => {
     for (const one of images) expect(names(await open(one, "page"))).toHaveLength(40);
   });
 
+  test("takes a log that was closed without a checkpoint as it was closed, and no other", async () => {
+    for (const granularity of ["cacheline", "page"] as const) {
+      const { region, store } = await used(granularity);
+      makeFiles(store, "file-", 3);
+      await retrying(() => crowd(store, 0));
+      await store.close();
+      for (const image of [region.image(), onAnotherBoot(region.image())]) {
+        const again = await open(image.slice(), granularity);
+        expect(again.recovery.label).toBe("closed-with-log");
+        expect(names(again)).toHaveLength(4);
+        const last = logGroups(image, store).findLast(({ kind }) => kind === GroupKind.RECORDS);
+        spoil(image, last?.at as number);
+        await refused(image, granularity, "closed-with-another-log");
+      }
+    }
+  });
+
   test("decides every combination of facts, and each row of the table decides some", () => {
     const deciding = new Set<string>();
     const flags = [false, true];
-    const numbers = [-1, 5, 9, 10, 11, 20];
+    const numbers = [-1, 0, 5, 9, 10, 11, 20];
     for (const clean of flags)
       for (const allStoresKept of flags)
         for (const groupsBeyond of flags)

@@ -1,6 +1,6 @@
 /** resize as a command, on real regions that are not mounted. test/namespace/resize.test.ts has the rest. */
 import { statSync } from "node:fs";
-import { readFile, statfs, writeFile } from "node:fs/promises";
+import { chmod, readFile, rm, statfs, truncate, writeFile } from "node:fs/promises";
 import { expect, test } from "vitest";
 import { withMount } from "../support/mount.ts";
 
@@ -33,5 +33,35 @@ test("a volume grows with its file, and shrinks to what its files need", async (
     expect(await mount.cli("resize", mount.region)).toMatchObject({ code: 0 });
     await mount.mount();
     expect((await statfs(mount.path)).blocks).toBe(32768);
+  });
+});
+
+test("a volume as small as it can be made is emptied, unmounted and mounted, however much its files are changed", async () => {
+  await withMount({ sizeBytes: 64 * MIB }, async (mount) => {
+    await writeFile(mount.at("large"), Buffer.alloc(40 * MIB, "large "));
+    await mount.unmount();
+    // Before the reserve was kept, 41,856 KiB were accepted.
+    const tooSmall = await mount.cli("resize", "--size", "41856K", mount.region);
+    expect(tooSmall.code).toBe(1);
+    expect(tooSmall.stderr).toMatch(/delete something, or choose a larger --size/);
+    let [refused, accepted] = [41856 / 128, 65536 / 128];
+    while (accepted - refused > 1) {
+      const tried = Math.floor((refused + accepted) / 2);
+      const { code } = await mount.cli("resize", "--size", `${tried * 128}K`, mount.region);
+      if (code === 0) accepted = tried;
+      else refused = tried;
+    }
+    expect(accepted * 128).toBeLessThan(44 * 1024);
+    expect((await mount.cli("fsck", mount.region)).stdout).not.toMatch(/warning/);
+    await mount.mount();
+    for (let round = 0; round < 4000; round += 1) await chmod(mount.at("large"), 0o600 + (round % 8));
+    await truncate(mount.at("large"), 39 * MIB);
+    await mount.remount();
+    for (let round = 0; round < 4000; round += 1) await chmod(mount.at("large"), 0o600 + (round % 8));
+    await mount.check();
+    await rm(mount.at("large"));
+    await writeFile(mount.at("after"), Buffer.alloc(8 * MIB, "after "));
+    await mount.remount();
+    await mount.check();
   });
 });

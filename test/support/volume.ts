@@ -1,8 +1,12 @@
 /** Volumes for tests: made in memory, damaged and moved to another boot at will. */
 import { crc32c } from "../../src/media/checksum.ts";
 import { SUPERBLOCK_OFFSETS, Superblock } from "../../src/media/format.ts";
+import { GroupBuilder, readRecords, WRITTEN } from "../../src/media/group.ts";
 import { makeFileSystem } from "../../src/media/mkfs.ts";
 import { encodeSuperblock, judgeCopy, type SuperblockValue } from "../../src/media/superblock.ts";
+import { fieldsOf, S_IFREG } from "../../src/namespace/inode.ts";
+import { create } from "../../src/namespace/names.ts";
+import type { Store } from "../../src/namespace/store.ts";
 import type { Granularity } from "../../src/region/region.ts";
 import { MemoryRegion, type MemoryRegionOptions } from "./memory-region.ts";
 
@@ -52,6 +56,43 @@ export function resealGroup(image: Uint8Array, at: number, seed: number): void {
   const view = new DataView(image.buffer, image.byteOffset, image.byteLength);
   const length = view.getUint32(at + 8, true);
   view.setUint32(at + 4, crc32c(image, at + 8, length - 8, seed), true);
+}
+
+/**
+ * Files get all that is free but `segments` of it, the reserve of metadata included, as no version of today would have it.
+ * The blocks go to as many files in turn as there are names.
+ */
+export function crowd(store: Store, segments: number, names: readonly string[] = ["crowd"]): void {
+  const { allocator, pool, state } = store;
+  const inodes = names.map((name) => create(store, store.root, name, S_IFREG | 0o644, 0, owner, null));
+  pool.trim(segments);
+  const blocks = allocator
+    .claimFree(0, allocator.blockCount)
+    .flatMap(({ start, count }) => Array.from({ length: count }, (_, index) => start + index));
+  state.lsn = (store.journal?.lastLsn ?? 0) + 1;
+  const ends = inodes.map(() => 0);
+  // Not by begin(), which would take the reserve anew.
+  let group = new GroupBuilder(64 * 1024);
+  const flush = (): void => {
+    store.journal?.commit(group);
+    readRecords(group.data, group.view, 0, group.length, 0, state);
+    group = new GroupBuilder(64 * 1024);
+  };
+  for (let at = 0; at < blocks.length; ) {
+    const whose = at % inodes.length;
+    let count = 1;
+    while (inodes.length === 1 && blocks[at + count] === (blocks[at] as number) + count) count += 1;
+    const inode = inodes[whose] as (typeof inodes)[0];
+    group.extent(inode.ino, ends[whose] as number, blocks[at] as number, count, WRITTEN);
+    ends[whose] = (ends[whose] as number) + count;
+    at += count;
+    if (group.length > 60_000) flush();
+  }
+  for (const [index, inode] of inodes.entries()) {
+    const size = BigInt(ends[index] as number) * BigInt(store.blockBytes);
+    group.inode({ ...fieldsOf(inode), size });
+  }
+  flush();
 }
 
 /** Deterministic numbers in [0, 1) (mulberry32): whoever prints the seed can repeat the run. */

@@ -89,7 +89,8 @@ function inWords(path: string, report: FsckReport, flags: FsckFlags): string {
   });
   const { problemCount, problems, refusal, repaired, repairable, superblock } = report;
   if (problemCount > problems.length) lines.push(`… and ${problemCount - problems.length} more`);
-  if (problemCount > 0) lines.push("");
+  for (const warning of report.warnings) lines.push(`warning: ${warning}`);
+  if (lines.length > 0) lines.push("");
   if (refusal !== null) lines.push(`A mount ${repaired ? "was" : "is"} refused: ${refusal}`);
   if (problemCount === 0) {
     const used = report.usedBlocks * (superblock?.blockBytes ?? 0);
