@@ -1,6 +1,9 @@
 /** End a mount, and return when its daemon has closed the volume. */
+import { closeSync, openSync, readSync } from "node:fs";
 import { setTimeout as sleep } from "node:timers/promises";
 import { Errno } from "../base/errno.ts";
+import { RESERVED_BYTES, SUPERBLOCK_OFFSETS, Superblock, VolumeState } from "../media/format.ts";
+import { judgeCopy, type SuperblockValue } from "../media/superblock.ts";
 import { unmountFuse } from "../region/fusemount.ts";
 import { ask, asLeases, withOpen } from "./client.ts";
 import { asFailure, errnoOf, Failure } from "./failure.ts";
@@ -27,6 +30,39 @@ function breakAll(mountpoint: string): void {
   } catch {
     // A dead mount has no leases, and only its administrator may break them: unmounting itself says what is wrong.
   }
+}
+
+/** The superblock of a region that nobody has open; undefined if it cannot be read, or is being written again. */
+function superblockOf(region: string): SuperblockValue | undefined {
+  const data = Buffer.alloc(RESERVED_BYTES);
+  try {
+    const descriptor = openSync(region, "r");
+    try {
+      readSync(descriptor, data, 0, data.length, 0);
+    } finally {
+      closeSync(descriptor);
+    }
+    if (lockHolder(region) !== undefined) return undefined;
+  } catch {
+    return undefined; // unlinked or renamed meanwhile, or not ours to read
+  }
+  let newest: SuperblockValue | undefined;
+  for (const offset of SUPERBLOCK_OFFSETS) {
+    const verdict = judgeCopy(data.subarray(offset, offset + Superblock.size), offset);
+    if (verdict.kind === "valid" && verdict.value.sequence > (newest?.sequence ?? -1)) newest = verdict.value;
+  }
+  return newest;
+}
+
+/** The daemon has ended, and has not said on the media that it closed the volume. @throws Failure */
+function checkClosed(path: string, region: string): void {
+  const superblock = superblockOf(region);
+  if (superblock === undefined || superblock.state === VolumeState.CLEAN || superblock.tailLsn !== 0) return;
+  throw new Failure(
+    path,
+    "it is unmounted, but its volume could not be closed cleanly: the next mount recovers what was synced",
+    "see the daemon's log",
+  );
 }
 
 /**
@@ -62,4 +98,6 @@ export async function unmountAndWait(path: string, flags: { lazy: boolean }): Pr
   // The same region may be mounted again by somebody else at once: wait for this daemon, not for the lock.
   while (daemon !== undefined && lockHolder(mount.source) === daemon) await sleep(POLL_MS);
   while (daemon !== undefined && isRunning(daemon)) await sleep(POLL_MS);
+  const readOnly = mount.options.split(",").includes("ro");
+  if (daemon !== undefined && !readOnly) checkClosed(path, mount.source);
 }

@@ -73,6 +73,20 @@ describe("a region that is cut short under its daemon", () => {
     });
   });
 
+  test("is not closed cleanly, and unmount says so and fails", async () => {
+    await withMount({}, async (mount) => {
+      const log = join(mount.folder, "log");
+      await mount.unmount();
+      expect(await mount.cli("mount", "--log", log, mount.region, mount.path)).toMatchObject({ code: 0 });
+      await writeFile(mount.at("file"), "content");
+      truncateSync(mount.region, 131_072);
+      const { code, stderr } = await mount.cli("unmount", mount.path);
+      expect(code, stderr).toBe(1);
+      expect(stderr).toMatch(/its volume could not be closed cleanly/);
+      expect(readFileSync(log, "utf8")).toMatch(/ error .*the volume could not be closed cleanly/);
+    });
+  });
+
   test("a direct mapping is refused on a region whose path leads to another file", async () => {
     await withMount({}, async (mount) => {
       await writeFile(mount.at("file"), Buffer.alloc(8192, 1));
