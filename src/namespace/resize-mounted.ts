@@ -61,6 +61,7 @@ export async function resizeMounted(store: Store, wantedBytes: number, pace: Pac
 /** Returns how many blocks had to move. */
 async function shrink(store: Store, end: number, pace: Pace): Promise<number> {
   const { allocator, state, quarantine, guard } = store;
+  await store.cleared();
   // What was freed and not durably so may be just the room that is needed.
   await store.sync();
   const sharers = new Sharers(store);

@@ -34,6 +34,7 @@ import type { Region } from "../region/region.ts";
 import type { Allocator, Run } from "../space/allocator.ts";
 import { Quarantine } from "../space/quarantine.ts";
 import { SegmentPool } from "../space/segment-pool.ts";
+import { SegmentClearer } from "./clear-segments.ts";
 import { fieldsOf, type Inode } from "./inode.ts";
 import { type BroughtBack, bringBack } from "./recovered.ts";
 import { rewrite } from "./rewrite.ts";
@@ -66,6 +67,10 @@ const noGuard: MapGuard = {
   beforeTailMoves() {},
 };
 
+/** Segments that are cleared beyond those that metadata lacks. */
+const CLEAR_AHEAD = 4;
+/** How soon clearing is tried again after it was in vain, milliseconds. */
+const CLEAR_AGAIN_MS = 1000;
 /** A checkpoint slice: how long the event loop is kept at most, in milliseconds. */
 const SLICE_MS = 2;
 export interface StoreOptions {
@@ -118,6 +123,10 @@ export class Store {
   #tooManyBytes = Number.POSITIVE_INFINITY;
   #closing = false;
   #toldNoRoom = false;
+  readonly #clearer: SegmentClearer;
+  #clearing: Promise<void> | null = null;
+  /** When the last clearing was in vain, and with how many blocks free. */
+  #cleared = { atMs: Number.NEGATIVE_INFINITY, free: 0 };
   /** Orphans that could not be freed: the next mount tries again. */
   readonly #setAside = new Set<Inode>();
   #tell: (text: string) => void = () => {};
@@ -148,6 +157,7 @@ export class Store {
     this.blockMask = BigInt(superblock.blockBytes - 1);
     this.#group = new GroupBuilder(groupCapacity(recovery.geometry));
     this.#checkpointSegments = checkpointSegments;
+    this.#clearer = new SegmentClearer(this);
     this.#segmentBudget = this.#budget(superblock.regionBytes);
     state.onFreed = (physical, count) => {
       if (journal === null) return;
@@ -293,6 +303,7 @@ export class Store {
       // A checkpoint gives back the log behind it, and the checkpoint before.
       if (this.#checkpointing !== null || (journal.chain.segments.length > 1 && this.#checkpointFits()))
         throw new Wait("no space for metadata", this.checkpoint());
+      this.#waitForClearing();
       throw this.#noRoomForMetadata();
     }
     return this.#beginAnyway(journal);
@@ -305,8 +316,52 @@ export class Store {
   beginFreeing(): GroupBuilder {
     const journal = this.writable();
     // What was freed before may be a segment by now, or be one when it is durable.
-    if (this.#reserveIsSpent()) this.waitForPending("no space for metadata");
+    if (this.#reserveIsSpent()) {
+      this.waitForPending("no space for metadata");
+      this.#waitForClearing();
+    }
     return this.#beginAnyway(journal);
+  }
+
+  /** Begin a change that makes room for metadata (clear-segments.ts). @throws FsError EROFS; Wait. */
+  beginMove(): GroupBuilder {
+    return this.#beginAnyway(this.writable());
+  }
+
+  /** If there is free space, but none in one piece, wait until some is; otherwise return. @throws Wait */
+  #waitForClearing(): void {
+    if (this.#clearing !== null) throw new Wait("room for metadata", this.#clearing);
+    const { freeBlocks } = this.allocator;
+    const worthwhile = 2 * (this.superblock.segmentBytes / this.blockBytes);
+    if (this.resizing || freeBlocks < worthwhile) return;
+    // It was in vain the last time, and little has changed since.
+    const { atMs, free } = this.#cleared;
+    if (performance.now() < atMs + CLEAR_AGAIN_MS && freeBlocks < free + worthwhile) return;
+    throw new Wait("room for metadata", this.#clearSegments());
+  }
+
+  /** Make the reserve full by moving what is in the way of it, and a little more: looking for that is what takes long. */
+  #clearSegments(): Promise<void> {
+    const wanted = Math.max(0, this.#reserveTarget() - this.pool.available) + CLEAR_AHEAD;
+    const before = this.allocator.freeBlocks;
+    const clearing = this.#clearer.clear(wanted).then(
+      (cleared) => {
+        if (cleared === 0) this.#cleared = { atMs: performance.now(), free: before };
+      },
+      (error: unknown) => {
+        this.#cleared = { atMs: performance.now(), free: before };
+        if (!(error instanceof FsError)) throw error;
+      },
+    );
+    this.#clearing = clearing.finally(() => {
+      this.#clearing = null;
+    });
+    return this.#clearing;
+  }
+
+  /** Nothing is being cleared for metadata any more, and as long as `resizing` is set nothing will be. */
+  async cleared(): Promise<void> {
+    while (this.#clearing !== null) await this.#clearing.catch(() => {});
   }
 
   /** Where blocks are free besides, who looks at df does not see why: the log says it, once. */
@@ -757,6 +812,8 @@ export class Store {
     await retrying(() => this.#dropOrphans());
     await retrying(() => this.flushTimes());
     await this.#idle();
+    await this.cleared();
+    if (!this.pool.ensure(this.#snapshotSegments())) await this.#clearSegments().catch(() => {});
     // No change from here on, and the last barrier before the final checkpoint: a clean log is an empty one.
     this.#closing = true;
     await journal.sync();
@@ -813,6 +870,7 @@ export class Store {
     }
     for (const run of this.quarantine.heldRuns()) yield { name: "quarantine", ...run };
     for (const run of this.pool.runs()) yield { name: "reserve", ...run };
+    for (const run of this.#clearer.runs()) yield { name: "reserve being cleared", ...run };
   }
 }
 

@@ -98,6 +98,19 @@ export class Allocator {
     return ((this.#bits[block >>> 5] as number) & (1 << (block & 31))) === 0;
   }
 
+  /** Free blocks of [start, start + count), which lie in one chunk. */
+  countFree(start: number, count: number): number {
+    if (this.#chunkFree[Math.floor(start / this.chunkBlocks)] === 0) return 0;
+    const end = start + count;
+    let free = 0;
+    for (let block = this.#firstFree(start, end); block >= 0; block = this.#firstFree(block, end)) {
+      const run = this.#freeRun(block, end - block);
+      free += run;
+      block += run;
+    }
+    return free;
+  }
+
   /** One bit for each block that is not free, 32 to a word from the lowest up; bits behind the last block are zero. */
   takenBits(): Uint32Array {
     const bits = this.#bits.slice(0, Math.ceil(this.blockCount / 32));

@@ -259,6 +259,33 @@ describe.each(["cacheline", "page"] as const)("a full volume (%s)", (granularity
     await store.close();
   });
 
+  test("whose free space is in single blocks still has room for metadata, to the last of them", async () => {
+    const store = await Store.open(await makeVolume(40 * MIB, granularity), { readOnly: false });
+    const big = makeFile(store, "big");
+    await writeAll(store, big, 0n, pattern(40 * MIB, 1));
+    const mode = FALLOC_PUNCH_HOLE | FALLOC_KEEP_SIZE;
+    for (let at = 4096n; at < big.size; at += 8192n)
+      await retrying(() => fallocate(store, big, mode, at, 4096n, false));
+    await store.sync();
+    const { freeBlocks } = store.allocator;
+    expect(freeBlocks).toBeGreaterThan(4000);
+    for (let index = 0; index < 40; index += 1) {
+      const file = await retrying(() => makeFile(store, `file-${index}`));
+      await retrying(() => setXattr(store, file, "user.long", pattern(30_000, index), 0));
+    }
+    const half = makeFile(store, "half");
+    const bytesFree = BigInt(store.allocator.freeBlocks) * 4096n;
+    await retrying(() => fallocate(store, half, 0, 0n, bytesFree / 2n, false));
+    checkVolume(store);
+    const again = await openImage((store.region as MemoryRegion).image(), granularity);
+    checkVolume(again);
+    expect(again.root.directory?.names.size).toBe(42);
+    const bytes = Buffer.alloc(4096);
+    read(again, lookup(again, again.root, "big"), 8192n, bytes, 0, 4096);
+    expect(bytes.equals(pattern(40 * MIB, 1).subarray(8192, 12_288))).toBe(true);
+    await store.close();
+  });
+
   test("that is punched full of holes keeps room for its next checkpoint, and is not lost at the next crash", async () => {
     const store = await Store.open(await makeVolume(120 * MIB, granularity), { readOnly: false });
     const big = makeFile(store, "big");

@@ -2,16 +2,21 @@
 import { describe, expect, test } from "vitest";
 import { FsError } from "../../src/base/errors.ts";
 import { retrying } from "../../src/base/wait.ts";
-import { changeAttributes } from "../../src/namespace/attributes.ts";
+import { changeAttributes, setXattr } from "../../src/namespace/attributes.ts";
 import { checkVolume } from "../../src/namespace/check.ts";
-import { truncate, write } from "../../src/namespace/data.ts";
+import { cloneRange } from "../../src/namespace/clone.ts";
+import { FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, fallocate, truncate, write } from "../../src/namespace/data.ts";
 import { type Inode, S_IFREG } from "../../src/namespace/inode.ts";
-import { create, lookup, unlink } from "../../src/namespace/names.ts";
+import { create, lookup, rename, unlink } from "../../src/namespace/names.ts";
 import { resize } from "../../src/namespace/resize.ts";
 import { Store } from "../../src/namespace/store.ts";
+import type { Granularity } from "../../src/region/region.ts";
 import { MemoryRegion } from "../support/memory-region.ts";
-import { crowd, MIB, makeVolume, owner } from "../support/volume.ts";
+import { crowd, MIB, makeVolume, onAnotherBoot, owner, randomOf } from "../support/volume.ts";
 import { pattern } from "./bench.ts";
+
+const PUNCH = FALLOC_PUNCH_HOLE | FALLOC_KEEP_SIZE;
+const ROUNDS = Number(process.env.MAPDIRECT_ROUNDS ?? 6);
 
 const makeFile = (store: Store, name: string): Inode =>
   create(store, store.root, name, S_IFREG | 0o644, 0, owner, null);
@@ -57,6 +62,67 @@ async function shrinkToLeast(image: Uint8Array, granularity: "cacheline" | "page
   return smallest;
 }
 
+const seed = Number(process.env.MAPDIRECT_SEED ?? Math.floor(Math.random() * 2 ** 31));
+
+/** One change out of all that fill a volume or cut it to pieces; ENOSPC is an answer to each. */
+async function fillSome(store: Store, random: () => number, serial: number): Promise<void> {
+  const names = [...(store.root.directory?.names.keys() ?? [])];
+  const name = names[Math.floor(random() * names.length)] ?? "none";
+  const inode = names.length === 0 ? store.root : lookup(store, store.root, name);
+  const size = Math.floor(random() * 2 ** (4 + random() * 18));
+  const kind = names.length === 0 ? 0 : Math.floor(random() * 9);
+  if (kind === 0) await orFull(() => makeFile(store, `file-${serial}-${"x".repeat(random() * 200)}`));
+  else if (kind === 1 || kind === 2) {
+    const at = BigInt(Math.floor(random() * 2 ** 22));
+    await orFull(() => write(store, inode, at, pattern(size, serial), 0, size, false));
+  } else if (kind === 3)
+    await orFull(() =>
+      setXattr(store, inode, `user.${serial % 7}`, pattern(Math.min(size, 65_000), serial), 0),
+    );
+  else if (kind === 4) {
+    const from = BigInt(Math.floor(random() * 1024)) * 8192n;
+    for (let hole = 0n; hole < 200n; hole += 1n)
+      await orFull(() => fallocate(store, inode, PUNCH, from + hole * 8192n, 4096n, false));
+  } else if (kind === 5) await orFull(() => changeAttributes(store, inode, { mode: serial % 512 }));
+  else if (kind === 6)
+    await orFull(() =>
+      rename(store, store.root, name, store.root, `renamed-${serial}-${"y".repeat(random() * 200)}`, 0),
+    );
+  else if (kind === 7) await orFull(() => fallocate(store, inode, 0, 0n, BigInt(size + 1), false));
+  else {
+    const target = await retrying(() => makeFile(store, `clone-${serial}`)).catch(() => null);
+    const range = { sourceOffset: 0n, targetOffset: 0n, length: inode.size, killPrivileges: false };
+    if (target !== null && inode.size > 0n)
+      await orFull(() => cloneRange(store, { source: inode, target, ...range }));
+  }
+}
+
+/** What may become of a volume from one mount to the next. */
+async function nextMount(store: Store, granularity: Granularity, random: () => number): Promise<Store> {
+  const how = Math.floor(random() * 5);
+  if (how === 0) await store.sync();
+  if (how >= 2) await store.close();
+  const region = store.region as MemoryRegion;
+  let image = Uint8Array.from(region.image());
+  if (how === 0) onAnotherBoot(image);
+  if (how === 4) {
+    // Larger by up to 2 MiB, or as small as it can be.
+    const larger = new Uint8Array(image.length + Math.floor(random() * 512) * 4096);
+    larger.set(image);
+    const grown = MemoryRegion.fromImage(larger, { granularity });
+    try {
+      await resize(grown, larger.length);
+      image = Uint8Array.from(grown.image());
+    } catch (error) {
+      if (!(error instanceof FsError && error.code === "ENOSPC")) throw error;
+    }
+  }
+  if (how === 3) image = Uint8Array.from(await shrinkToLeast(image, granularity));
+  const next = await Store.open(MemoryRegion.fromImage(image, { granularity }), { readOnly: false });
+  expect(next.readOnlyReason).toBeNull();
+  return next;
+}
+
 describe.each(["cacheline", "page"] as const)("what frees space works (%s)", (granularity) => {
   test.each([0, 3000])(
     "in a volume as small as resize makes it, with %d more files, after more changes than its log holds",
@@ -85,6 +151,39 @@ describe.each(["cacheline", "page"] as const)("what frees space works (%s)", (gr
       checkVolume(again);
       await writeFile(again, "after", 5 * MIB);
       await again.close();
+    },
+  );
+
+  test.each(Array.from({ length: ROUNDS }, (_, round) => round))(
+    `in a volume of any size and history (seed ${seed}, round %d)`,
+    async (round) => {
+      const random = randomOf(seed + round);
+      const blocks = 1024 + Math.floor(random() * 1500);
+      let store = await Store.open(await makeVolume(blocks * 4096, granularity), { readOnly: false });
+      let serial = 0;
+      for (let mounts = 0; mounts < 4; mounts += 1) {
+        for (let changes = 0; changes < 300; changes += 1) {
+          serial += 1;
+          await fillSome(store, random, serial);
+        }
+        checkVolume(store);
+        store = await nextMount(store, granularity, random);
+        checkVolume(store);
+        // Nobody has to have waited for anything else.
+        const names = [...(store.root.directory?.names.keys() ?? [])];
+        for (const name of names.filter(() => random() < 0.3)) {
+          const inode = lookup(store, store.root, name);
+          if (random() < 0.5) await retrying(() => unlink(store, store.root, name));
+          else await retrying(() => truncate(store, inode, inode.size / 2n, false));
+        }
+      }
+      for (const name of [...(store.root.directory?.names.keys() ?? [])])
+        await retrying(() => unlink(store, store.root, name));
+      await store.sync();
+      await writeFile(store, "after", MIB / 2);
+      checkVolume(store);
+      await store.close();
+      expect((await Store.open(store.region, { readOnly: true })).recovery.label).toBe("clean");
     },
   );
 
