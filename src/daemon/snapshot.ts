@@ -91,11 +91,11 @@ export async function takeSnapshot(request: SnapshotRequest): Promise<Taken> {
   // The descriptor stands for the snapshot: when this process ends, however it does, so does the snapshot.
   const descriptor = openSync(mountpoint, "r");
   try {
-    const region = openSource(descriptor, mountpoint);
+    const source = begin(descriptor, mountpoint, request);
     try {
-      return await copyTo(target, begin(descriptor, region, request), request);
+      return await copyTo(target, source, request);
     } finally {
-      region.close();
+      source.region.close();
     }
   } catch (error) {
     throw explained(error, mountpoint);
@@ -150,15 +150,17 @@ function withAnswer(ask: () => void, mountpoint: string): void {
   }
 }
 
-function begin(descriptor: number, region: Region, request: SnapshotRequest): Source {
+function begin(descriptor: number, mountpoint: string, request: SnapshotRequest): Source {
   const buffer = new Uint8Array(wire.WIRE_SNAPSHOT_BYTES);
   const view = viewOf(buffer);
   const step = (step: number, flags = 0): ReturnType<typeof wire.WireSnapshot.decode> => {
     wire.WireSnapshot.encode(view, 0, { version: wire.WIRE_VERSION, step, flags });
-    addon().ioctl(descriptor, wire.Ioctl.SNAPSHOT, buffer);
+    withAnswer(() => addon().ioctl(descriptor, wire.Ioctl.SNAPSHOT, buffer), mountpoint);
     return wire.WireSnapshot.decode(view, 0);
   };
   const first = step(wire.SnapshotStep.BEGIN, request.mappedToo ? wire.SnapshotFlag.MAPPED : 0);
+  // Not before: the region may grow until then.
+  const region = openSource(descriptor, mountpoint);
   let { leftBytes } = first;
   let done = false;
   return {

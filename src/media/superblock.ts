@@ -116,6 +116,14 @@ function copyAt(region: Region, offset: number): CopyVerdict {
   return judgeCopy(data, offset);
 }
 
+/** The largest size of a volume that a valid copy names, whichever copy counts; 0 without one. */
+export function largestNamedBytes(region: Region): number {
+  return SUPERBLOCK_OFFSETS.reduce<number>((largest, offset) => {
+    const verdict = copyAt(region, offset);
+    return verdict.kind === "valid" ? Math.max(largest, verdict.value.regionBytes) : largest;
+  }, 0);
+}
+
 export interface SuperblockChoice {
   readonly value: SuperblockValue;
   /** One sentence for each copy that was not usable or lags behind. */

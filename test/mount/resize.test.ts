@@ -2,6 +2,11 @@
 import { statSync } from "node:fs";
 import { chmod, readFile, rm, statfs, truncate, writeFile } from "node:fs/promises";
 import { expect, test } from "vitest";
+import { MediaError } from "../../src/base/errors.ts";
+import { resizeRegion } from "../../src/cli/commands/resize.ts";
+import { SUPERBLOCK_OFFSETS, Superblock } from "../../src/media/format.ts";
+import { encodeSuperblock, readSuperblock } from "../../src/media/superblock.ts";
+import type { Region } from "../../src/region/region.ts";
 import { withMount } from "../support/mount.ts";
 
 const MIB = 1 << 20;
@@ -62,6 +67,30 @@ test("a volume as small as it can be made is emptied, unmounted and mounted, how
     await rm(mount.at("large"));
     await writeFile(mount.at("after"), Buffer.alloc(8 * MIB, "after "));
     await mount.remount();
+    await mount.check();
+  });
+});
+
+test("a grow that fails takes back what the file grew by, unless a superblock names the larger size already", async () => {
+  await withMount({ sizeBytes: 16 * MIB }, async (mount) => {
+    await mount.unmount();
+    const fails = async (before: (region: Region) => Promise<void>): Promise<void> => {
+      const change = async (region: Region): Promise<never> => {
+        await before(region);
+        throw new MediaError("the device does not answer");
+      };
+      await expect(resizeRegion(mount.region, 32 * MIB, change)).rejects.toThrow("does not answer");
+    };
+    await fails(async () => {});
+    expect(statSync(mount.region).size).toBe(16 * MIB);
+    await fails(async (region) => {
+      const { value } = readSuperblock(region);
+      const larger = { ...value, sequence: value.sequence + 1, regionBytes: 32 * MIB };
+      region.write(SUPERBLOCK_OFFSETS[1], encodeSuperblock(larger), 0, Superblock.size);
+    });
+    expect(statSync(mount.region).size).toBe(32 * MIB);
+    await mount.mount();
+    expect((await statfs(mount.path)).blocks).toBe(8192);
     await mount.check();
   });
 });

@@ -7,7 +7,9 @@ import { lockHolder, mountNamed } from "../../daemon/mounts.ts";
 import { inUse, openRegionOrExplain, refuseMapped } from "../../daemon/region.ts";
 import { formatSize } from "../../daemon/sizes.ts";
 import { resolveRegion } from "../../daemon/start.ts";
+import { largestNamedBytes } from "../../media/superblock.ts";
 import { type Resized, resize } from "../../namespace/resize.ts";
+import type { Region } from "../../region/region.ts";
 import { sizeArgument } from "../arguments.ts";
 import { print } from "../output.ts";
 import { showingProgress } from "../progress.ts";
@@ -50,18 +52,24 @@ async function run(given: string, flags: { size?: number }): Promise<void> {
     print(`the file can be cut with: truncate -s ${afterBytes} ${path}`);
 }
 
-async function resizeRegion(path: string, size: number | undefined): Promise<Resized> {
+/** @param change what changes the volume in the region (tests put something else in its place) */
+export async function resizeRegion(
+  path: string,
+  size: number | undefined,
+  change: (region: Region, bytes: number) => Promise<Resized> = resize,
+): Promise<Resized> {
   if (lockHolder(path) !== undefined) throw inUse(path);
   const status = statSync(path);
   const grows = status.isFile() && size !== undefined && size > status.size;
-  // Sparse, as mkfs makes it. Whatever happens now, the volume in it keeps its size.
+  // Sparse, as mkfs makes it.
   if (grows) truncateSync(path, size);
   const region = openRegionOrExplain(path, { readOnly: false });
   try {
     await refuseMapped(region);
-    return await showingProgress(() => resize(region, size ?? region.facts.sizeBytes));
+    return await showingProgress(() => change(region, size ?? region.facts.sizeBytes));
   } catch (error) {
-    if (grows) truncateSync(path, status.size);
+    // A superblock may name the new size already: then the volume needs it, whichever of them counts.
+    if (grows && largestNamedBytes(region) <= status.size) truncateSync(path, status.size);
     throw asFailure(error, path, "choose another --size");
   } finally {
     region.close();

@@ -21,17 +21,18 @@ export async function snapshot(
   if ((wish.flags & ~wire.SnapshotFlag.MAPPED) !== 0) throw new FsError("EINVAL", "flags");
   const out = Buffer.alloc(wire.WIRE_SNAPSHOT_BYTES);
   const view = viewOf(out);
-  const header = {
+  // As it is when the answer is written: the volume may grow while a beginning waits.
+  const header = () => ({
     version: wire.WIRE_VERSION,
     step: wish.step,
     blockSize: store.blockBytes,
     regionBytes: store.superblock.regionBytes,
-  };
+  });
   switch (wish.step) {
     case wire.SnapshotStep.BEGIN:
       await store.sync();
       session.snapshots.begin(session.volume, handle, (wish.flags & wire.SnapshotFlag.MAPPED) !== 0);
-      wire.WireSnapshot.encode(view, 0, { ...header, leftBytes: session.snapshots.leftBytes });
+      wire.WireSnapshot.encode(view, 0, { ...header(), leftBytes: session.snapshots.leftBytes });
       return out;
     case wire.SnapshotStep.NEXT: {
       const { runs, pieces, done } = session.snapshots.next(
@@ -52,7 +53,7 @@ export async function snapshot(
       for (const [index, { bytes }] of pieces.entries())
         out.set(bytes, first + index * wire.SNAPSHOT_PIECE_BYTES);
       wire.WireSnapshot.encode(view, 0, {
-        ...header,
+        ...header(),
         flags: done ? wire.SnapshotFlag.DONE : 0,
         runs: runs.length,
         pieces: pieces.length,
