@@ -2,6 +2,7 @@
 import { describe, expect, test } from "vitest";
 import { FsError } from "../../src/base/errors.ts";
 import { retrying } from "../../src/base/wait.ts";
+import { fsck } from "../../src/fsck/fsck.ts";
 import { changeAttributes, setXattr } from "../../src/namespace/attributes.ts";
 import { checkVolume } from "../../src/namespace/check.ts";
 import { cloneRange } from "../../src/namespace/clone.ts";
@@ -9,6 +10,7 @@ import { FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, fallocate, truncate, write } from 
 import { type Inode, S_IFREG } from "../../src/namespace/inode.ts";
 import { create, lookup, rename, unlink } from "../../src/namespace/names.ts";
 import { resize } from "../../src/namespace/resize.ts";
+import { resizeMounted } from "../../src/namespace/resize-mounted.ts";
 import { Store } from "../../src/namespace/store.ts";
 import type { Granularity } from "../../src/region/region.ts";
 import { MemoryRegion } from "../support/memory-region.ts";
@@ -226,4 +228,57 @@ describe.each(["cacheline", "page"] as const)("what frees space works (%s)", (gr
       await last.close();
     },
   );
+
+  test.each([0, 1, 3, 5])(
+    "in one that begins with %d segments, and is cut to pieces besides",
+    async (segments) => {
+      const region = await makeVolume(8 * MIB, granularity);
+      const before = await Store.open(region, { readOnly: false });
+      crowd(before, segments, ["odd", "even"]);
+      await before.close();
+      expect((await fsck(region, { repair: false })).warnings).toEqual([
+        expect.stringMatching(/metadata has \d+ bytes in reserve and needs \d+/),
+      ]);
+      const told: string[] = [];
+      const store = await Store.open(region, { readOnly: false, tell: (text) => told.push(text) });
+      expect(store.readOnlyReason).toBeNull();
+      const odd = lookup(store, store.root, "odd");
+      for (let round = 0; round < 3000; round += 1)
+        await orFull(() => changeAttributes(store, odd, { mode: 0o600 + (round % 8) }));
+      if (segments === 0) expect(told.join()).toMatch(/metadata has too little room in reserve/);
+      await retrying(() => unlink(store, store.root, "even"));
+      for (let index = 0; index < 100; index += 1) await retrying(() => makeFile(store, `file-${index}`));
+      checkVolume(store);
+      await store.close();
+      const again = await Store.open(region, { readOnly: false });
+      expect(again.recovery.label).toBe("clean");
+      expect(again.root.directory?.names.size).toBe(101);
+      await again.close();
+      expect((await fsck(region, { repair: false })).warnings).toEqual([]);
+    },
+  );
+
+  test("in a volume that was made as small as it can be while it was mounted", async () => {
+    const region = await makeVolume(16 * MIB, granularity);
+    const store = await Store.open(region, { readOnly: false });
+    const large = await writeFile(store, "large", 5 * MIB);
+    for (let index = 0; index < 2000; index += 1) await retrying(() => makeFile(store, `name-${index}`));
+    const pace = { run: retrying, pause: async () => {} };
+    for (let bytes = 15 * MIB; bytes > 4 * MIB; bytes -= 256 * 1024) {
+      try {
+        await resizeMounted(store, bytes, pace);
+      } catch (error) {
+        expect(error).toMatchObject({ code: "ENOSPC" });
+        break;
+      }
+      checkVolume(store);
+    }
+    expect(store.superblock.regionBytes).toBeLessThan(10 * MIB);
+    for (let round = 0; round < 8000; round += 1)
+      await retrying(() => changeAttributes(store, large, { mode: 0o600 + (round % 8) }));
+    await retrying(() => truncate(store, large, 5000n, false));
+    await store.close();
+    const { warnings } = await fsck(region, { repair: false });
+    expect(warnings).toEqual([]);
+  });
 });
