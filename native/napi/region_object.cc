@@ -180,6 +180,8 @@ void RegionObject::define(Napi::Env env) {
                                        InstanceMethod<&RegionObject::drain>("drain"),
                                        InstanceMethod<&RegionObject::sync>("sync"),
                                        InstanceMethod<&RegionObject::measure>("measure"),
+                                       InstanceMethod<&RegionObject::allocate>("allocate"),
+                                       InstanceMethod<&RegionObject::below>("below"),
                                        InstanceMethod<&RegionObject::grow>("grow"),
                                        InstanceMethod<&RegionObject::close>("close"),
                                    }));
@@ -388,6 +390,30 @@ Napi::Value RegionObject::measure(const Napi::CallbackInfo &info) {
   if (const int failure = mapping_->measure(bytes); failure != 0)
     return fail(env, failure, "measure the region");
   return Napi::Number::New(env, static_cast<double>(bytes));
+}
+
+void RegionObject::allocate(const Napi::CallbackInfo &info) {
+  const Napi::Env env = info.Env();
+  uint64_t offset = 0;
+  uint64_t length = 0;
+  if (!checkOpen(env, "allocate") || !getCount(env, info[0], "offset", offset) ||
+      !getCount(env, info[1], "length", length))
+    return;
+  if (const int failure = mapping_->allocate(offset, length); failure != 0)
+    fail(env, failure, rangeText("allocate", offset, length));
+}
+
+Napi::Value RegionObject::below(const Napi::CallbackInfo &info) {
+  const Napi::Env env = info.Env();
+  if (!checkOpen(env, "below")) return Napi::Value();
+  uint64_t freeBytes = 0;
+  uint64_t allocatedBytes = 0;
+  // What cannot be found out has no bound.
+  if (mapping_->below(freeBytes, allocatedBytes) != 0) return env.Null();
+  Napi::Object answer = Napi::Object::New(env);
+  answer.Set("freeBytes", static_cast<double>(freeBytes));
+  answer.Set("allocatedBytes", static_cast<double>(allocatedBytes));
+  return answer;
 }
 
 Napi::Value RegionObject::grow(const Napi::CallbackInfo &info) {

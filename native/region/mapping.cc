@@ -284,26 +284,79 @@ Mapping::~Mapping() {
   if (descriptor_ >= 0) close(descriptor_);
 }
 
+int Mapping::allocate(uint64_t offset, uint64_t length) const {
+  if (readOnly_) return -EROFS;
+  if (!inside(offset, length)) return -EINVAL;
+  if (info_.kind != RegionKind::file || length == 0) return 0;
+  uint64_t found = 0;
+  if (const int failure = measure(found); failure != 0) return failure;
+  // Others have cut it short: nothing is to be kept behind its end.
+  if (offset + length > found) return -EIO;
+  while (fallocate(descriptor_, FALLOC_FL_KEEP_SIZE, static_cast<off_t>(offset),
+                   static_cast<off_t>(length)) != 0) {
+    if (errno == EINTR) continue;
+    if (errno == EOPNOTSUPP || errno == ENOSYS) return 0;
+    return errno == EDQUOT ? -ENOSPC : -errno;
+  }
+  return 0;
+}
+
+int Mapping::below(uint64_t &freeBytes, uint64_t &allocatedBytes) const {
+  if (info_.kind != RegionKind::file) return -EOPNOTSUPP;
+  struct statfs system {};
+  struct stat status {};
+  if (fstatfs(descriptor_, &system) != 0 || fstat(descriptor_, &status) != 0) return -errno;
+  // A tmpfs without a limit.
+  if (system.f_blocks == 0) return -EOPNOTSUPP;
+  // Not what is kept for root: ext4 keeps some of that even from root.
+  freeBytes = static_cast<uint64_t>(system.f_bavail) * static_cast<uint64_t>(system.f_bsize);
+  allocatedBytes = static_cast<uint64_t>(status.st_blocks) * 512;
+  return 0;
+}
+
+// Where a file is sparse and what it lies on is full, a store has no page to go to.
+template <typename Store> int Mapping::stored(uint64_t offset, size_t length, Store store) const {
+  const int failure = guarded(base_, info_.sizeBytes, store);
+  if (failure != -EIO || info_.kind != RegionKind::file) return failure;
+  const int room = allocate(offset, length);
+  if (room == -ENOSPC) return room;
+  return room == 0 ? guarded(base_, info_.sizeBytes, store) : failure;
+}
+
+int Mapping::readAround(uint64_t offset, uint8_t *target, size_t length) const {
+  for (size_t done = 0; done < length;) {
+    const ssize_t bytes = pread(descriptor_, target + done, length - done, static_cast<off_t>(offset + done));
+    if (bytes < 0 && errno == EINTR) continue;
+    if (bytes <= 0) return -EIO;
+    done += static_cast<size_t>(bytes);
+  }
+  return 0;
+}
+
 int Mapping::read(uint64_t offset, void *target, size_t length) const {
   if (!inside(offset, length)) return -EINVAL;
   const uint8_t *from = base_ + offset;
-  return guarded(base_, info_.sizeBytes, [=] { memcpy(target, from, length); });
+  const int failure = guarded(base_, info_.sizeBytes, [=] { memcpy(target, from, length); });
+  // On a full tmpfs even looking at a hole through a mapping wants a page.
+  if (failure == -EIO && info_.kind == RegionKind::file)
+    return readAround(offset, static_cast<uint8_t *>(target), length);
+  return failure;
 }
 
 int Mapping::write(uint64_t offset, const void *source, size_t length) {
   if (readOnly_) return -EROFS;
   if (!inside(offset, length)) return -EINVAL;
   uint8_t *to = base_ + offset;
-  if (cacheline_) return guarded(base_, info_.sizeBytes, [=] { persistCopy(to, source, length); });
-  return guarded(base_, info_.sizeBytes, [=] { memcpy(to, source, length); });
+  if (cacheline_) return stored(offset, length, [=] { persistCopy(to, source, length); });
+  return stored(offset, length, [=] { memcpy(to, source, length); });
 }
 
 int Mapping::zero(uint64_t offset, size_t length) {
   if (readOnly_) return -EROFS;
   if (!inside(offset, length)) return -EINVAL;
   uint8_t *to = base_ + offset;
-  if (cacheline_) return guarded(base_, info_.sizeBytes, [=] { persistZero(to, length); });
-  return guarded(base_, info_.sizeBytes, [=] { memset(to, 0, length); });
+  if (cacheline_) return stored(offset, length, [=] { persistZero(to, length); });
+  return stored(offset, length, [=] { memset(to, 0, length); });
 }
 
 int Mapping::copy(uint64_t source, uint64_t target, size_t length) {
@@ -312,8 +365,8 @@ int Mapping::copy(uint64_t source, uint64_t target, size_t length) {
   if (length > 0 && source < target + length && target < source + length) return -EINVAL;
   const uint8_t *from = base_ + source;
   uint8_t *to = base_ + target;
-  if (cacheline_) return guarded(base_, info_.sizeBytes, [=] { persistCopy(to, from, length); });
-  return guarded(base_, info_.sizeBytes, [=] { memcpy(to, from, length); });
+  if (cacheline_) return stored(target, length, [=] { persistCopy(to, from, length); });
+  return stored(target, length, [=] { memcpy(to, from, length); });
 }
 
 int Mapping::flush(uint64_t offset, size_t length) const {

@@ -81,6 +81,11 @@ public:
   // See to it that the region is durably at least so large: a file grows, a device that is smaller is -EINVAL.
   // `step` then names what failed. Blocks; safe on any thread.
   int provide(uint64_t bytes, const char *&step) const;
+  // Have a file take room for [offset, offset + length) from what it lies on, so that storing there does not fail for lack
+  // of it: -ENOSPC if there is none. Where nothing is sparse, or cannot be asked, it does nothing.
+  int allocate(uint64_t offset, uint64_t length) const;
+  // Of a file: what is free where it lies, and what it has taken. -EOPNOTSUPP where that means nothing.
+  int below(uint64_t &freeBytes, uint64_t &allocatedBytes) const;
   // Cut a file that provide() has made larger, and nothing has been stored there.
   void takeBack(uint64_t bytes) const;
   // Map the region up to `bytes`, which are there. -ENOMEM where no address space was set aside for that.
@@ -97,6 +102,8 @@ private:
   bool inside(uint64_t offset, uint64_t length) const {
     return offset <= info_.sizeBytes && length <= info_.sizeBytes - offset;
   }
+  template <typename Store> int stored(uint64_t offset, size_t length, Store store) const;
+  int readAround(uint64_t offset, uint8_t *target, size_t length) const;
   int inspect(const char *&step);
   int map(const RegionOptions &options, const char *&step);
   void setAside();

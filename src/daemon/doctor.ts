@@ -5,7 +5,7 @@
  * - every finding that is not `good` says what to do;
  * - what cannot be found out is left out rather than guessed.
  */
-import { accessSync, constants, type Stats, statSync } from "node:fs";
+import { accessSync, constants, type Stats, statfsSync, statSync } from "node:fs";
 import { release } from "node:os";
 import {
   type Backing,
@@ -54,9 +54,34 @@ export function examine(region: RegionNow): Finding[] {
   });
   return [
     ...aboutBacking(region, backing, status),
+    ...aboutRoom(region, status),
     ...aboutFlushing(region, backing),
     ...aboutRights(region, status),
     ...aboutKernel(),
+  ];
+}
+
+/** A sparse file can take as much as is free where it lies; less than this is full. */
+const ROOM_BYTES_MIN = 1024 * 1024;
+
+function aboutRoom(region: RegionNow, status: Stats): Finding[] {
+  const lacking = status.size - status.blocks * 512;
+  if (!status.isFile() || lacking <= 0) return [];
+  let freeBytes: number;
+  try {
+    const { blocks, bavail, bsize } = statfsSync(region.path);
+    if (blocks === 0) return [];
+    freeBytes = bavail * bsize;
+  } catch {
+    return [];
+  }
+  if (freeBytes >= ROOM_BYTES_MIN) return [];
+  return [
+    bad(
+      "room",
+      `the disk below is full: ${formatSize(freeBytes)} are free, and ${region.path} is sparse and may want ${formatSize(lacking)} more`,
+      "make room where it lies, or delete files in it",
+    ),
   ];
 }
 

@@ -87,7 +87,7 @@ export async function fsck(region: Region, options: FsckOptions): Promise<FsckRe
   const repaired = options.repair && repairable;
   const report = reportOf(problems, whole, { refusal, repairable, repaired });
   if (repaired) {
-    const pool = new SegmentPool(allocator, superblock.segmentBytes, superblock.blockBytes);
+    const pool = new SegmentPool(allocator, superblock.segmentBytes, superblock.blockBytes, region);
     const from = { index: found.nextIndex, lsn: found.nextLsn + 1 };
     await rewrite(region, found.geometry, pool, state, superblock, from, true);
   }

@@ -19,7 +19,7 @@ import {
   Superblock,
   VolumeState,
 } from "./format.ts";
-import { leastVolumeBytes } from "./reserve.ts";
+import { leastReserve, leastVolumeBytes } from "./reserve.ts";
 import { judgeCopy, type SuperblockValue } from "./superblock.ts";
 
 export const ROOT_INO = 1;
@@ -84,6 +84,9 @@ export async function makeFileSystem(region: Region, options: MkfsOptions): Prom
   await region.sync();
 
   let free = Math.ceil(RESERVED_BYTES / segmentBytes) * segmentBytes;
+  // Sparse as a file may be, what metadata cannot do without is there: its first segments, and the least reserve.
+  const ahead = 4 + leastReserve({ segmentBytes, regionBytes, snapshotBytes: segmentBytes / 4 });
+  region.allocate?.(0, free + ahead * segmentBytes);
   const source = {
     take: () => {
       free += segmentBytes;

@@ -72,11 +72,11 @@ export async function resize(region: Region, wantedBytes: number): Promise<Resiz
   if (afterBytes > regionBytes) {
     allocator = new Allocator(blocks, blockBytes);
     claimAll(allocator, state, { superblock, segments });
-    pool = new SegmentPool(allocator, segmentBytes, blockBytes);
+    pool = new SegmentPool(allocator, segmentBytes, blockBytes, region);
   } else {
     // Nothing is allocated behind the new end any more.
     allocator.claimFree(blocks, allocator.blockCount);
-    pool = new SegmentPool(allocator, segmentBytes, blockBytes);
+    pool = new SegmentPool(allocator, segmentBytes, blockBytes, region);
     const kept = segments.filter((at) => at + segmentBytes <= afterBytes).length;
     const size = () => ({ segmentBytes, regionBytes: afterBytes, snapshotBytes: state.snapshotBytes });
     // What the new metadata takes, and what is to be left then: the old metadata before the end is free again.

@@ -67,6 +67,9 @@ const noGuard: MapGuard = {
   beforeTailMoves() {},
 };
 
+/** Blocks that are asked for at a time, and how often in vain, where what a sparse region lies on is full. */
+const BACKED_BLOCKS = 16;
+const HOLLOW_MAX = 4096;
 /** Segments that are cleared beyond those that metadata lacks. */
 const CLEAR_AHEAD = 4;
 /** How soon clearing is tried again after it was in vain, milliseconds. */
@@ -174,7 +177,7 @@ export class Store {
   static async open(region: Region, options: StoreOptions): Promise<Store> {
     const { state, recovery, allocator, segments } = bringBack(region);
     const { superblock } = recovery;
-    const pool = new SegmentPool(allocator, superblock.segmentBytes, superblock.blockBytes);
+    const pool = new SegmentPool(allocator, superblock.segmentBytes, superblock.blockBytes, region);
     const quarantine = new Quarantine();
     const space = { allocator, pool, quarantine };
 
@@ -462,6 +465,12 @@ export class Store {
         next = run.start + run.count;
       }
     }
+    // A sparse region that can take no more has what it took for files that are gone.
+    const backed = this.region.isFullBelow === true ? this.#allocateBacked(left) : null;
+    if (backed !== null) {
+      this.giveBack(runs);
+      return backed;
+    }
     while (left > 0) {
       const run = this.allocator.allocate(left, next);
       if (run === null) break;
@@ -474,6 +483,29 @@ export class Store {
       this.waitForPending("space");
     }
     return runs;
+  }
+
+  /** Of what is free, what the region has room for already, though what it lies on is full. */
+  #allocateBacked(want: number): Run[] {
+    const backed: Run[] = [];
+    const hollow: Run[] = [];
+    for (let left = want; left > 0 && hollow.length < HOLLOW_MAX; ) {
+      const run = this.allocator.allocate(Math.min(left, BACKED_BLOCKS), 0);
+      if (run === null) break;
+      try {
+        this.region.allocate?.(run.start * this.blockBytes, run.count * this.blockBytes);
+        backed.push(run);
+        left -= run.count;
+      } catch (error) {
+        hollow.push(run);
+        if (!(error instanceof FsError && error.code === "ENOSPC")) {
+          this.giveBack([...backed, ...hollow]);
+          throw error;
+        }
+      }
+    }
+    this.giveBack(hollow);
+    return backed;
   }
 
   giveBack(runs: readonly Run[]): void {

@@ -6,7 +6,7 @@ import { existsSync } from "node:fs";
 import { createRequire } from "node:module";
 import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
-import type { RegionMappings } from "./region.ts";
+import type { RegionMappings, RoomBelow } from "./region.ts";
 
 export interface NativeRegionInfo {
   kind: "file" | "block" | "devdax";
@@ -54,6 +54,10 @@ export interface NativeRegion {
   sync(): Promise<void>;
   /** How large the file or device is at this moment, bytes. */
   measure(): number;
+  /** Have a file take room there from what it lies on: ENOSPC. Where nothing is sparse it does nothing. */
+  allocate(offset: number, length: number): void;
+  /** Of a file: what is free where it lies, and what it has taken; null where that has no bound. */
+  below(): RoomBelow | null;
   /**
    * Reach so many bytes: a file grows, durably (on the thread pool), a device must have them (EINVAL). ENOMEM is thrown
    * when no address space was set aside. What rejects has the `step` that failed: "fsync" means as much as a failed sync.

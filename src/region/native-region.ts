@@ -11,7 +11,7 @@ import { Errno, type ErrnoName } from "../base/errno.ts";
 import { FsError, InvariantError, MediaError } from "../base/errors.ts";
 import type { NativeRegion } from "./addon.ts";
 import { checkDisjoint, checkRange, checkSlice } from "./bounds.ts";
-import type { NativeBacked, Region, RegionFacts, RegionMappings } from "./region.ts";
+import type { NativeBacked, Region, RegionFacts, RegionMappings, RoomBelow } from "./region.ts";
 
 /** How long reading the mappings of one process may take: it waits for that process's memory lock. */
 const MAPS_PATIENCE_MS = 500;
@@ -20,6 +20,7 @@ export class MappedRegion implements Region, NativeBacked {
   facts: RegionFacts;
   readonly native: NativeRegion;
   beforeStore: Region["beforeStore"] = null;
+  isFullBelow = false;
   #syncError: Error | null = null;
 
   constructor(native: NativeRegion, facts: RegionFacts) {
@@ -53,7 +54,7 @@ export class MappedRegion implements Region, NativeBacked {
     try {
       this.native.write(offset, source, sourceStart, length);
     } catch (error) {
-      throw translate(error);
+      throw this.#storeFailed(error);
     }
   }
 
@@ -63,7 +64,7 @@ export class MappedRegion implements Region, NativeBacked {
     try {
       this.native.zero(offset, length);
     } catch (error) {
-      throw translate(error);
+      throw this.#storeFailed(error);
     }
   }
 
@@ -75,7 +76,7 @@ export class MappedRegion implements Region, NativeBacked {
     try {
       this.native.copy(sourceOffset, targetOffset, length);
     } catch (error) {
-      throw translate(error);
+      throw this.#storeFailed(error);
     }
   }
 
@@ -107,6 +108,25 @@ export class MappedRegion implements Region, NativeBacked {
     }
     // Also for a sync that succeeded while another one, started before it, failed.
     if (this.#syncError !== null) throw this.#syncError;
+  }
+
+  allocate(offset: number, length: number): void {
+    checkRange(this.facts.sizeBytes, offset, length);
+    try {
+      this.native.allocate(offset, length);
+    } catch (error) {
+      throw this.#storeFailed(error);
+    }
+  }
+
+  below(): RoomBelow | null {
+    return this.native.below();
+  }
+
+  #storeFailed(error: unknown): Error {
+    if ((error as { errno?: number }).errno !== Errno.ENOSPC) return translate(error);
+    this.isFullBelow = true;
+    return new FsError("ENOSPC", `what ${this.facts.path} lies on is full`);
   }
 
   measure(): number {

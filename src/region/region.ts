@@ -11,6 +11,7 @@
  *   after a failed fsync the kernel may have dropped the dirty pages (PostgreSQL's fsync lesson, 2018);
  * - a range outside [0, sizeBytes) is an InvariantError, never a stray access;
  * - grow() keeps every byte and every address, and a sync under way goes on;
+ * - a store into a sparse file is FsError(ENOSPC) where what that lies on is full;
  * - a media error (SIGBUS in the daemon's mapping) is FsError(EIO), never the daemon's death.
  */
 export type RegionKindName = "file" | "block" | "devdax" | "memory";
@@ -54,6 +55,13 @@ export interface RegionMappings {
   readonly settled: boolean;
 }
 
+/** What a sparse file lies on, bytes. */
+export interface RoomBelow {
+  readonly freeBytes: number;
+  /** What the file has taken of it. */
+  readonly allocatedBytes: number;
+}
+
 export interface Region {
   /** Another value after grow(). */
   readonly facts: RegionFacts;
@@ -83,6 +91,15 @@ export interface Region {
    * cut. @throws FsError EINVAL (a device that is smaller), ENOMEM (no address space: open it anew), EFBIG, EPERM, EIO.
    */
   grow(sizeBytes: number): Promise<void>;
+  /**
+   * Storing there will not fail for lack of room. Absent where nothing can be sparse.
+   * @throws FsError ENOSPC (what the file lies on is full), EIO
+   */
+  allocate?(offset: number, length: number): void;
+  /** Absent, or null, where nothing bounds it but the region's own size. */
+  below?(): RoomBelow | null;
+  /** What the region lies on has no room for a store, which failed with ENOSPC, or none for allocate(). Until it is set to false. */
+  isFullBelow?: boolean;
   /** One pass over all processes for those that map it. Absent where no other process can. */
   findMappings?(proc?: string, patienceMs?: number): Promise<RegionMappings>;
   close(): void;

@@ -49,6 +49,9 @@ export interface VolumeInfo {
     readonly map_alignment: number;
     readonly flush_method: string;
     readonly fallbacks: readonly string[];
+    /** Free where it lies, null where that has no bound; and whether a store has found no room there. */
+    readonly free_below: number | null;
+    readonly full_below: boolean;
   };
   readonly recovery: {
     readonly label: string;
@@ -74,6 +77,7 @@ export class Volume {
   readonly options: VolumeOptions;
   readonly #timer: NodeJS.Timeout;
   readonly #orphans: Orphans | null;
+  #toldFull = false;
 
   private constructor(store: Store, options: VolumeOptions, orphans: Orphans | null) {
     this.#orphans = orphans;
@@ -98,6 +102,7 @@ export class Volume {
       onEnded: (lease) => store.releaseQuarantine(lease.id),
     };
     this.#timer = every(WRITE_BACK_MS, "write-back", async () => {
+      this.#lookBelow();
       // A failure is sticky in the journal, which tells of it; who writes next hears of it, too.
       if (this.store.journal?.failure === null) await this.store.sync().catch(butRefused);
     });
@@ -159,6 +164,8 @@ export class Volume {
         map_alignment: facts.mapAlignmentBytes,
         flush_method: facts.flushMethod,
         fallbacks: facts.fallbacks,
+        free_below: store.region.below?.()?.freeBytes ?? null,
+        full_below: store.region.isFullBelow === true,
       },
       recovery: {
         label: recovery.label,
@@ -170,14 +177,40 @@ export class Volume {
     };
   }
 
-  /** Blocks that a file could get: free ones, and those that the next sync frees. */
+  /**
+   * Blocks that a file could get: free ones, and those that the next sync frees; of a sparse region no more than it has
+   * taken room for, or can still take.
+   */
   get freeBlocks(): number {
-    return this.store.allocator.freeBlocks + this.store.allocator.pendingBlocks;
+    const { allocator, region, blockBytes } = this.store;
+    const free = allocator.freeBlocks + allocator.pendingBlocks;
+    const below = region.below?.() ?? null;
+    if (below === null) return free;
+    const usedBytes = (allocator.blockCount - free) * blockBytes;
+    const room = Math.max(0, below.allocatedBytes - usedBytes) + below.freeBytes;
+    return Math.min(free, Math.floor(room / blockBytes));
+  }
+
+  /** Whether the region has just found no room where it lies: told once, and once when there is some again. */
+  #lookBelow(): void {
+    const { region, superblock } = this.store;
+    const isFull = region.isFullBelow === true;
+    const freeBytes = region.below?.()?.freeBytes ?? Number.POSITIVE_INFINITY;
+    if (isFull && freeBytes >= superblock.segmentBytes) region.isFullBelow = false;
+    if (isFull === this.#toldFull) return;
+    this.#toldFull = isFull;
+    const { path } = region.facts;
+    this.options.tell?.(
+      isFull
+        ? `the disk below is full: ${path} is sparse, and can take no more (ENOSPC); make room where it lies`
+        : `the disk below has room again for ${path}`,
+    );
   }
 
   /** Final checkpoint. The region stays open. @throws what made the log fail; then the next mount recovers. */
   async close(): Promise<void> {
     clearInterval(this.#timer);
+    this.#lookBelow();
     this.#orphans?.close();
     this.leases.close();
     try {

@@ -4,19 +4,32 @@
  *
  * Invariants:
  * - the segments here are allocated in the allocator and used by nobody;
+ * - a sparse region has taken room for them: storing there does not fail when what it lies on is full;
  * - none of them reaches behind the allocator's end: what is given back from there goes to the allocator;
  * - they are in memory only: after a crash they are free space again, and the reserve is taken anew.
  */
 import { FsError } from "../base/errors.ts";
-import type { Allocator } from "./allocator.ts";
+import type { Region } from "../region/region.ts";
+import type { Allocator, Run } from "./allocator.ts";
+
+/** Places that are tried where what a sparse region lies on is full: some of them it has taken before. */
+const TRIES_MAX = 16;
 
 export class SegmentPool {
   readonly #allocator: Allocator;
   readonly #segmentBlocks: number;
   readonly #blockBytes: number;
+  readonly #region: Pick<Region, "allocate"> | null;
   readonly #free: number[] = [];
 
-  constructor(allocator: Allocator, segmentBytes: number, blockBytes: number) {
+  /** @param region has room for what is in the reserve, though it be sparse; null: nothing will be stored there */
+  constructor(
+    allocator: Allocator,
+    segmentBytes: number,
+    blockBytes: number,
+    region: Pick<Region, "allocate"> | null = null,
+  ) {
+    this.#region = region;
     this.#allocator = allocator;
     this.#segmentBlocks = segmentBytes / blockBytes;
     this.#blockBytes = blockBytes;
@@ -71,7 +84,29 @@ export class SegmentPool {
   }
 
   #grow(): number | null {
-    const run = this.#allocator.allocateAligned(this.#segmentBlocks);
-    return run === null ? null : run.start * this.#blockBytes;
+    const refused: Run[] = [];
+    try {
+      while (refused.length < TRIES_MAX) {
+        const run = this.#allocator.allocateAligned(this.#segmentBlocks);
+        if (run === null) return null;
+        refused.push(run);
+        if (!this.#isBacked(run)) continue;
+        refused.pop();
+        return run.start * this.#blockBytes;
+      }
+      return null;
+    } finally {
+      for (const { start, count } of refused) this.#allocator.free(start, count);
+    }
+  }
+
+  #isBacked({ start, count }: Run): boolean {
+    try {
+      this.#region?.allocate?.(start * this.#blockBytes, count * this.#blockBytes);
+      return true;
+    } catch (error) {
+      if (error instanceof FsError && error.code === "ENOSPC") return false;
+      throw error;
+    }
   }
 }

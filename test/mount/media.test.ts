@@ -1,7 +1,8 @@
 /** The medium under a mounted region fails: EIO where it did, a line in the log, and everything else goes on. */
 import { mkdirSync, readFileSync, truncateSync } from "node:fs";
-import { chmod, open, readFile, rename, stat, writeFile } from "node:fs/promises";
+import { chmod, open, readFile, rename, rm, stat, statfs, writeFile } from "node:fs/promises";
 import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
 import { describe, expect, onTestFinished, test } from "vitest";
 import { isRunning } from "../../src/daemon/mounts.ts";
 import { TestMount, withMount } from "../support/mount.ts";
@@ -103,53 +104,100 @@ describe("a region that is cut short under its daemon", () => {
   });
 });
 
+/** A mount of 64 MiB on a disk of 24. */
+async function onSmallDisk(): Promise<{ mount: TestMount; small: string; region: string; log: string }> {
+  const mount = new TestMount({});
+  onTestFinished(() => mount.dispose());
+  const small = join(mount.folder, "small");
+  mkdirSync(small);
+  mkdirSync(mount.path);
+  await chmod(mount.folder, 0o755);
+  await succeed("mount", ["-t", "tmpfs", "-o", "size=24M", "small", small]);
+  onTestFinished(async () => {
+    await run("umount", ["-l", mount.path]);
+    await run("umount", ["-l", small]);
+  });
+  const region = join(small, "region");
+  const log = join(mount.folder, "log");
+  expect(await cli(["mkfs", "--size", "64M", region])).toMatchObject({ code: 0 });
+  expect(await cli(["mount", "--log", log, region, mount.path])).toMatchObject({ code: 0 });
+  return { mount, small, region, log };
+}
+
+async function waitFor(condition: () => boolean | Promise<boolean>): Promise<void> {
+  while (!(await condition())) await sleep(100);
+}
+
 const noTmpfs = notRoot ?? missing("mount", "umount");
 
 describe.skipIf(noTmpfs !== undefined)(
   `a sparse region on a file system that is full${noTmpfs === undefined ? "" : `: ${noTmpfs}`}`,
   () => {
-    test("fails with EIO, loses nothing that was synced, and is whole again on a larger one", async () => {
-      const mount = new TestMount({});
-      onTestFinished(() => mount.dispose());
-      const small = join(mount.folder, "small");
-      mkdirSync(small);
-      mkdirSync(mount.path);
-      await chmod(mount.folder, 0o755);
-      await succeed("mount", ["-t", "tmpfs", "-o", "size=24M", "small", small]);
-      onTestFinished(async () => {
-        await run("umount", ["-l", mount.path]);
-        await run("umount", ["-l", small]);
-      });
-      const region = join(small, "region");
-      const log = join(mount.folder, "log");
-      expect(await cli(["mkfs", "--size", "64M", region])).toMatchObject({ code: 0 });
-      expect(await cli(["mount", "--log", log, region, mount.path])).toMatchObject({ code: 0 });
+    test("answers ENOSPC, keeps its metadata, and goes on when files or what fills the disk are deleted", async () => {
+      const { mount, small, region, log } = await onSmallDisk();
       await writeFile(mount.at("kept"), "kept");
       await succeed("sync", [mount.at("kept")]);
-      let written = 0;
-      let answer = "ok";
-      for (; answer === "ok" && written < 64; written += 1)
-        answer = await fails(writeFile(mount.at(`big-${written}`), Buffer.alloc(MIB, written + 1)));
-      // The volume has room; what it lies on has not.
-      expect(answer).toBe("EIO");
-      expect(written).toBeLessThan(30);
+      const content = (index: number): Buffer => Buffer.alloc(MIB, index + 1);
+      const fill = async (name: string): Promise<number> => {
+        for (let index = 0; index < 64; index += 1) {
+          const answer = await fails(writeFile(mount.at(`${name}-${index}`), content(index)));
+          if (answer === "ok") continue;
+          // The volume has room; what it lies on has not.
+          expect(answer).toBe("ENOSPC");
+          return index;
+        }
+        throw new Error("the disk never was full");
+      };
+      const whole = await fill("big");
+      expect(whole).toBeLessThan(24);
+      const { bavail, bsize } = await statfs(mount.path);
+      expect(bavail * bsize).toBeLessThan(2 * MIB);
+      await waitFor(() => / warn the disk below is full: .*region/.test(readFileSync(log, "utf8")));
+      expect(JSON.parse((await cli(["info", "--json", mount.path])).stdout)).toMatchObject({
+        read_only: null,
+        region: { full_below: true },
+      });
+      const { stdout: advice } = await cli(["doctor", region]);
+      expect(advice).toMatch(/the disk below is full/);
+      // Metadata has its room: all of this needs log and checkpoints.
+      for (let round = 0; round < 3000; round += 1) await chmod(mount.at("kept"), 0o600 + (round % 8));
+      for (let index = 0; index < 200; index += 1) await writeFile(mount.at(`empty-${index}`), "");
+      expect(await cli(["check", mount.path])).toMatchObject({ code: 0 });
+      // What files had is had by others.
+      for (const index of [1, 3, 5]) await rm(mount.at(`big-${index}`));
+      await succeed("sync", [mount.at("kept")]);
+      expect(await fails(writeFile(mount.at("again"), content(9)))).toBe("ok");
+      await rm(mount.at("again"));
+      // A mount of a full disk is like any other.
+      expect(await cli(["unmount", mount.path])).toMatchObject({ code: 0 });
+      expect((await cli(["fsck", region])).code).toBe(0);
+      expect(await cli(["mount", "--log", log, region, mount.path])).toMatchObject({ code: 0 });
       expect(await readFile(mount.at("kept"), "utf8")).toBe("kept");
-      expect(readFileSync(log, "utf8")).toMatch(/ warn WRITE of inode \d+: EIO/);
-      await succeed("mount", ["-o", "remount,size=128M", small]);
-      await succeed("umount", [mount.path]).catch(() => {});
-      await cli(["unmount", mount.path]);
-      const checked = await cli(["fsck", region]);
-      expect(checked.code, checked.stdout).toBe(0);
-      expect(await cli(["mount", region, mount.path])).toMatchObject({ code: 0 });
-      expect(await readFile(mount.at("kept"), "utf8")).toBe("kept");
-      for (let index = 0; index < written - 1; index += 1) {
-        expect(
-          (await readFile(mount.at(`big-${index}`))).equals(Buffer.alloc(MIB, index + 1)),
-          `big-${index}`,
-        ).toBe(true);
+      for (let index = 0; index < whole; index += 1) {
+        if ([1, 3, 5].includes(index)) continue;
+        expect((await readFile(mount.at(`big-${index}`))).equals(content(index)), `big-${index}`).toBe(true);
       }
+      await fill("more");
+      await succeed("mount", ["-o", "remount,size=128M", small]);
+      await waitFor(async () => (await fails(writeFile(mount.at("roomy"), Buffer.alloc(8 * MIB)))) === "ok");
+      await waitFor(() => /the disk below has room again/.test(readFileSync(log, "utf8")));
       expect(await cli(["check", mount.path])).toMatchObject({ code: 0 });
       expect(await cli(["unmount", mount.path])).toMatchObject({ code: 0 });
+    });
+
+    test("that was full before it was mounted is mounted, emptied and unmounted all the same", async () => {
+      const { mount, small, region, log } = await onSmallDisk();
+      await writeFile(mount.at("file"), Buffer.alloc(4 * MIB, 7));
+      expect(await cli(["unmount", mount.path])).toMatchObject({ code: 0 });
+      await fails(writeFile(join(small, "other"), Buffer.alloc(64 * MIB)));
+      expect(await cli(["mount", "--log", log, region, mount.path])).toMatchObject({ code: 0 });
+      expect((await readFile(mount.at("file"))).equals(Buffer.alloc(4 * MIB, 7))).toBe(true);
+      await chmod(mount.at("file"), 0o640);
+      await rm(mount.at("file"));
+      await succeed("sync", [mount.path]);
+      await writeFile(mount.at("other"), Buffer.alloc(2 * MIB, 8));
+      expect(await cli(["unmount", mount.path])).toMatchObject({ code: 0 });
+      expect((await cli(["fsck", region])).code).toBe(0);
     });
   },
 );

@@ -1,6 +1,6 @@
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
-import { InvariantError } from "../../src/base/errors.ts";
+import { FsError, InvariantError } from "../../src/base/errors.ts";
 import { Allocator } from "../../src/space/allocator.ts";
 import { SegmentPool } from "../../src/space/segment-pool.ts";
 
@@ -245,6 +245,23 @@ describe("the segment pool", () => {
     const taken = new Set([pool.take(), pool.take()]);
     expect([...taken].sort((a, b) => a - b)).toEqual([0, 64 * 4096]);
     expect(() => pool.take()).toThrow(expect.objectContaining({ code: "ENOSPC" }));
+  });
+
+  test("takes no segment that a sparse region has no room for, and loses none of them", () => {
+    const allocator = new Allocator(32 * 8, 4096);
+    let lies = "ENOSPC" as "ENOSPC" | "EIO";
+    const region = {
+      allocate: (offset: number) => {
+        if (offset < 4 * 131_072) throw new FsError(lies);
+      },
+    };
+    const pool = new SegmentPool(allocator, 131_072, 4096, region);
+    expect(pool.ensure(5)).toBe(false);
+    expect([pool.available, allocator.freeBlocks]).toEqual([4, 128]);
+    expect([...pool.runs()].every(({ start }) => start >= 128)).toBe(true);
+    lies = "EIO";
+    expect(() => pool.ensure(5)).toThrow(expect.objectContaining({ code: "EIO" }));
+    expect(allocator.freeBlocks).toBe(128);
   });
 });
 
