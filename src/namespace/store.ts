@@ -67,9 +67,9 @@ const noGuard: MapGuard = {
   beforeTailMoves() {},
 };
 
-/** Blocks that are asked for at a time, and how often in vain, where what a sparse region lies on is full. */
+/** Blocks that are asked for at a time, and for how long in vain, milliseconds, where what a sparse region lies on is full. */
 const BACKED_BLOCKS = 16;
-const HOLLOW_MAX = 4096;
+const BACKED_MS_MAX = 50;
 /** Segments that are cleared beyond those that metadata lacks. */
 const CLEAR_AHEAD = 4;
 /** How soon clearing is tried again after it was in vain, milliseconds. */
@@ -489,7 +489,8 @@ export class Store {
   #allocateBacked(want: number): Run[] {
     const backed: Run[] = [];
     const hollow: Run[] = [];
-    for (let left = want; left > 0 && hollow.length < HOLLOW_MAX; ) {
+    const until = performance.now() + BACKED_MS_MAX;
+    for (let left = want; left > 0 && performance.now() < until; ) {
       const run = this.allocator.allocate(Math.min(left, BACKED_BLOCKS), 0);
       if (run === null) break;
       try {

@@ -14,6 +14,8 @@ import type { Allocator, Run } from "./allocator.ts";
 
 /** Places that are tried where what a sparse region lies on is full: some of them it has taken before. */
 const TRIES_MAX = 16;
+/** When all of these were in vain, and nothing has become free since, milliseconds until the next try. */
+const TRY_AGAIN_MS = 250;
 
 export class SegmentPool {
   readonly #allocator: Allocator;
@@ -21,6 +23,7 @@ export class SegmentPool {
   readonly #blockBytes: number;
   readonly #region: Pick<Region, "allocate"> | null;
   readonly #free: number[] = [];
+  #refused = { atMs: Number.NEGATIVE_INFINITY, freeBlocks: 0 };
 
   /** @param region has room for what is in the reserve, though it be sparse; null: nothing will be stored there */
   constructor(
@@ -85,19 +88,23 @@ export class SegmentPool {
 
   #grow(): number | null {
     const refused: Run[] = [];
+    const { atMs, freeBlocks } = this.#refused;
+    if (performance.now() < atMs + TRY_AGAIN_MS && this.#allocator.freeBlocks <= freeBlocks) return null;
     try {
       while (refused.length < TRIES_MAX) {
         const run = this.#allocator.allocateAligned(this.#segmentBlocks);
-        if (run === null) return null;
+        if (run === null) break;
         refused.push(run);
         if (!this.#isBacked(run)) continue;
         refused.pop();
         return run.start * this.#blockBytes;
       }
-      return null;
     } finally {
       for (const { start, count } of refused) this.#allocator.free(start, count);
     }
+    if (refused.length > 0)
+      this.#refused = { atMs: performance.now(), freeBlocks: this.#allocator.freeBlocks };
+    return null;
   }
 
   #isBacked({ start, count }: Run): boolean {
