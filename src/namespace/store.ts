@@ -192,7 +192,13 @@ export class Store {
       // Damage is for fsck, and what a medium that cannot be written holds is uncertain. Anything else must not keep
       // anybody from the files: what was recovered is whole, and the next mount recovers the same.
       if (error instanceof CorruptionError || error instanceof MediaError) throw error;
-      const reason = `it could not be opened for writing: ${error instanceof Error ? error.message : error}`;
+      const why =
+        error instanceof FsError && error.code === "ENOSPC"
+          ? "there is no room for its metadata; make it larger with 'mapdirect resize'"
+          : error instanceof Error
+            ? error.message
+            : error;
+      const reason = `it could not be opened for writing: ${why}`;
       tell(`the volume is read-only: ${reason}`);
       return readOnly(reason);
     }

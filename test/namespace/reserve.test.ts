@@ -13,8 +13,18 @@ import { resize } from "../../src/namespace/resize.ts";
 import { resizeMounted } from "../../src/namespace/resize-mounted.ts";
 import { Store } from "../../src/namespace/store.ts";
 import type { Granularity } from "../../src/region/region.ts";
+import { Recorder } from "../powercut/recorder.ts";
+import { apply, settle, statesOf } from "../powercut/states.ts";
 import { MemoryRegion } from "../support/memory-region.ts";
-import { crowd, MIB, makeVolume, onAnotherBoot, owner, randomOf } from "../support/volume.ts";
+import {
+  crowd,
+  MIB,
+  makeVolume,
+  onAnotherBoot,
+  owner,
+  patchSuperblock,
+  randomOf,
+} from "../support/volume.ts";
 import { pattern } from "./bench.ts";
 
 const PUNCH = FALLOC_PUNCH_HOLE | FALLOC_KEEP_SIZE;
@@ -285,6 +295,62 @@ describe.each(["cacheline", "page"] as const)("what frees space works (%s)", (gr
       expect((await fsck(region, { repair: false })).warnings).toEqual([]);
     },
   );
+
+  test("in the log of an earlier mount, of which no power cut takes what was synced", async () => {
+    const random = randomOf(seed);
+    const region = await makeVolume(4 * MIB, granularity);
+    const before = await Store.open(region, { readOnly: false });
+    for (const name of ["first", "second", "third"]) await writeFile(before, name, 5000);
+    crowd(before, 0);
+    await before.close();
+    const media = region.image().slice();
+    const recorder = new Recorder(region);
+    const store = await Store.open(region, { readOnly: false });
+    expect(store.recovery.label).toBe("closed-with-log");
+    expect(store.readOnlyReason).toBeNull();
+    const epochs = [recorder.take()];
+    for (const name of ["first", "second", "third"]) {
+      await retrying(() => unlink(store, store.root, name));
+      await store.sync();
+      epochs.push(recorder.take());
+    }
+    await store.close();
+    epochs.push(recorder.take());
+    // Where the end of the log is uncertain, and no room to write it anew: it can be read, and made larger.
+    const lost = onAnotherBoot(media.slice());
+    patchSuperblock(lost, () => ({ tailLsn: 0 }));
+    if (granularity === "page") {
+      const larger = new Uint8Array(6 * MIB);
+      larger.set(lost);
+      const grown = MemoryRegion.fromImage(larger, { granularity });
+      const cut = await Store.open(grown, { readOnly: false });
+      expect(cut.readOnlyReason).toMatch(/no room for its metadata; make it larger/);
+      await resize(grown, 6 * MIB);
+      const wide = await Store.open(grown, { readOnly: false });
+      expect(wide.readOnlyReason).toBeNull();
+      await retrying(() => makeFile(wide, "another"));
+      await wide.close();
+    }
+    const names = ["first", "second", "third", "crowd"];
+    for (const [synced, part] of epochs.entries()) {
+      for (const epoch of part) {
+        for (const choice of statesOf(epoch, 12, random)) {
+          const state = media.slice();
+          apply(state, epoch, choice);
+          if (granularity === "page") onAnotherBoot(state);
+          const again = await Store.open(MemoryRegion.fromImage(state, { granularity }), { readOnly: true });
+          checkVolume(again);
+          const left = [...(again.root.directory?.names.keys() ?? [])];
+          // One may be on its way, and those before it are gone for good.
+          const gone = names.length - left.length;
+          expect(left).toEqual(names.slice(gone));
+          expect(gone).toBeGreaterThanOrEqual(Math.max(0, Math.min(3, synced - 1)));
+          expect(gone).toBeLessThanOrEqual(synced);
+        }
+        settle(media, [epoch]);
+      }
+    }
+  });
 
   test("in a volume that was made as small as it can be while it was mounted", async () => {
     const region = await makeVolume(16 * MIB, granularity);
