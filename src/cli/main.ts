@@ -10,7 +10,8 @@ import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { Command, CommanderError } from "commander";
 import pc from "picocolors";
-import { asFailure } from "../daemon/failure.ts";
+import { similar } from "../base/similar.ts";
+import { asFailure, type Failure, usage } from "../daemon/failure.ts";
 import { packageRoot } from "../region/addon.ts";
 import { coloursFor, hasColours } from "./colours.ts";
 import { FsckExit } from "./exit-codes.ts";
@@ -53,7 +54,7 @@ export async function createProgram(only?: string): Promise<Command> {
   const program = new Command("mapdirect")
     .description("A file system whose files can be mapped with MAP_DIRECT.")
     .version(version())
-    .helpCommand("help [command]", "show the help of a command")
+    .helpCommand("help [command...]", "show the help of a command")
     .addHelpText(
       "after",
       `
@@ -68,14 +69,36 @@ Examples:
   const load = wanted === undefined || only === "completion" ? Object.values(COMMANDS) : [wanted];
   const commands = await Promise.all(load.map((one) => one()));
   for (const command of commands) program.addCommand(command);
-  for (const command of [program, ...commands]) {
-    command.exitOverride().showHelpAfterError(false).allowExcessArguments(false);
-    // Commander takes it out again where there are no colours.
-    command.configureHelp({ styleTitle: (title) => BOLD.bold(title) });
-    command.configureOutput({ getOutHasColors: () => hasColours(process.stdout) });
-    command.configureOutput({ outputError: (text, write) => write(asOneLine(text, command)) });
-  }
+  settle(program, []);
   return program;
+}
+
+/** What all commands have in common, those below others as well. @param path names from the program down, without it. */
+function settle(command: Command, path: readonly string[]): void {
+  command.exitOverride().showHelpAfterError(false).allowExcessArguments(false);
+  // Commander takes it out again where there are no colours.
+  command.configureHelp({ styleTitle: (title) => BOLD.bold(title) });
+  command.configureOutput({ getOutHasColors: () => hasColours(process.stdout) });
+  command.configureOutput({ outputError: (text, write) => write(asOneLine(text, path)) });
+  for (const below of command.commands) settle(below, [...path, below.name()]);
+}
+
+/** `help leases break` is `leases break --help`. @throws Failure: wrong usage, for a name that no command has. */
+function helpArguments(program: Command, names: readonly string[]): string[] {
+  let command = program;
+  for (const [index, name] of names.entries()) {
+    const below = command.commands.find((one) => one.name() === name || one.aliases().includes(name));
+    if (below === undefined) throw unknownCommand(command, names.slice(0, index), name);
+    command = below;
+  }
+  return [...names, "--help"];
+}
+
+function unknownCommand(command: Command, path: readonly string[], name: string): Failure {
+  const known = command.commands.map((one) => one.name());
+  const close = similar(name, known);
+  const why = `unknown command '${name}'${close === undefined ? "" : ` (Did you mean ${close}?)`}`;
+  return usage(path.join(" ") || "usage", why, `see '${["mapdirect", ...path].join(" ")} --help'`);
 }
 
 function errorPrefix(): string {
@@ -84,14 +107,13 @@ function errorPrefix(): string {
 }
 
 /** Commander's `error: why` in the form that all our errors have. */
-function asOneLine(text: string, command: Command): string {
+function asOneLine(text: string, path: readonly string[]): string {
   const why = text
     .trim()
     .replace(/^error: /, "")
     .replaceAll("\n", " ");
-  const path = command.name() === "mapdirect" ? "mapdirect" : `mapdirect ${command.name()}`;
-  const what = command.name() === "mapdirect" ? "usage" : command.name();
-  return `${errorPrefix()} ${what}: ${why}; see '${path} --help'\n`;
+  const what = path.length === 0 ? "usage" : path.join(" ");
+  return `${errorPrefix()} ${what}: ${why}; see '${["mapdirect", ...path].join(" ")} --help'\n`;
 }
 
 /** Run one command and set the exit code; never throws. */
@@ -108,7 +130,9 @@ export async function main(args: readonly string[]): Promise<void> {
       process.exitCode = 2;
       return;
     }
-    await program.parseAsync(args, { from: "user" });
+    const [first, ...names] = args;
+    const asked = first === "help" && !names.some((name) => name.startsWith("-"));
+    await program.parseAsync(asked ? helpArguments(program, names) : args, { from: "user" });
   } catch (error) {
     if (error instanceof CommanderError) {
       // Help and version were printed, and asked for; everything else that commander refuses is wrong usage.

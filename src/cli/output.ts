@@ -1,5 +1,6 @@
 /** How commands print: tables for people, JSON for programs. Everything goes to stdout; errors never do. */
 import { largest } from "../base/arrays.ts";
+import { formatSize } from "../daemon/sizes.ts";
 
 /** One JSON document. Integers beyond 2^53 keep all their digits, as JSON allows. */
 export function toJson(value: unknown): string {
@@ -54,6 +55,19 @@ export function table(
       .join("  ")
       .trimEnd();
   return [header, ...rows].map(line).join("\n");
+}
+
+/** The same, with the numbers of these names as sizes for people. */
+export function withUnits(
+  value: Readonly<Record<string, unknown>>,
+  sizes: ReadonlySet<string>,
+): Record<string, unknown> {
+  const shown = (key: string, item: unknown): unknown => {
+    if (typeof item === "number" && sizes.has(key)) return formatSize(item);
+    const nested = typeof item === "object" && item !== null && !Array.isArray(item);
+    return nested ? withUnits(item as Record<string, unknown>, sizes) : item;
+  };
+  return Object.fromEntries(Object.entries(value).map(([key, item]) => [key, shown(key, item)]));
 }
 
 /** Names and values, one a line; nested objects are indented. */

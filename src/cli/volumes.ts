@@ -1,7 +1,7 @@
 /** A path that a user gives for a volume: a mount, or a region that is not mounted. */
 import { realpathSync, statSync } from "node:fs";
 import { asFailure } from "../daemon/failure.ts";
-import { lockHolder, mountAt, mountOfRegion, resolveMountpoint } from "../daemon/mounts.ts";
+import { lockHolder, mountAt, resolveMountpoint, servedMountOf } from "../daemon/mounts.ts";
 import { defaultMountOptions, leasePolicy } from "../daemon/options.ts";
 import { inUse, openRegionOrExplain } from "../daemon/region.ts";
 import { Volume } from "../session/volume.ts";
@@ -24,7 +24,7 @@ export function whereIs(path: string): Whereabouts {
   } catch (error) {
     throw asFailure(error, path, "name a region or a mountpoint");
   }
-  const mount = mountOfRegion(absolute);
+  const mount = servedMountOf(absolute);
   if (mount !== undefined) return { path: mount.mountpoint, mounted: true };
   if (lockHolder(absolute) !== undefined) throw inUse(absolute);
   return { path: absolute, mounted: false };

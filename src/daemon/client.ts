@@ -3,7 +3,7 @@
  *
  * Invariant: these calls block until the daemon answers, so they are for processes other than the daemon.
  */
-import { closeSync, openSync } from "node:fs";
+import { closeSync, constants, fstatSync, openSync } from "node:fs";
 import { Errno, type ErrnoName } from "../base/errno.ts";
 import { FsError } from "../base/errors.ts";
 import { progress } from "../base/progress.ts";
@@ -41,9 +41,27 @@ export function withOpen<T>(path: string, use: (descriptor: number) => T, mode: 
   }
 }
 
+/** As withOpen, for what is done to regular files alone. `advice` says what is there for a directory, if anything is. */
+export function withFile<T>(
+  path: string,
+  use: (descriptor: number) => T,
+  { mode = "r", advice = "name a file" }: { mode?: "r" | "r+"; advice?: string } = {},
+): T {
+  // For reading: what is not regular cannot always be opened otherwise, and would be refused for another reason.
+  withOpen(path, (descriptor) => {
+    const status = fstatSync(descriptor);
+    if (status.isFile()) return;
+    // What lies elsewhere is told so: that is the reason, and not what kind of file it is.
+    if (mountOf(path) === undefined) throw elsewhere(path);
+    throw new Failure(path, status.isDirectory() ? "it is a directory" : "it is no regular file", advice);
+  });
+  return withOpen(path, use, mode);
+}
+
 function openOrExplain(path: string, mode: "r" | "r+"): number {
   try {
-    return openSync(path, mode);
+    // Not to wait at a fifo for its other end.
+    return openSync(path, (mode === "r" ? constants.O_RDONLY : constants.O_RDWR) | constants.O_NONBLOCK);
   } catch (error) {
     throw new Failure(path, reason(error), advice(errnoOf(error)));
   }
@@ -61,13 +79,14 @@ function explain(error: unknown, path: string): Failure {
         `mount ${mount.source} without transport=fuse-native`,
       );
     }
-    return new Failure(
-      path,
-      "it is not on a mapdirect mount",
-      "see 'findmnt -t fuse.mapdirect' for those there are",
-    );
+    return elsewhere(path);
   }
   return asFailure(error, path, advice(errno));
+}
+
+function elsewhere(path: string): Failure {
+  const todo = "see 'findmnt -t fuse.mapdirect' for those there are";
+  return new Failure(path, "it is not on a mapdirect mount", todo);
 }
 
 function advice(errno: number): string {

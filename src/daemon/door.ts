@@ -13,7 +13,7 @@
 import { execFileSync } from "node:child_process";
 import { chmodSync, chownSync, lstatSync, mkdirSync, rmdirSync, rmSync } from "node:fs";
 import { createServer, type Server, type Socket } from "node:net";
-import { join } from "node:path";
+import { basename, join } from "node:path";
 import { guarded } from "../base/faults.ts";
 import type { MappedRegion } from "../region/native-region.ts";
 import { asFailure, Failure, reason } from "./failure.ts";
@@ -69,14 +69,25 @@ export class Door {
     return new Door(path, folder, server);
   }
 
+  /** What a daemon of this volume that died has left, where the next one opens none. Whoever calls has the region locked. */
+  static clear(uuid: string): void {
+    removeSocket(folderPath(), `${uuid}.sock`);
+  }
+
   close(): void {
     this.#server.close();
-    rmSync(this.path, { force: true });
-    try {
-      rmdirSync(this.#folder);
-    } catch {
-      // Other mounts have their doors there.
-    }
+    removeSocket(this.#folder, basename(this.path));
+  }
+}
+
+function removeSocket(folder: string, name: string): void {
+  try {
+    // In the folder of somebody else, below /tmp, nothing is ours.
+    if (lstatSync(folder).uid !== process.geteuid?.()) return;
+    rmSync(join(folder, name), { force: true });
+    rmdirSync(folder);
+  } catch {
+    // It is not there; or other mounts have their doors there.
   }
 }
 
@@ -116,9 +127,14 @@ function groupNumber(group: string): number {
 }
 
 /** For root below /run; for others below /tmp, where the sticky bit keeps it theirs. */
+function folderPath(): string {
+  const uid = process.geteuid?.() ?? 0;
+  return uid === 0 ? "/run/mapdirect" : `/tmp/mapdirect-${uid}`;
+}
+
 function ownFolder(): string {
   const uid = process.geteuid?.() ?? 0;
-  const folder = uid === 0 ? "/run/mapdirect" : `/tmp/mapdirect-${uid}`;
+  const folder = folderPath();
   try {
     mkdirSync(folder, { mode: 0o711 });
   } catch (error) {

@@ -3,11 +3,13 @@ import { execFile } from "node:child_process";
 import { closeSync, existsSync, fsyncSync, ftruncateSync, openSync, rmSync, statSync } from "node:fs";
 import { resolve } from "node:path";
 import { promisify } from "node:util";
+import { BLOCK_BYTES_MAX, BLOCK_BYTES_MIN, LABEL_BYTES_MAX, REGION_BYTES_MIN } from "../media/format.ts";
 import { identifyContent, makeFileSystem } from "../media/mkfs.ts";
 import { createRegionFile } from "../region/create.ts";
-import { asFailure, Failure, reason } from "./failure.ts";
+import { asFailure, Failure, reason, usage } from "./failure.ts";
 import { lockHolder, readMounts } from "./mounts.ts";
 import { inUse, openRegionOrExplain, refuseMapped } from "./region.ts";
+import { formatSize } from "./sizes.ts";
 
 export const DEFAULT_SIZE_BYTES = 1024 ** 3;
 
@@ -30,6 +32,7 @@ export interface Formatted {
 
 /** @throws Failure, which says what to do. */
 export async function formatRegion(path: string, request: FormatRequest): Promise<Formatted> {
+  checkRequest(request);
   const file = resolve(path);
   const created = !existsSync(file);
   if (created) create(file, request.sizeBytes ?? DEFAULT_SIZE_BYTES);
@@ -39,6 +42,24 @@ export async function formatRegion(path: string, request: FormatRequest): Promis
   } catch (error) {
     if (created) rmSync(file, { force: true });
     throw asFailure(error, path, "see 'mapdirect mkfs --help'");
+  }
+}
+
+/** What is wrong whatever the region is. @throws Failure: wrong usage. */
+function checkRequest({ label, blockSizeBytes: block, sizeBytes }: FormatRequest): void {
+  const help = "see 'mapdirect mkfs --help'";
+  if (block !== undefined) {
+    const powerOfTwo = Number.isInteger(Math.log2(block));
+    if (!powerOfTwo || block < BLOCK_BYTES_MIN || block > BLOCK_BYTES_MAX) {
+      const wants = `a power of two from ${BLOCK_BYTES_MIN} to ${BLOCK_BYTES_MAX} is needed`;
+      throw usage(`--block-size ${block}`, wants, help);
+    }
+  }
+  if (sizeBytes !== undefined && sizeBytes < REGION_BYTES_MIN) {
+    throw usage(`--size ${sizeBytes}`, `a region has at least ${formatSize(REGION_BYTES_MIN)}`, help);
+  }
+  if (Buffer.byteLength(label) > LABEL_BYTES_MAX) {
+    throw usage("--label", `it has more than ${LABEL_BYTES_MAX} bytes`, help);
   }
 }
 
@@ -60,6 +81,13 @@ async function checkExisting(file: string, request: FormatRequest): Promise<void
     if (mount !== undefined) {
       throw new Failure(file, `it is mounted on ${mount.mountpoint} as ${mount.fsType}`, "unmount it first");
     }
+  }
+  if (stat.isFile() && Math.max(stat.size, request.sizeBytes ?? 0) < REGION_BYTES_MIN) {
+    throw new Failure(
+      file,
+      `it is a file of ${stat.size} bytes, too small for a region`,
+      `name a file that does not exist, or one of at least ${formatSize(REGION_BYTES_MIN)}`,
+    );
   }
   if (request.sizeBytes === undefined) return;
   if (!stat.isFile()) throw new Failure(file, "a device has the size it has", "leave out --size");

@@ -292,7 +292,13 @@ function registryOf(stats: () => Statistics): Registry {
     (s) => s.channel?.wakeups ?? 0,
   );
   gauge("mapdirect_uptime_seconds", "Time since the mount.", [], (s) => s.uptime_s);
-  gauge("process_resident_memory_bytes", "Resident memory of the daemon.", [], (s) => s.memory_bytes);
+  gauge("process_resident_memory_bytes", "Resident memory of the daemon.", [], (s) => s.resident_bytes);
+  gauge(
+    "mapdirect_memory_bytes",
+    "Memory of the daemon's own, without pages of the region.",
+    [],
+    (s) => s.memory_bytes,
+  );
   registry.registerMetric(durations(stats) as never);
   return registry;
 }

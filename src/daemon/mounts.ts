@@ -1,8 +1,9 @@
 /**
  * What the kernel says about mounts and locks: /proc/self/mountinfo and /proc/locks. Reading them asks no file system
- * anything, so it cannot hang on a mount whose daemon does not answer, as stat(2) can.
+ * anything, so it cannot hang on a mount whose daemon does not answer, as stat(2) can. Where a mount has to be asked, it
+ * is said.
  */
-import { readFileSync, realpathSync, type Stats, statSync } from "node:fs";
+import { readFileSync, realpathSync, type Stats, statfsSync, statSync } from "node:fs";
 import { basename, dirname, join, resolve } from "node:path";
 import { largest } from "../base/arrays.ts";
 import { type MountEntry, parseMountInfo, readMounts } from "../region/mountinfo.ts";
@@ -49,6 +50,27 @@ export function resolveMountpoint(path: string): string {
   return realpathSync(candidate);
 }
 
+/**
+ * Where a region is served. A daemon that died has left its mount in the table, and the region to whoever wants it. Asks
+ * the mount where no lock is seen.
+ */
+export function servedMountOf(region: string): MountEntry | undefined {
+  const mount = mountOfRegion(region);
+  if (mount === undefined || lockHolder(region) !== undefined) return mount;
+  // A daemon in another PID namespace shows no lock.
+  try {
+    statfsSync(mount.mountpoint);
+    return mount;
+  } catch (error) {
+    return isDeadMount(error) ? undefined : mount;
+  }
+}
+
+/** Whether this is what a mount answers whose daemon is gone, or going this very moment. */
+export function isDeadMount(error: unknown): boolean {
+  return ["ENOTCONN", "ECONNABORTED"].includes((error as NodeJS.ErrnoException).code ?? "");
+}
+
 /** The mount that a path means: where it is mounted, or the region that is. Undefined if it is neither. */
 export function mountNamed(path: string): MountEntry | undefined {
   let at = path;
@@ -57,7 +79,7 @@ export function mountNamed(path: string): MountEntry | undefined {
   } catch {
     // It is not there: whoever opens it will say so.
   }
-  return mountAt(at) ?? mountOfRegion(at);
+  return mountAt(at) ?? servedMountOf(at);
 }
 
 /** The pid that holds the lock on a region, as a daemon does from its first to its last moment; undefined if none. */

@@ -6,9 +6,10 @@
  *   fstab care about (defaults, noauto, nofail, x-…);
  * - as with mount(8), the last of two contradicting options wins.
  */
+import { similar } from "../base/similar.ts";
 import type { LeasePolicy } from "../lease/table.ts";
 import type { AtimeMode } from "../namespace/attributes.ts";
-import { usage } from "./failure.ts";
+import { type Failure, usage } from "./failure.ts";
 import { METRICS_WANTS, type MetricsAddress, parseMetricsAddress } from "./metrics-address.ts";
 import { parseCount, parseSize } from "./sizes.ts";
 
@@ -206,7 +207,8 @@ export function parseMountOptions(
   asRoot: boolean,
   options: MountOptions = defaultMountOptions(asRoot),
 ): MountOptions {
-  for (const item of lists.flatMap((list) => list.split(","))) {
+  const given = wordsOf(lists);
+  for (const item of given) {
     if (item === "") throw usage("mount option", "an empty one was given", HELP);
     if (IGNORED.has(item) || item.startsWith("x-")) continue;
     const cut = item.indexOf("=");
@@ -216,19 +218,41 @@ export function parseMountOptions(
     if (cut < 0 && plain !== undefined) plain(options);
     else if (cut >= 0 && plain !== undefined)
       throw usage(`mount option '${item}'`, `${name} takes no value`, HELP);
-    else if (valued === undefined) throw usage(`mount option '${item}'`, "it is unknown", HELP);
+    else if (valued === undefined) throw unknown(item, name);
     else if (cut < 0) throw usage(`mount option '${name}'`, `it needs a value: ${valued.wants}`, HELP);
     else if (!valued.set(options, item.slice(cut + 1))) {
       throw usage(`mount option '${item}'`, `${name} wants ${valued.wants}`, HELP);
     }
   }
-  if (options.transport === "fuse-native") restrictToFuseNative(lists, options);
+  if (!asRoot) refuseForUser(given, options);
+  if (options.transport === "fuse-native") restrictToFuseNative(given, options);
   return options;
 }
 
+/** A blank after a comma is a slip of the hand, and part of no option. */
+function wordsOf(lists: readonly string[]): string[] {
+  return lists.flatMap((list) => list.split(",")).map((item) => item.trim());
+}
+
+function unknown(item: string, name: string): Failure {
+  const close = similar(name, [...Object.keys(PLAIN), ...Object.keys(VALUED)]);
+  return usage(
+    `mount option '${item}'`,
+    `it is unknown${close === undefined ? "" : ` (Did you mean ${close}?)`}`,
+    HELP,
+  );
+}
+
+/** fusermount3 would take them and mount without: what cannot be had is refused, and not ignored. */
+function refuseForUser(given: readonly string[], options: MountOptions): void {
+  for (const word of ["suid", "dev"]) {
+    if (given.includes(word) && !options.restrictions.has(`no${word}`))
+      throw usage(`mount option '${word}'`, "only root may mount with it", "leave it out, or mount as root");
+  }
+}
+
 /** fuse-native has no ioctl, so that nobody can ask for a direct mapping, and does not say who calls. */
-function restrictToFuseNative(lists: readonly string[], options: MountOptions): void {
-  const given = lists.flatMap((list) => list.split(","));
+function restrictToFuseNative(given: readonly string[], options: MountOptions): void {
   const needless = given.find((item) => /^(direct|direct_group)=/.test(item) && item !== "direct=off");
   if (needless !== undefined) {
     throw usage(`mount option '${needless}'`, "transport=fuse-native has no direct mappings", HELP);

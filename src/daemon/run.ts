@@ -92,7 +92,7 @@ async function serve(
       }
       if (options.directGroup !== null && !options.readOnly) {
         door = await Door.open(region, options.directGroup, formatUuid(volume.store.superblock.uuid), log);
-      }
+      } else Door.clear(formatUuid(volume.store.superblock.uuid));
       const ring = options.transport === "io_uring" ? openRingOrExplain() : null;
       const mount = options.transport === "fuse-native" ? null : await mountVolume(request);
       session = new Session(volume, {

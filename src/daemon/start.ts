@@ -13,7 +13,7 @@ import { progress } from "../base/progress.ts";
 import { packageRoot } from "../region/addon.ts";
 import { unmountFuse } from "../region/fusemount.ts";
 import { asFailure, errnoOf, Failure, reason } from "./failure.ts";
-import { mountAt, resolveMountpoint } from "./mounts.ts";
+import { isDeadMount, mountAt, resolveMountpoint } from "./mounts.ts";
 import { readReadyLine, takeProgress } from "./readiness.ts";
 
 /** The absolute path of a region that exists. */
@@ -46,7 +46,7 @@ export async function freeMountpoint(path: string): Promise<string> {
       throw new Failure(path, `${present.source} is mounted there already`, todo);
     } catch (error) {
       if (error instanceof Failure) throw error;
-      if (isDead(error) && mountAt(mountpoint) !== undefined) {
+      if (isDeadMount(error) && mountAt(mountpoint) !== undefined) {
         await unmountFuse(mountpoint, { lazy: true }).catch((again: unknown) => {
           throw asFailure(again, path, `the daemon there is gone: 'umount -l ${mountpoint}'`);
         });
@@ -57,11 +57,6 @@ export async function freeMountpoint(path: string): Promise<string> {
     }
   }
   throw new Failure(path, "dead mounts keep coming back there", "see 'findmnt' and unmount them");
-}
-
-/** What a mount answers whose daemon is gone, or going this very moment. */
-function isDead(error: unknown): boolean {
-  return ["ENOTCONN", "ECONNABORTED"].includes((error as NodeJS.ErrnoException).code ?? "");
 }
 
 export interface StartRequest {

@@ -1,7 +1,8 @@
 /** End a mount, and return when its daemon has closed the volume. */
-import { closeSync, openSync, readSync } from "node:fs";
+import { closeSync, openSync, readdirSync, readlinkSync, readSync } from "node:fs";
 import { setTimeout as sleep } from "node:timers/promises";
 import { Errno } from "../base/errno.ts";
+import { processOfThread } from "../lease/process.ts";
 import { RESERVED_BYTES, SUPERBLOCK_OFFSETS, Superblock, VolumeState } from "../media/format.ts";
 import { judgeCopy, type SuperblockValue } from "../media/superblock.ts";
 import { unmountFuse } from "../region/fusemount.ts";
@@ -11,16 +12,67 @@ import { isRunning, lockHolder, mountAt, resolveMountpoint } from "./mounts.ts";
 
 const POLL_MS = 10;
 
-/** Who maps files there directly: what fuser(1) does not know. */
-function holders(mountpoint: string): string {
+/** As many of each kind are named. */
+const NAMED_MAX = 5;
+
+/** Who maps files there directly, which fuser(1) does not know, and who has files or directories open. */
+function users(mountpoint: string): string {
+  const said = [...listed(holders(mountpoint)), ...listed(openedBy(mountpoint))];
+  return said.length === 0 ? "" : `: ${said.join(", ")}`;
+}
+
+function listed(all: readonly string[]): string[] {
+  const named = all.slice(0, NAMED_MAX);
+  return all.length > named.length ? [...named, `${all.length - named.length} more`] : named;
+}
+
+function holders(mountpoint: string): string[] {
   try {
     const leases = withOpen(mountpoint, (descriptor) => asLeases(ask(descriptor, "LEASES")));
-    const named = leases.slice(0, 5).map(({ pid, command, file }) => `${command} (${pid}) maps ${file}`);
-    if (leases.length > named.length) named.push(`${leases.length - named.length} more`);
-    return named.length === 0 ? "" : `: ${named.join(", ")}`;
+    return leases.map(({ pid, command, file }) => `${command} (${pid}) maps ${file}`);
   } catch {
-    return ""; // the reason that matters is the other one
+    return []; // the reason that matters is the other one
   }
+}
+
+/** One line for each process. Reads what the kernel says of them, and nothing on the mount, which may not answer. */
+function openedBy(mountpoint: string): string[] {
+  const found: string[] = [];
+  for (const pid of readdirSync("/proc")) {
+    if (!/^\d+$/.test(pid) || Number(pid) === process.pid) continue;
+    const use = useOf(pid, mountpoint);
+    if (use !== undefined) found.push(`${processOfThread(Number(pid)).command} (${pid}) ${use}`);
+  }
+  return found;
+}
+
+/** What keeps the mount from being unmounted by one process; undefined if nothing does, or it cannot be looked at. */
+function useOf(pid: string, mountpoint: string): string | undefined {
+  const within = (link: string): string | undefined => {
+    try {
+      const path = readlinkSync(`/proc/${pid}/${link}`);
+      return path === mountpoint || path.startsWith(`${mountpoint}/`) ? path : undefined;
+    } catch {
+      return undefined;
+    }
+  };
+  const cwd = within("cwd") ?? within("root");
+  if (cwd !== undefined) return `works in ${cwd}`;
+  const program = within("exe");
+  if (program !== undefined) return `runs ${program}`;
+  try {
+    for (const descriptor of readdirSync(`/proc/${pid}/fd`)) {
+      const path = within(`fd/${descriptor}`);
+      if (path !== undefined) return `has ${path} open`;
+    }
+    for (const region of readdirSync(`/proc/${pid}/map_files`)) {
+      const path = within(`map_files/${region}`);
+      if (path !== undefined) return `maps ${path}`;
+    }
+  } catch {
+    // It has ended, or is somebody else's.
+  }
+  return undefined;
 }
 
 /** Who maps files directly is told to let go before the mount is out of sight. */
@@ -88,7 +140,7 @@ export async function unmountAndWait(path: string, flags: { lazy: boolean }): Pr
     if (errnoOf(error) === Errno.EBUSY) {
       throw new Failure(
         path,
-        `it is in use${holders(mountpoint)}`,
+        `it is in use${users(mountpoint)}`,
         `see 'fuser -vm ${path}' for who uses it, or use --lazy`,
       );
     }

@@ -17,6 +17,8 @@ export const RESERVED_BYTES = 131072;
 export const SUPERBLOCK_MAGIC = 0x5443_5249_4450_414dn; // "MAPDIRCT" in memory order
 
 export const REGION_BYTES_MIN = 4 * 1024 * 1024;
+/** Of UTF-8. */
+export const LABEL_BYTES_MAX = 64;
 export const BLOCK_BYTES_MIN = 4096;
 export const BLOCK_BYTES_MAX = 2 * 1024 * 1024;
 /** Longest xattr value (linux/limits.h XATTR_SIZE_MAX) plus name and headers must fit into a group, a group into a segment. */

@@ -10,6 +10,7 @@ import {
   BLOCK_BYTES_MIN,
   FeatureIncompatible,
   FORMAT_VERSION,
+  LABEL_BYTES_MAX,
   RESERVED_BYTES,
   SEGMENT_BYTES_MAX,
   SEGMENT_BYTES_MIN,
@@ -64,8 +65,8 @@ export async function makeFileSystem(region: Region, options: MkfsOptions): Prom
       `block size ${blockBytes}: this region can be mapped in units of ${mapAlignmentBytes} bytes only; use --block-size ${mapAlignmentBytes}`,
     );
   }
-  if (new TextEncoder().encode(options.label).length > 64) {
-    throw new FsError("EINVAL", "label: at most 64 bytes");
+  if (new TextEncoder().encode(options.label).length > LABEL_BYTES_MAX) {
+    throw new FsError("EINVAL", `label: at most ${LABEL_BYTES_MAX} bytes`);
   }
   const segmentBytes = segmentBytesFor(region.facts.sizeBytes, blockBytes);
   const regionBytes = Math.floor(region.facts.sizeBytes / blockBytes) * blockBytes;

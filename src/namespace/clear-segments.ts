@@ -11,7 +11,6 @@ import { inSlices } from "../base/slices.ts";
 import { retrying } from "../base/wait.ts";
 import { SHARED, UNWRITTEN } from "../media/group.ts";
 import type { Run } from "../space/allocator.ts";
-import type { ExtentMap } from "../space/extent-map.ts";
 import { goalFor } from "./data.ts";
 import type { Inode } from "./inode.ts";
 import type { Store } from "./store.ts";
@@ -161,7 +160,7 @@ export class SegmentClearer {
         if (guard.isLeased(inode, block, count)) continue;
         guard.beforeMapChange(inode, [{ block, count }]);
         for (let done = 0; done < count; ) {
-          const goal = done === 0 ? goalFor(map as ExtentMap, block) : 0;
+          const goal = done === 0 ? goalFor(this.#store, inode, block) : 0;
           const run = allocator.allocate(count - done, goal);
           // Others have taken the room.
           if (run === null) break;

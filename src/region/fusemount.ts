@@ -200,11 +200,12 @@ function runHelper(args: readonly string[], socket: number | null): Promise<void
       complaint += text;
     });
     child.on("error", (error: NodeJS.ErrnoException) => {
+      // EACCES, too, says that it is not there: where PATH has a folder that this user may not search (execvp(3)).
       failed(
-        error.code === "ENOENT"
+        error.code === "ENOENT" || error.code === "EACCES"
           ? new FsError(
               "ENOENT",
-              "mounting without root needs the helper fusermount3, which is not installed: apt-get install fuse3",
+              "mounting without root needs the helper fusermount3, which is not installed; as root: apt-get install fuse3",
             )
           : error,
       );
@@ -228,8 +229,10 @@ function helperErrno(said: string): "EPERM" | "EBUSY" | "EINVAL" | "EACCES" {
 }
 
 function helperAdvice(said: string): string {
-  if (/user_allow_other/.test(said)) return " (add the line user_allow_other to /etc/fuse.conf, as root)";
-  if (/\/dev\/fuse/.test(said)) return " (load the module: modprobe fuse, as root)";
+  if (/user_allow_other/.test(said)) return "; add the line user_allow_other to /etc/fuse.conf, as root";
+  if (/\/dev\/fuse: Permission denied/.test(said))
+    return "; it is open to root alone, where udev makes it 0666: chmod 666 /dev/fuse, as root";
+  if (/\/dev\/fuse/.test(said)) return "; load the module: modprobe fuse, as root";
   return "";
 }
 

@@ -101,7 +101,7 @@ function checkIsRegion(path: string): void {
 function tooSmall(path: string, sizeBytes: number): FsError {
   return new FsError(
     "EINVAL",
-    `${path} has ${sizeBytes} bytes, a region needs at least ${REGION_BYTES_MIN}: create it with a size first`,
+    `${path} has ${sizeBytes} bytes, fewer than any region; name another file, or make one with 'mapdirect mkfs'`,
   );
 }
 

@@ -1,4 +1,5 @@
 /** What a session has counted, as `mapdirect stats`, the metrics, `top` and the dashboard show it. */
+import { readFileSync } from "node:fs";
 import { BUCKETS, boundMicros, type Latency, percentileMicros } from "./counting.ts";
 import type { Session } from "./session.ts";
 
@@ -33,7 +34,10 @@ export interface Statistics {
   readonly log_segments: number;
   readonly read_only: string | null;
   readonly channel: { requests: number; wakeups: number; pollHits: number } | null;
+  /** The daemon's own: not the pages of the region that it has mapped. */
   readonly memory_bytes: number;
+  /** With those, and with the programs' text. */
+  readonly resident_bytes: number;
 }
 
 export interface LatencyReport {
@@ -83,8 +87,20 @@ export function statistics(session: Session): Statistics {
     log_segments: store.journal?.chain.segments.length ?? 0,
     read_only: store.readOnlyReason ?? store.journal?.failure?.message ?? null,
     channel: session.channelCounters,
-    memory_bytes: process.memoryUsage.rss(),
+    memory_bytes: anonymousBytes(),
+    resident_bytes: process.memoryUsage.rss(),
   };
+}
+
+/** proc_pid_status(5): the region's pages are of a file, or shared memory. All of what is resident where the kernel does not tell. */
+function anonymousBytes(): number {
+  try {
+    const [, kib] = /^RssAnon:\s*(\d+) kB$/m.exec(readFileSync("/proc/self/status", "latin1")) ?? [];
+    if (kib !== undefined) return Number(kib) * 1024;
+  } catch {
+    // No /proc.
+  }
+  return process.memoryUsage.rss();
 }
 
 function report({ count, totalMicros, counts }: Latency): LatencyReport {

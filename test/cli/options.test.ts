@@ -35,6 +35,16 @@ describe("mount options", () => {
     expect(words).not.toContain("nodev");
   });
 
+  test("an ordinary user is refused what fusermount3 would leave out without a word", () => {
+    for (const list of ["suid", "dev", "nosuid,suid"])
+      expect(() => parseMountOptions([list], false)).toThrow(/only root/);
+    expect(mountWords(parseMountOptions(["suid,nosuid,dev,nodev"], false), false)).toContain("nosuid");
+  });
+
+  test("a blank beside a comma is no part of an option", () => {
+    expect(parseMountOptions(["noatime, ro"], true)).toEqual(parseMountOptions(["noatime,ro"], true));
+  });
+
   test("the last of two contradicting options wins, also over several lists", () => {
     expect(parseMountOptions(["ro,rw"], true).readOnly).toBe(false);
     expect(parseMountOptions(["rw", "ro"], true).readOnly).toBe(true);

@@ -45,6 +45,7 @@ const statistics = (change: Partial<Statistics> = {}): Statistics => ({
   read_only: null,
   channel: null,
   memory_bytes: 1024,
+  resident_bytes: 2048,
   ...change,
 });
 

@@ -52,6 +52,26 @@ describe("help", () => {
     }
   });
 
+  test("of a command below another is that one's", async () => {
+    const { code, stdout } = await cli(["help", "leases", "break"]);
+    expect({ code, stdout }).toEqual({
+      code: 0,
+      stdout: (await cli(["leases", "break", "--help"])).stdout,
+    });
+    expect(stdout).toContain("Usage: mapdirect leases break ");
+  });
+
+  test.each([
+    [["help", "nosuch"], "usage: unknown command 'nosuch'; see 'mapdirect --help'"],
+    [["help", "mout"], "usage: unknown command 'mout' (Did you mean mount?); see 'mapdirect --help'"],
+    [
+      ["help", "leases", "brek"],
+      "leases: unknown command 'brek' (Did you mean break?); see 'mapdirect leases --help'",
+    ],
+  ])("of what is no command is wrong usage: %s", async (args, message) => {
+    expect(await cli(args)).toEqual({ code: 2, stdout: "", stderr: `mapdirect: ${message}\n` });
+  });
+
   test("--version is the version of the package", async () => {
     const { version } = JSON.parse(await readFile("package.json", "utf8")) as { version: string };
     expect(await cli(["--version"])).toEqual({ code: 0, stdout: `${version}\n`, stderr: "" });
@@ -70,6 +90,10 @@ describe("wrong usage exits 2, says one line on stderr and nothing on stdout", (
     ["an offset that is negative", ["prepare", "--offset=-1", "/x"]],
     ["an unknown mount option", ["mount", "-o", "ro,frobnicate", "/x", "/y"]],
     ["a mount option with a wrong value", ["mount", "-o", "direct=perhaps", "/x", "/y"]],
+    ["an unknown option of a command below another", ["leases", "break", "--fil", "/x"]],
+    ["no lease to break", ["leases", "break"]],
+    ["a lease that is no number", ["leases", "break", "seven"]],
+    ["a block size that is no power of two", ["mkfs", "--block-size", "5000", "/x"]],
   ])("%s", async (_, args) => {
     const { code, stdout, stderr } = await cli(args);
     expect(stderr).toMatch(MESSAGE);
@@ -86,6 +110,19 @@ describe("wrong usage exits 2, says one line on stderr and nothing on stdout", (
     expect(stderr).toMatch(MESSAGE);
     expect(stdout).toBe("");
     expect(code).toBe(16);
+  });
+
+  test("what was meant is guessed for commands, options, commands below others and mount options", async () => {
+    for (const [args, meant] of [
+      [["mout", "/x", "/y"], "Did you mean mount?"],
+      [["mkfs", "--blocksize", "4096", "/x"], "Did you mean --block-size?"],
+      [["leases", "break", "--fil", "/x"], "Did you mean --file?"],
+      [["mount", "-o", "noatmie", "/x", "/y"], "Did you mean noatime?"],
+      [["mount", "-o", "direct_grup=disk", "/x", "/y"], "Did you mean direct_group?"],
+    ] as const) {
+      expect((await cli(args)).stderr).toContain(meant);
+    }
+    expect((await cli(["mount", "-o", "frobnicate", "/x", "/y"])).stderr).not.toContain("Did you mean");
   });
 
   test("an unknown mount option is named", async () => {
@@ -196,9 +233,22 @@ describe("mkfs", () => {
   ])("%s fails and leaves no file", async (_, args) => {
     const region = join(folder, "never");
     const { code, stderr } = await cli(["mkfs", ...args, region]);
-    expect(code).toBe(1);
+    expect(code).toBe(2);
     expect(stderr).toMatch(MESSAGE);
     await expect(stat(region)).rejects.toMatchObject({ code: "ENOENT" });
+  });
+
+  test("a file that is too small for a region is said to be one, and stays as it is", async () => {
+    const file = join(folder, "letter");
+    await writeFile(file, "not a region at all");
+    for (const args of [[], ["--force"]]) {
+      const { code, stderr } = await cli(["mkfs", ...args, file]);
+      expect(stderr).toMatch(MESSAGE);
+      expect(stderr).toContain("a file of 19 bytes, too small for a region");
+      expect(code).toBe(1);
+    }
+    expect(await readFile(file, "utf8")).toBe("not a region at all");
+    expect((await cli(["info", file])).stderr).toContain("fewer than any region");
   });
 
   test("a region that another process has locked is refused", async ({ skip }) => {

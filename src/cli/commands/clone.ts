@@ -3,7 +3,7 @@ import { closeSync, constants, fstatSync, ftruncateSync, openSync, statSync, unl
 import { basename, join } from "node:path";
 import { Command } from "commander";
 import { Errno } from "../../base/errno.ts";
-import { cloneFile, withOpen } from "../../daemon/client.ts";
+import { cloneFile, withFile } from "../../daemon/client.ts";
 import { errnoOf, Failure, reason } from "../../daemon/failure.ts";
 
 export function cloneCommand(): Command {
@@ -29,7 +29,7 @@ Examples:
 }
 
 function clone(source: string, target: string): void {
-  withOpen(source, (from) => {
+  const share = (from: number): void => {
     const place = isDirectory(target) ? join(target, basename(source)) : target;
     const { dev, ino, mode } = fstatSync(from);
     const { descriptor, made } = openTarget(place, mode & 0o777);
@@ -51,6 +51,9 @@ function clone(source: string, target: string): void {
       closeSync(descriptor);
       if (made && !done) unlinkSync(place);
     }
+  };
+  withFile(source, share, {
+    advice: "clone its files one by one, or use 'cp -a', which shares blocks as well",
   });
 }
 

@@ -4,7 +4,7 @@ import { Command } from "commander";
 import { ask, withOpen } from "../../daemon/client.ts";
 import { examine, type Finding, type RegionNow } from "../../daemon/doctor.ts";
 import { asFailure } from "../../daemon/failure.ts";
-import { lockHolder, mountAt, mountOfRegion, resolveMountpoint } from "../../daemon/mounts.ts";
+import { lockHolder, mountAt, resolveMountpoint, servedMountOf } from "../../daemon/mounts.ts";
 import { inUse, openRegionOrExplain } from "../../daemon/region.ts";
 import type { VolumeInfo } from "../../session/volume.ts";
 import { print, toJson } from "../output.ts";
@@ -51,7 +51,7 @@ function lookAt(path: string): Looked {
   } catch (error) {
     throw asFailure(error, path, "name a region or a mountpoint");
   }
-  mountpoint ??= mountOfRegion(absolute)?.mountpoint;
+  mountpoint ??= servedMountOf(absolute)?.mountpoint;
   if (mountpoint !== undefined) return asMounted(mountpoint);
   if (lockHolder(absolute) !== undefined) throw inUse(absolute);
   const region = openRegionOrExplain(absolute, { readOnly: true });

@@ -1,7 +1,7 @@
 /** extents: the block map of a file: which bytes of the region are its bytes. */
 import { realpathSync } from "node:fs";
 import { Command } from "commander";
-import { ask, asLeases, readExtents, withOpen } from "../../daemon/client.ts";
+import { ask, asLeases, readExtents, withFile } from "../../daemon/client.ts";
 import { print, table, toJson } from "../output.ts";
 
 export function extentsCommand(): Command {
@@ -24,8 +24,8 @@ Examples:
 }
 
 function extents(path: string, flags: { json: boolean }): void {
-  const file = withOpen(path, () => realpathSync(path));
-  const { map, leases } = withOpen(file, (descriptor) => {
+  const file = withFile(path, () => realpathSync(path));
+  const { map, leases } = withFile(file, (descriptor) => {
     const found = readExtents(descriptor);
     return { map: found, leases: asLeases(ask(descriptor, "LEASES", found.inode)).map(({ id }) => id) };
   });

@@ -3,7 +3,7 @@ import { Command } from "commander";
 import { ask, withOpen } from "../../daemon/client.ts";
 import { Failure } from "../../daemon/failure.ts";
 import { mountAt } from "../../daemon/mounts.ts";
-import { print, properties, toJson } from "../output.ts";
+import { print, properties, toJson, withUnits } from "../output.ts";
 import { readVolume, whereIs } from "../volumes.ts";
 
 export function infoCommand(): Command {
@@ -14,7 +14,8 @@ export function infoCommand(): Command {
         "mounted, the features of FUSE in use, each fallback with its reason.",
     )
     .argument("<path>", "a region, or where it is mounted")
-    .option("--json", "print JSON", false)
+    .option("--bytes", "print sizes as numbers of bytes", false)
+    .option("--json", "print JSON, which has sizes in bytes", false)
     .addHelpText(
       "after",
       `
@@ -25,10 +26,24 @@ Examples:
     .action(info);
 }
 
-async function info(path: string, flags: { json: boolean }): Promise<void> {
+async function info(path: string, flags: { json: boolean; bytes: boolean }): Promise<void> {
   const answer = await find(path);
-  print(flags.json ? toJson(answer) : properties(answer));
+  print(flags.json ? toJson(answer) : properties(flags.bytes ? answer : withUnits(answer, SIZES)));
 }
+
+/** What of it is a size, at whatever depth. */
+const SIZES = new Set([
+  "block_size",
+  "segment_size",
+  "size",
+  "used",
+  "free",
+  "metadata",
+  "quarantined",
+  "map_alignment",
+  "max_leased",
+  "max_write",
+]);
 
 async function find(path: string): Promise<Record<string, unknown>> {
   const found = whereIs(path);

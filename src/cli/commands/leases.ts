@@ -60,7 +60,8 @@ async function breakLeases(
     throw usage("leases break", "give an id or --file", help);
   if (id !== undefined && !/^[1-9][0-9]{0,14}$/.test(id))
     throw usage(`lease '${id}'`, "it is no number", help);
-  const path = flags.file ?? flags.mount ?? onlyMount();
+  const path = flags.file ?? flags.mount ?? onlyMount(`lease ${id}`);
+  administratorOnly(path);
   // The list for one file names all its leases; the list for the mount is for the administrator.
   const wanted = withOpen(path, (descriptor) => {
     const inode = flags.file === undefined ? 0 : readExtents(descriptor).inode;
@@ -70,6 +71,10 @@ async function breakLeases(
   });
   if (wanted.length === 0 && id !== undefined)
     throw new Failure(`lease ${id}`, "there is none", `see 'mapdirect leases ${path}'`);
+  if (wanted.length === 0) {
+    print(`${path}: no lease to break`);
+    return;
+  }
   for (const lease of wanted) withOpen(path, (descriptor) => ask(descriptor, "BREAK", lease.id));
   const waitedFor = new Set(wanted.map((lease) => lease.id));
   while (flags.wait && waitedFor.size > 0) {
@@ -84,12 +89,29 @@ async function breakLeases(
   );
 }
 
-function onlyMount(): string {
-  const [first, second] = readMounts().filter((mount) => mount.fsType === FS_TYPE);
-  if (first === undefined)
-    throw new Failure("leases break", "no mapdirect file system is mounted", "mount one");
+/** Asked beforehand: of a list that shows everybody their own nobody could tell whether there was nothing to break. */
+function administratorOnly(path: string): void {
+  const { mount } = withOpen(path, (descriptor) => ask(descriptor, "INFO")) as { mount: { uid: number } };
+  if (![0, mount.uid].includes(process.geteuid?.() ?? 0)) {
+    throw new Failure(
+      "leases break",
+      "it is for root and whoever mounted",
+      `ask as root, or as user ${mount.uid}`,
+    );
+  }
+}
+
+const MOUNTS_NAMED_MAX = 8;
+
+function onlyMount(what: string): string {
+  const all = readMounts().filter((mount) => mount.fsType === FS_TYPE);
+  const [first, second] = all;
+  if (first === undefined) throw new Failure(what, "no mapdirect file system is mounted", "mount one");
   if (second !== undefined) {
-    throw usage("leases break", "several mapdirect file systems are mounted", "say which with --mount");
+    const named = all.slice(0, MOUNTS_NAMED_MAX).map(({ mountpoint }) => mountpoint);
+    if (all.length > named.length) named.push("…");
+    const where = `mapdirect file systems are mounted on ${named.join(", ")}`;
+    throw usage(what, `several ${where}`, "say which with --mount MOUNTPOINT");
   }
   return first.mountpoint;
 }

@@ -1,6 +1,6 @@
 /** prepare: make a range of a file ready to be mapped and stored to. */
 import { Command } from "commander";
-import { prepare as prepareRange, withOpen } from "../../daemon/client.ts";
+import { prepare as prepareRange, withFile } from "../../daemon/client.ts";
 import { offsetArgument } from "../arguments.ts";
 
 export function prepareCommand(): Command {
@@ -21,6 +21,6 @@ Examples:
   mapdirect prepare --offset 1M --length 256M /mnt/file`,
     )
     .action((path: string, { offset = 0n, length = 0n }: { offset?: bigint; length?: bigint }) => {
-      withOpen(path, (descriptor) => prepareRange(descriptor, offset, length), "r+");
+      withFile(path, (descriptor) => prepareRange(descriptor, offset, length), { mode: "r+" });
     });
 }

@@ -2,7 +2,7 @@
 import { Command } from "commander";
 import { ask, withOpen } from "../../daemon/client.ts";
 import type { Statistics } from "../../session/statistics.ts";
-import { print, properties, table, toJson } from "../output.ts";
+import { print, properties, table, toJson, withUnits } from "../output.ts";
 
 export function statsCommand(): Command {
   return new Command("stats")
@@ -12,7 +12,8 @@ export function statsCommand(): Command {
         "log. A time runs from the arrival of a request to its answer, whatever it waited for.",
     )
     .argument("<mountpoint>", "where a region is mounted")
-    .option("--json", "print JSON", false)
+    .option("--bytes", "print sizes as numbers of bytes", false)
+    .option("--json", "print JSON, which has sizes in bytes", false)
     .addHelpText(
       "after",
       `
@@ -20,9 +21,9 @@ Examples:
   mapdirect stats /mnt
   mapdirect stats --json /mnt`,
     )
-    .action((path: string, { json }: { json: boolean }) => {
+    .action((path: string, { json, bytes }: { json: boolean; bytes: boolean }) => {
       const found = askStatistics(path);
-      print(json ? toJson(found) : inWords(found));
+      print(json ? toJson(found) : inWords(found, bytes));
     });
 }
 
@@ -30,7 +31,20 @@ export function askStatistics(path: string): Statistics {
   return withOpen(path, (descriptor) => ask(descriptor, "STATS")) as Statistics;
 }
 
-function inWords(found: Statistics): string {
+/** What of it is a size, at whatever depth. */
+const SIZES = new Set([
+  "bytes_read",
+  "bytes_written",
+  "log_bytes",
+  "memory_bytes",
+  "resident_bytes",
+  "size",
+  "free",
+  "metadata",
+  "quarantined",
+]);
+
+function inWords(found: Statistics, bytes: boolean): string {
   const { operations, latency, channel: _, ...rest } = found;
   const rows = Object.entries(operations)
     .sort(([, a], [, b]) => b - a)
@@ -43,5 +57,6 @@ function inWords(found: Statistics): string {
         ...[times.p50_us, times.p90_us, times.p99_us].map((micros) => micros.toFixed(0)),
       ];
     });
-  return `${properties(rest as unknown as Record<string, unknown>)}\n\n${table(["operation", "count", "p50 us", "p90 us", "p99 us"], rows)}`;
+  const named = rest as unknown as Record<string, unknown>;
+  return `${properties(bytes ? named : withUnits(named, SIZES))}\n\n${table(["operation", "count", "p50 us", "p90 us", "p99 us"], rows)}`;
 }
