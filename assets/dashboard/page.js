@@ -88,6 +88,14 @@ const sumOf = (record) => Object.values(record).reduce((sum, value) => sum + val
 let last = null;
 const history = { time: [], ops: [], p50: [], p99: [] };
 
+function remember(ops, p50, p99) {
+  history.time.push(Date.now() / 1000);
+  history.ops.push(ops);
+  history.p50.push(p50);
+  history.p99.push(p99);
+  for (const values of Object.values(history)) if (values.length > HISTORY) values.shift();
+}
+
 function note(statistics) {
   const now = performance.now() / 1000;
   const requests = sumOf(statistics.operations);
@@ -96,11 +104,7 @@ function note(statistics) {
     const ops = (requests - last.requests) / (now - last.now);
     const fresh = buckets.map((count, bucket) => count - (last.buckets[bucket] ?? 0));
     const [p50, p99] = [0.5, 0.99].map((share) => percentile(fresh, share));
-    history.time.push(Date.now() / 1000);
-    history.ops.push(ops);
-    history.p50.push(p50);
-    history.p99.push(p99);
-    for (const values of Object.values(history)) if (values.length > HISTORY) values.shift();
+    remember(ops, p50, p99);
     byId("tile-ops").textContent = number(ops);
     byId("tile-latency").textContent = p99 === null ? "–" : micros(p99);
   }
@@ -351,7 +355,7 @@ function hover(event) {
     leave();
     return;
   }
-  tip.style.left = `${Math.min(event.clientX + 16, innerWidth - 400)}px`;
+  tip.style.left = `${Math.max(4, Math.min(event.clientX + 16, innerWidth - 400))}px`;
   tip.style.top = `${event.clientY + 18}px`;
   if (cell === hovered) return;
   hovered = cell;
@@ -413,6 +417,7 @@ function trouble(text) {
 
 async function refreshState() {
   const { mountpoint, statistics, leases } = await get("state");
+  document.body.classList.remove("stale");
   note(statistics);
   for (const { chart, data } of charts) chart.setData(data());
   byId("name").textContent = about.about.label === "" ? mountpoint : `${about.about.label} on ${mountpoint}`;
@@ -440,10 +445,22 @@ async function refreshMap() {
   showMap(await get("map"));
 }
 
-function repeat(action, ms) {
+/** Numbers of a daemon that does not answer must not look like those of now. */
+function stale(error) {
+  trouble(error.message);
+  // A gap in the charts.
+  if (!document.body.classList.contains("stale")) remember(null, null, null);
+  last = null;
+  document.body.classList.add("stale");
+  for (const id of ["tile-ops", "tile-latency", "tile-leases", "tile-free", "tile-log"])
+    byId(id).textContent = "–";
+  for (const button of byId("leases").querySelectorAll("button")) button.disabled = true;
+}
+
+function repeat(action, ms, failed) {
   const run = async () => {
     // A page that nobody looks at asks nothing.
-    if (!document.hidden) await action().catch((error) => trouble(error.message));
+    if (!document.hidden) await action().catch(failed);
     setTimeout(run, ms);
   };
   setTimeout(run, ms);
@@ -458,8 +475,8 @@ async function begin() {
   drawCharts();
   await Promise.all([refreshState(), refreshMap()]);
   document.body.dataset.ready = "yes";
-  repeat(refreshState, STATE_MS);
-  repeat(refreshMap, MAP_MS);
+  repeat(refreshState, STATE_MS, stale);
+  repeat(refreshMap, MAP_MS, (error) => trouble(error.message));
   const picture = byId("map");
   picture.addEventListener("mousemove", hover);
   picture.addEventListener("mouseleave", leave);

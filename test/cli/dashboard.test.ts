@@ -259,5 +259,39 @@ describe.skipIf(noBrowser !== undefined)(
       },
       BROWSER_TEST_MS,
     );
+
+    test(
+      "on a telephone nothing is wider than the screen, and numbers of a daemon that died are not shown",
+      async () => {
+        await withMount({}, async (mount) => {
+          await writeFile(mount.at("a name that is much longer than a telephone is wide, without end"), "x");
+          hold(
+            mount.at("a name that is much longer than a telephone is wide, without end"),
+            LeaseKind.SEAL,
+            1,
+          );
+          const url = await serve(mount);
+          await withBrowser({ width: 360, height: 640 }, async (browser) => {
+            const page = await browser.newPage();
+            await page.goto(url.href);
+            await page.waitForSelector("body[data-ready=yes]");
+            for (const width of [420, 360, 280]) {
+              await page.setViewportSize({ width, height: 640 });
+              await expect
+                .poll(() => page.evaluate("document.documentElement.scrollWidth - innerWidth"), PATIENT)
+                .toBeLessThanOrEqual(0);
+            }
+            await expect.poll(() => page.locator("#tile-free").innerText(), PATIENT).toMatch(/MiB/);
+            await mount.kill9();
+            await expect.poll(() => page.locator("#tile-free").innerText(), PATIENT).toBe("–");
+            expect(await page.locator("#trouble").innerText()).toContain(mount.path);
+            await mount.mount();
+            await expect.poll(() => page.locator("#tile-free").innerText(), PATIENT).toMatch(/MiB/);
+            expect(await page.locator("body.stale").count()).toBe(0);
+          });
+        });
+      },
+      BROWSER_TEST_MS,
+    );
   },
 );
