@@ -1,35 +1,66 @@
 /** Everything in the README that can be run is run: its programs, and its commands one after the other as a user would. */
 import { readFileSync } from "node:fs";
-import { mkdir, mkdtemp, rm, stat, writeFile } from "node:fs/promises";
+import { chmod, mkdir, mkdtemp, rm, stat, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { describe, expect, onTestFinished, test } from "vitest";
 import { mountAt } from "../../src/daemon/mounts.ts";
 import { packageRoot } from "../../src/region/addon.ts";
 import { folderPrefix } from "../support/leftovers.ts";
 import { withMount } from "../support/mount.ts";
-import { cli, missing, notRoot, run, succeed } from "../support/run.ts";
+import { cli, missing, noOtherUser, notRoot, OTHER_UID, run, succeed } from "../support/run.ts";
 
 const readme = readFileSync(join(packageRoot, "README.md"), "utf8");
+
+/** The program for C, as the README has it compiled. */
+async function compileTour(folder: string): Promise<string> {
+  const program = /```c\n([\s\S]*?)```/.exec(readme)?.[1] ?? "";
+  expect(program).toContain("mapdirect_map");
+  const source = join(folder, "tour.c");
+  const binary = join(folder, "tour");
+  await writeFile(source, program);
+  const [include, lib] = ["include", "lib"].map((name) => join(packageRoot, "dist", name));
+  await succeed("cc", [
+    ...["-D_GNU_SOURCE", "-Wall", "-Werror", source, `-I${include}`, `-L${lib}`],
+    ...["-lmapdirect", `-Wl,-rpath,${lib}`, "-o", binary],
+  ]);
+  return binary;
+}
 
 test("the program of the tour", async ({ skip }) => {
   const lacking = missing("cc");
   if (lacking !== undefined) skip(lacking);
-  const program = /```c\n([\s\S]*?)```/.exec(readme)?.[1] ?? "";
-  expect(program).toContain("mapdirect_map");
   await withMount({}, async (mount) => {
-    const source = join(mount.folder, "tour.c");
-    const binary = join(mount.folder, "tour");
-    await writeFile(source, program);
-    const [include, lib] = ["include", "lib"].map((name) => join(packageRoot, "dist", name));
-    await succeed("cc", [
-      ...["-D_GNU_SOURCE", "-Wall", "-Werror", source, `-I${include}`, `-L${lib}`],
-      ...["-lmapdirect", `-Wl,-rpath,${lib}`, "-o", binary],
-    ]);
+    const binary = await compileTour(mount.folder);
     const { code, stderr } = await run(binary, [mount.at("file")]);
     expect(stderr).toBe("truncate while mapped: Text file busy\n");
     expect(code).toBe(0);
     expect((await stat(mount.at("file"))).size).toBe(1 << 20);
     expect(readFileSync(mount.at("file")).toString("latin1", 0, 28)).toBe("stored without a system call");
+  });
+});
+
+test("the program of the tour, by an ordinary user on root's mount, needs the group that the README names", async ({
+  skip,
+}) => {
+  const lacking = noOtherUser() ?? missing("cc", "setpriv");
+  if (lacking !== undefined) skip(lacking);
+  const group = 64_124;
+  expect(readme).toContain("-o direct_group=GROUP");
+  await withMount({ options: `direct_group=${group}` }, async (mount) => {
+    const binary = await compileTour(mount.folder);
+    await chmod(mount.path, 0o777);
+    const asUser = (groups: string) => {
+      const identity = [`--reuid=${OTHER_UID}`, `--regid=${OTHER_UID}`, groups];
+      return run("setpriv", [...identity, "--", binary, mount.at(`file ${groups}`)]);
+    };
+    expect(await asUser("--clear-groups")).toMatchObject({
+      code: 1,
+      stderr: expect.stringContaining("map: Permission denied\n"),
+    });
+    expect(await asUser(`--groups=${group}`)).toMatchObject({
+      code: 0,
+      stderr: "truncate while mapped: Text file busy\n",
+    });
   });
 });
 
@@ -43,9 +74,12 @@ test("the program for Node", async () => {
       .replaceAll("/srv/volume.region", join(folder, "region"))
       .replaceAll('"/mnt', `"${join(folder, "mnt")}`)
       .replace("1 << 30", "1 << 25");
-    const { code, stdout, stderr } = await run(process.execPath, ["--input-type=module", "-e", placed], {
-      cwd: packageRoot,
-    });
+    // Elsewhere than in the clone, and with the link that the README makes.
+    await writeFile(join(folder, "tour.mjs"), placed);
+    const link =
+      /`(mkdir -p node_modules && ln -s PATH_OF_THE_CLONE node_modules\/mapdirect)`/.exec(readme)?.[1] ?? "";
+    await succeed("sh", ["-c", link.replace("PATH_OF_THE_CLONE", packageRoot)], { cwd: folder });
+    const { code, stdout, stderr } = await run(process.execPath, ["tour.mjs"], { cwd: folder });
     expect(code, stderr).toBe(0);
     expect(stdout).toMatch(/state: 'written',\s+physical: \d+n/);
   } finally {
