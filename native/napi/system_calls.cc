@@ -5,9 +5,12 @@
 
 #include <cerrno>
 #include <cstdio>
+#include <cstring>
 #include <fcntl.h>
 #include <sys/file.h>
 #include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <sys/un.h>
 #include <sys/xattr.h>
 #include <unistd.h>
 #include <vector>
@@ -143,6 +146,32 @@ Napi::Value receive(const Napi::CallbackInfo &info) {
   return Napi::Number::New(info.Env(), result);
 }
 
+// Without waiting, and with a socket of its own each time: whoever reads the log may be started anew in between.
+Napi::Value sendDatagram(const Napi::CallbackInfo &info) {
+  std::string path;
+  Bytes data;
+  if (!getText(info, 0, "path", path) || !getBytes(info.Env(), info[1], "data", data)) return Napi::Value();
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  if (path.size() >= sizeof address.sun_path) return fail(info.Env(), -ENAMETOOLONG, path);
+  memcpy(address.sun_path, path.c_str(), path.size() + 1);
+  const int descriptor = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+  int failure = descriptor < 0 ? errno : 0;
+  if (failure == 0 && sendto(descriptor, data.data, data.length, MSG_NOSIGNAL,
+                             reinterpret_cast<const sockaddr *>(&address), sizeof address) < 0)
+    failure = errno;
+  if (descriptor >= 0) close(descriptor);
+  return Napi::Number::New(info.Env(), failure);
+}
+
+Napi::Value replaceDescriptor(const Napi::CallbackInfo &info) {
+  int source = -1, target = -1;
+  if (!getInt(info.Env(), info[0], "source", source) || !getInt(info.Env(), info[1], "target", target))
+    return Napi::Value();
+  if (dup2(source, target) < 0) return fail(info.Env(), -errno, "dup2 " + std::to_string(source));
+  return info.Env().Undefined();
+}
+
 Napi::Value lockDescriptor(const Napi::CallbackInfo &info) {
   int descriptor = -1;
   if (!getInt(info.Env(), info[0], "descriptor", descriptor)) return Napi::Value();
@@ -255,6 +284,8 @@ void defineSystemCalls(Napi::Env env, Napi::Object exports) {
   exports.Set("unmountAsync", Napi::Function::New<unmountAsync>(env, "unmountAsync"));
   exports.Set("socketpair", Napi::Function::New<socketPair>(env, "socketpair"));
   exports.Set("receiveDescriptor", Napi::Function::New<receive>(env, "receiveDescriptor"));
+  exports.Set("sendDatagram", Napi::Function::New<sendDatagram>(env, "sendDatagram"));
+  exports.Set("replaceDescriptor", Napi::Function::New<replaceDescriptor>(env, "replaceDescriptor"));
   exports.Set("lockDescriptor", Napi::Function::New<lockDescriptor>(env, "lockDescriptor"));
   exports.Set("ioctl", Napi::Function::New<ioControl>(env, "ioctl"));
   exports.Set("fallocate", Napi::Function::New<fileAllocate>(env, "fallocate"));

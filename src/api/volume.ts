@@ -67,11 +67,11 @@ export class Mount {
 /** Mount a region on a directory. @throws Error whose message says what, why, and what to do. */
 export async function mount(region: string, mountpoint: string, wish: MountOptions = {}): Promise<Mount> {
   const { options = [], assumePmem = false, detached = false } = wish;
-  parseMountOptions(options, process.geteuid?.() === 0);
+  const { log } = parseMountOptions(options, process.geteuid?.() === 0);
   const source = resolveRegion(region);
   const path = await freeMountpoint(mountpoint);
   if (lockHolder(source) !== undefined) throw inUse(source);
   const words = [...options.flatMap((option) => ["-o", option]), ...(assumePmem ? ["--assume-pmem"] : [])];
-  const pid = await startDaemon({ region: source, mountpoint: path, words, log: "ignore", bound: !detached });
+  const pid = await startDaemon({ region: source, mountpoint: path, words, log, bound: !detached });
   return new Mount(source, path, pid);
 }

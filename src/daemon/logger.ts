@@ -1,5 +1,5 @@
 /**
- * The daemon's log: one event a line on stderr. What reads it (a terminal, the journal, a file given with --log) says in
+ * The daemon's log: one event a line, on stderr or to syslog. What reads it (a terminal, the journal, a file) says in
  * which form: text for people, JSON for programs, or text with the priorities of sd-daemon(3) for the journal.
  *
  * Invariants:
@@ -7,8 +7,11 @@
  * - a log that cannot be written (a closed terminal, a full disk) never stops the file system.
  */
 import { fstatSync, writeSync } from "node:fs";
+import { open } from "node:fs/promises";
 import { pino } from "pino";
+import { addon } from "../region/addon.ts";
 import type { Log, LogFormat, LogLevel } from "./log.ts";
+import type { LogSink } from "./syslog.ts";
 
 export interface LogRequest {
   readonly lowest: LogLevel;
@@ -17,6 +20,8 @@ export interface LogRequest {
   /** What each line of JSON says besides. */
   readonly fields?: Readonly<Record<string, string | number>>;
   readonly write?: (line: string) => void;
+  /** Takes the lines instead, each with its priority, and has the time by itself. */
+  readonly sink?: LogSink | undefined;
 }
 
 /** Of syslog(3), as sd-daemon(3) has them. */
@@ -42,8 +47,9 @@ function stderrIsJournal(): boolean {
   }
 }
 
-export function createLog({ lowest, format, fields = {}, write = toStderr }: LogRequest): Log {
+export function createLog({ lowest, format, fields = {}, write = toStderr, sink }: LogRequest): Log {
   const form = format ?? (stderrIsJournal() ? "journal" : "text");
+  const stream = form === "json" ? write : (line: string) => write(inWords(line, form));
   const logger = pino(
     {
       level: lowest,
@@ -51,7 +57,7 @@ export function createLog({ lowest, format, fields = {}, write = toStderr }: Log
       timestamp: () => `,"time":"${new Date().toISOString()}"`,
       formatters: { level: (label) => ({ level: label }) },
     },
-    { write: form === "json" ? write : (line) => write(inWords(line, form)) },
+    { write: sink === undefined ? stream : (line) => toSink(line, form, sink) },
   );
   const at =
     (level: LogLevel) =>
@@ -60,8 +66,30 @@ export function createLog({ lowest, format, fields = {}, write = toStderr }: Log
   return { debug: at("debug"), info: at("info"), warn: at("warn"), error: at("error") };
 }
 
+/** From now on stderr is this file, also for what Node.js and the C library say. Off the event loop, as whoever rotates it asks. */
+export async function redirectTo(path: string): Promise<void> {
+  const file = await open(path, "a", 0o600);
+  try {
+    addon().replaceDescriptor(file.fd, 1);
+    addon().replaceDescriptor(file.fd, 2);
+  } finally {
+    await file.close();
+  }
+}
+
+interface Event {
+  readonly time: string;
+  readonly level: LogLevel;
+  readonly msg: string;
+}
+
+function toSink(line: string, form: LogFormat, sink: LogSink): void {
+  const { level, msg } = JSON.parse(line) as Event;
+  for (const text of form === "json" ? [line.trimEnd()] : msg.split("\n")) sink(PRIORITIES[level], text);
+}
+
 function inWords(line: string, form: "text" | "journal"): string {
-  const { time, level, msg } = JSON.parse(line) as { time: string; level: LogLevel; msg: string };
+  const { time, level, msg } = JSON.parse(line) as Event;
   if (form === "text") return `${time} ${level} ${msg.replaceAll("\n", "\n  ")}\n`;
   // The journal takes each line as an entry of its own, and has the time already.
   return msg.replace(/^/gm, `<${PRIORITIES[level]}>`).concat("\n");

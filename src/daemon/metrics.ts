@@ -10,17 +10,18 @@
  * - a metric says nothing of names, files or holders;
  * - whatever goes wrong later (disk full, connection lost) is a line in the log, and the file system goes on.
  */
-import { lstatSync, realpathSync, unlinkSync } from "node:fs";
+import { lstatSync, unlinkSync } from "node:fs";
 import { rename, rm, writeFile } from "node:fs/promises";
 import { createServer, type IncomingMessage, type ServerResponse } from "node:http";
 import { connect } from "node:net";
-import { basename, dirname, join, sep } from "node:path";
+import { basename, dirname, join } from "node:path";
 import { Counter, Gauge, Registry } from "prom-client";
 import { every, fault } from "../base/faults.ts";
 import { boundMicros, countsOf, type Statistics } from "../session/statistics.ts";
 import { asFailure, Failure, reason } from "./failure.ts";
 import type { Log } from "./log.ts";
 import { isLoopback, METRICS_WANTS, type MetricsAddress, showMetricsAddress } from "./metrics-address.ts";
+import { liesBelow } from "./mounts.ts";
 
 /** The file is written anew this often, milliseconds. */
 const FILE_MS = 15_000;
@@ -140,14 +141,13 @@ export class Metrics {
 }
 
 function refuseBelow(path: string, mountpoint: string): void {
-  let folder: string;
+  let below: boolean;
   try {
-    folder = realpathSync(dirname(path));
+    below = liesBelow(path, mountpoint);
   } catch (error) {
     throw asFailure(error, dirname(path), "metrics need a directory that exists");
   }
-  if (folder === mountpoint || folder.startsWith(mountpoint.endsWith(sep) ? mountpoint : mountpoint + sep))
-    throw new Failure(path, "it lies on the mount that the metrics are of", "choose another place");
+  if (below) throw new Failure(path, "it lies on the mount that the metrics are of", "choose another place");
 }
 
 /** A socket whose daemon died is in the way; one at which somebody answers is somebody's. */

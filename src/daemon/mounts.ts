@@ -82,6 +82,17 @@ export function mountNamed(path: string): MountEntry | undefined {
   return mountAt(at) ?? servedMountOf(at);
 }
 
+/** Whether a file of this name lies below a directory, or would once it is made. @throws where its folder is not there. */
+export function liesBelow(path: string, directory: string): boolean {
+  let absolute: string;
+  try {
+    absolute = realpathSync(path);
+  } catch {
+    absolute = join(realpathSync(dirname(path)), basename(path));
+  }
+  return absolute.startsWith(directory === "/" ? "/" : `${directory}/`);
+}
+
 /** The pid that holds the lock on a region, as a daemon does from its first to its last moment; undefined if none. */
 export function lockHolder(region: string, locks = readFileSync("/proc/locks", "utf8")): number | undefined {
   const stat: Stats | undefined = statSync(region, { throwIfNoEntry: false });

@@ -10,6 +10,7 @@ import { similar } from "../base/similar.ts";
 import type { LeasePolicy } from "../lease/table.ts";
 import type { AtimeMode } from "../namespace/attributes.ts";
 import { type Failure, usage } from "./failure.ts";
+import { LOG_WANTS, type LogTarget, parseLogTarget } from "./log-target.ts";
 import { METRICS_WANTS, type MetricsAddress, parseMetricsAddress } from "./metrics-address.ts";
 import { parseCount, parseSize } from "./sizes.ts";
 
@@ -31,6 +32,8 @@ export interface MountOptions {
   /** Where metrics are shown; null for nowhere. */
   metrics: MetricsAddress | null;
   transport: Transport;
+  /** Where the log goes; null: syslog for a daemon in the background, stderr for one in the foreground. */
+  log: LogTarget | null;
 }
 
 /**
@@ -166,6 +169,15 @@ const VALUED: Record<string, { wants: string; set: (options: MountOptions, value
       return true;
     },
   },
+  log: {
+    wants: LOG_WANTS,
+    set: (options, value) => {
+      const target = parseLogTarget(value);
+      if (target === undefined) return false;
+      options.log = target;
+      return true;
+    },
+  },
   max_leased: {
     wants: "a size such as 4096, 256M or 1G",
     set: (options, value) => {
@@ -198,6 +210,7 @@ export function defaultMountOptions(asRoot: boolean): MountOptions {
     assumePmem: false,
     metrics: null,
     transport: "kernel",
+    log: null,
   };
 }
 

@@ -6,6 +6,7 @@
  */
 import { execFile } from "node:child_process";
 import { readFileSync } from "node:fs";
+import { isDeepStrictEqual } from "node:util";
 import { Failure, reason } from "./failure.ts";
 import { FS_TYPE, lockHolder, mountAt, resolveMountpoint } from "./mounts.ts";
 import { defaultMountOptions, type MountOptions, parseMountOptions } from "./options.ts";
@@ -21,6 +22,9 @@ const OF_THE_DAEMON: readonly [keyof MountOptions, string][] = [
   ["maxLeasedBytes", "max_leased="],
   ["directGroup", "direct_group="],
   ["assumePmem", "assume_pmem"],
+  ["metrics", "metrics="],
+  ["transport", "transport="],
+  ["log", "log="],
 ];
 
 /** @throws Failure. */
@@ -37,7 +41,8 @@ export async function remount(path: string, lists: readonly string[]): Promise<v
   const wanted = parseMountOptions(lists, asRoot, base);
   const todo = "unmount it, and mount it with the new options";
   for (const [key, name] of OF_THE_DAEMON) {
-    if (wanted[key] !== present[key]) throw new Failure(path, `a remount cannot change ${name}`, todo);
+    if (!isDeepStrictEqual(wanted[key], present[key]))
+      throw new Failure(path, `a remount cannot change ${name}`, todo);
   }
   if (present.readOnly && !wanted.readOnly) {
     throw new Failure(path, "its daemon has opened the region for reading alone", todo);

@@ -27,6 +27,7 @@ import { Door } from "./door.ts";
 import { asFailure, errnoOf, Failure, reason } from "./failure.ts";
 import { Faults } from "./faults.ts";
 import type { Log } from "./log.ts";
+import { showLogTarget } from "./log-target.ts";
 import type { Metrics } from "./metrics.ts";
 import { FS_TYPE, mountAt } from "./mounts.ts";
 import { leasePolicy, type MountOptions, mountWords } from "./options.ts";
@@ -39,6 +40,8 @@ export interface DaemonRequest {
   mountpoint: string;
   options: MountOptions;
   debug: boolean;
+  /** Begins the log's file anew, if it is one: what whoever rotates it asks for with SIGHUP. */
+  reopenLog?: (() => Promise<void>) | undefined;
   /** A descriptor at whose end the daemon unmounts, as at SIGTERM: the other end is in the process that it serves. */
   whileFd?: number | undefined;
 }
@@ -102,6 +105,7 @@ async function serve(
         mountSource: request.region,
         mountpoint,
         directSocket: door?.path ?? "",
+        log: options.log === null ? "stderr" : showLogTarget(options.log),
         atime: options.atime,
         noDirectoryAtime: options.noDirectoryAtime,
         ring,
@@ -124,6 +128,7 @@ async function serve(
         for (const lease of [...volume.leases.all()]) volume.leases.breakLease(lease, "unmount");
       });
       const signals = unmountOnSignals(mountpoint, session.ended, log, breakLeases);
+      process.on("SIGHUP", () => hangUp(request, log));
       if (request.whileFd !== undefined) unmountAtEndOf(request.whileFd);
       await Promise.race([session.ended, signals.cut]);
       signals.ignore();
@@ -244,8 +249,6 @@ function unmountOnSignals(
   };
   process.on("SIGTERM", onSignal);
   process.on("SIGINT", onSignal);
-  // A terminal that goes away is no reason to take the files away from others.
-  process.on("SIGHUP", () => log.info("SIGHUP: ignored"));
   return {
     cut,
     // From here on the checkpoint is being written: let nothing end the process before it is whole.
@@ -255,6 +258,21 @@ function unmountOnSignals(
       process.on("SIGINT", () => log.info("SIGINT: the volume is being closed already"));
     },
   };
+}
+
+/** A terminal that goes away is no reason to take the files away from others; and a log that is rotated begins anew. */
+function hangUp({ reopenLog }: DaemonRequest, log: Log): void {
+  if (reopenLog === undefined) {
+    log.info("SIGHUP: ignored");
+    return;
+  }
+  inBackground(
+    "opening the log anew",
+    reopenLog().then(
+      () => log.info("SIGHUP: the log goes on in a new file"),
+      (error: unknown) => log.error(`SIGHUP: the log stays in its old file: ${reason(error)}`),
+    ),
+  );
 }
 
 /** After an abort of the connection (/sys/fs/fuse/connections) the mount is still in the tree, and dead. */

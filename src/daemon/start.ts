@@ -4,7 +4,7 @@
  * Invariant: when that fails, no daemon and no mount of it is left.
  */
 import { spawn } from "node:child_process";
-import { realpathSync, statfsSync, statSync } from "node:fs";
+import { closeSync, openSync, realpathSync, statfsSync, statSync } from "node:fs";
 import { statfs } from "node:fs/promises";
 import { join, resolve } from "node:path";
 import type { Readable } from "node:stream";
@@ -12,8 +12,9 @@ import { Errno } from "../base/errno.ts";
 import { progress } from "../base/progress.ts";
 import { packageRoot } from "../region/addon.ts";
 import { unmountFuse } from "../region/fusemount.ts";
-import { asFailure, errnoOf, Failure, reason } from "./failure.ts";
-import { isDeadMount, mountAt, resolveMountpoint } from "./mounts.ts";
+import { asFailure, errnoOf, Failure, reason, usage } from "./failure.ts";
+import { type LogTarget, showLogTarget } from "./log-target.ts";
+import { isDeadMount, liesBelow, mountAt, resolveMountpoint } from "./mounts.ts";
 import { readReadyLine, takeProgress } from "./readiness.ts";
 
 /** The absolute path of a region that exists. */
@@ -65,14 +66,43 @@ export interface StartRequest {
   readonly mountpoint: string;
   /** More of the command line of `mapdirect mount`. */
   readonly words: readonly string[];
-  /** Descriptor for its log. */
-  readonly log: number | "ignore";
+  /** Null: what is usual in the background. */
+  readonly log: LogTarget | null;
   /** The daemon unmounts when this process ends. */
   readonly bound: boolean;
 }
 
 /** Returns the daemon's pid. @throws Failure. */
 export async function startDaemon(request: StartRequest): Promise<number> {
+  const { region, mountpoint, bound } = request;
+  const target = request.log ?? { kind: "syslog" };
+  // Here, so that who asked hears why it cannot be had; the daemon has it as stderr.
+  const log = target.kind === "file" ? openLogFile(target.path, mountpoint) : "ignore";
+  try {
+    const words = [...request.words, "--log", showLogTarget(target)];
+    return await start({ region, mountpoint, words, log, bound });
+  } finally {
+    if (typeof log === "number") closeSync(log);
+  }
+}
+
+/** Its descriptor. A daemon that logs to its own mount would wait for itself. @throws Failure */
+export function openLogFile(path: string, mountpoint: string): number {
+  try {
+    if (!liesBelow(path, mountpoint)) return openSync(path, "a", 0o600);
+  } catch (error) {
+    throw new Failure(path, reason(error), "choose another file for the log");
+  }
+  throw usage(path, "it lies on the mount that it is the log of", "choose another file for the log");
+}
+
+async function start(request: {
+  region: string;
+  mountpoint: string;
+  words: readonly string[];
+  log: number | "ignore";
+  bound: boolean;
+}): Promise<number> {
   const { region, mountpoint, words, log, bound } = request;
   const program = join(packageRoot, "dist", "bin", "mapdirect.js");
   const args = ["mount", "--foreground", "--ready-fd", "3", ...(bound ? ["--while-fd", "4"] : []), ...words];
@@ -102,7 +132,7 @@ export async function startDaemon(request: StartRequest): Promise<number> {
   (child.stdio[4] as { unref?: () => void } | null | undefined)?.unref?.();
   // The daemon has seen the mount answer; now as the one who waits for it does.
   await statfs(mountpoint).catch((error: unknown) => {
-    throw new Failure(mountpoint, reason(error), "see the log (--log FILE)");
+    throw new Failure(mountpoint, reason(error), "see the log (docs/OPERATIONS.md, Watching it)");
   });
   return pid;
 }

@@ -123,6 +123,10 @@ export interface Addon {
   /** For the hand-over of a /dev/fuse descriptor by fusermount3 (fusemount.ts): a connected pair, closed on exec. */
   socketpair(): [number, number];
   receiveDescriptor(socket: number): number;
+  /** One datagram to a unix socket, without waiting: 0 or a positive errno (EAGAIN: it takes no more at the moment). */
+  sendDatagram(path: string, data: Uint8Array): number;
+  /** dup2(2). */
+  replaceDescriptor(source: number, target: number): void;
   /** flock(LOCK_EX | LOCK_NB): EBUSY if held by another open file description. */
   lockDescriptor(descriptor: number): void;
   /**

@@ -136,6 +136,7 @@ function info(session: Session): unknown {
       max_leased: options.maxLeasedBytes,
       leases: session.volume.leases.size,
       atime: session.options.atime,
+      log: session.options.log,
     },
     fuse:
       negotiated === null

@@ -51,6 +51,8 @@ export interface SessionOptions {
   readonly mountpoint: string;
   /** Where members of direct_group= get a descriptor of the region; "" for nowhere. */
   readonly directSocket: string;
+  /** Where the log goes, for people. */
+  readonly log?: string;
   readonly atime: AtimeMode;
   readonly noDirectoryAtime: boolean;
   /** For FUSE over io_uring; null: everything comes through /dev/fuse. */

@@ -67,6 +67,8 @@ describe("mount options", () => {
       maxLeasedBytes: 256 * 1024 ** 2,
       assumePmem: true,
     });
+    expect(parseMountOptions(["log=syslog,log=none"], true).log).toEqual({ kind: "none" });
+    expect(parseMountOptions(["log=/var/log/x"], true).log).toEqual({ kind: "file", path: "/var/log/x" });
   });
 
   test("what only fstab and mount(8) care about is passed over", () => {
@@ -84,6 +86,7 @@ describe("mount options", () => {
     ["break_time=1.5", "whole seconds"],
     ["max_leases=many", "whole number"],
     ["max_leased=1GB", "a size"],
+    ["log=relative", "none, syslog or"],
     ["ro=1", "takes no value"],
     ["", "empty"],
     ["ro,,noatime", "empty"],

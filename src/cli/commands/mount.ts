@@ -1,13 +1,14 @@
 /** mount: start a daemon for a region and return when the mount answers; with --foreground, be that daemon. */
-import { closeSync, openSync } from "node:fs";
+import { closeSync } from "node:fs";
+import { resolve } from "node:path";
 import { Command, Option } from "commander";
-import { Failure, reason } from "../../daemon/failure.ts";
 import { LOG_FORMATS, LOG_LEVELS, type LogFormat, type LogLevel } from "../../daemon/log.ts";
+import { type LogTarget, parseLogTarget } from "../../daemon/log-target.ts";
 import { lockHolder } from "../../daemon/mounts.ts";
 import { type MountOptions, parseMountOptions, TRANSPORTS } from "../../daemon/options.ts";
 import { Readiness } from "../../daemon/readiness.ts";
 import { inUse } from "../../daemon/region.ts";
-import { freeMountpoint, resolveRegion, startDaemon } from "../../daemon/start.ts";
+import { freeMountpoint, openLogFile, resolveRegion, startDaemon } from "../../daemon/start.ts";
 import { collect } from "../arguments.ts";
 import { showingProgress } from "../progress.ts";
 
@@ -39,7 +40,7 @@ export function mountCommand(): Command {
         ...TRANSPORTS,
       ]),
     )
-    .option("--log <file>", "append the log of the background daemon to a file")
+    .option("--log <file>", "none, syslog, or a file to append to (default: syslog; with -f stderr)")
     .addOption(
       new Option(
         "--log-format <format>",
@@ -69,6 +70,7 @@ Options for -o:
   max_leases=N           leases that a user may hold (1024); root and whoever mounts: any
   max_leased=SIZE        bytes that a user may hold under lease (half of the region)
   metrics=ADDRESS        as --metrics
+  log=WHERE              as --log: none, syslog, or the absolute path of a file
   assume_pmem            as --assume-pmem
   transport=io_uring     as --transport io_uring: requests through io_uring (Linux 6.14,
                          where fuse.enable_uring is on)
@@ -90,11 +92,17 @@ export async function mount(regionPath: string, mountpointPath: string, flags: M
   if (flags.transport !== undefined) flags.options.push(`transport=${flags.transport}`);
   const options = parseMountOptions(flags.options, asRoot);
   if (flags.assumePmem) options.assumePmem = true;
+  if (flags.log !== undefined) options.log = logArgument(flags.log);
   const region = resolveRegion(regionPath);
   const mountpoint = await freeMountpoint(mountpointPath);
   if (lockHolder(region) !== undefined) throw inUse(region);
   if (flags.foreground) await serveHere(region, mountpoint, options, flags);
-  else await serveInBackground(region, mountpoint, flags);
+  else await serveInBackground(region, mountpoint, options, flags);
+}
+
+/** Unlike the option, it may be relative to where the command is given. */
+function logArgument(text: string): LogTarget {
+  return parseLogTarget(text) ?? { kind: "file", path: resolve(text) };
 }
 
 async function serveHere(
@@ -104,15 +112,30 @@ async function serveHere(
   flags: MountFlags,
 ): Promise<void> {
   // Loaded by daemons alone.
-  const { createLog } = await import("../../daemon/logger.ts");
+  const { createLog, redirectTo } = await import("../../daemon/logger.ts");
+  const { openSyslog } = await import("../../daemon/syslog.ts");
   const { runDaemon } = await import("../../daemon/run.ts");
+  const target = options.log;
+  const path = target?.kind === "file" ? target.path : null;
+  if (path !== null) {
+    closeSync(openLogFile(path, mountpoint));
+    await redirectTo(path);
+  }
   const log = createLog({
     lowest: flags.logLevel ?? (flags.debug ? "debug" : "info"),
     format: flags.logFormat,
     fields: { region, mountpoint },
+    sink: target?.kind === "syslog" ? openSyslog(mountpoint) : target?.kind === "none" ? () => {} : undefined,
   });
   const code = await runDaemon(
-    { region, mountpoint, options, debug: flags.debug, whileFd: flags.whileFd },
+    {
+      region,
+      mountpoint,
+      options,
+      debug: flags.debug,
+      whileFd: flags.whileFd,
+      reopenLog: path === null ? undefined : () => redirectTo(path),
+    },
     log,
     new Readiness(flags.readyFd),
   );
@@ -120,8 +143,12 @@ async function serveHere(
   process.exit(code);
 }
 
-async function serveInBackground(region: string, mountpoint: string, flags: MountFlags): Promise<void> {
-  const log = openLog(flags.log);
+async function serveInBackground(
+  region: string,
+  mountpoint: string,
+  { log }: MountOptions,
+  flags: MountFlags,
+): Promise<void> {
   const words = [
     ...(flags.assumePmem ? ["--assume-pmem"] : []),
     ...(flags.debug ? ["--debug"] : []),
@@ -129,18 +156,5 @@ async function serveInBackground(region: string, mountpoint: string, flags: Moun
     ...(flags.logLevel === undefined ? [] : ["--log-level", flags.logLevel]),
     ...flags.options.flatMap((list) => ["-o", list]),
   ];
-  try {
-    await showingProgress(() => startDaemon({ region, mountpoint, words, log, bound: false }));
-  } finally {
-    if (typeof log === "number") closeSync(log);
-  }
-}
-
-function openLog(file: string | undefined): number | "ignore" {
-  if (file === undefined) return "ignore";
-  try {
-    return openSync(file, "a", 0o600);
-  } catch (error) {
-    throw new Failure(file, reason(error), "choose another --log file");
-  }
+  await showingProgress(() => startDaemon({ region, mountpoint, words, log, bound: false }));
 }
