@@ -37,6 +37,9 @@ function lookUp(tid: number): ProcessFacts {
 }
 
 /** Who asks for a lease: looked up when somebody wants to know, so that nobody has to wait for it. */
+/** Whom nothing belongs to. */
+const NOBODY = 65_534;
+
 export class Caller {
   readonly uid: number;
   readonly #tid: number;
@@ -70,6 +73,15 @@ export function groupsOfThread(tid: number): number[] {
     return groups.split(/\s+/).filter(Boolean).map(Number);
   } catch {
     return [];
+  }
+}
+
+/** Its real user; that of nobody (65534) if it is gone. */
+export function userOfProcess(pid: number): number {
+  try {
+    return Number(/^Uid:\s*(\d+)/m.exec(readFileSync(`/proc/${pid}/status`, "latin1"))?.[1] ?? NOBODY);
+  } catch {
+    return NOBODY;
   }
 }
 

@@ -255,6 +255,8 @@ export const Question = {
   RESIZE: 6,
   /** All metadata as of this moment, JSON lines; `total` is known with the last slice, and larger before. Read in order. */
   DUMP: 7,
+  /** Processes that still map files from before this mount. */
+  ORPHANS: 8,
   MAP: 16,
   WHERE: 17,
 } as const;

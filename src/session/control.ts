@@ -13,6 +13,7 @@ import type { Resized } from "../namespace/resize.ts";
 import { type Pace, resizeMounted } from "../namespace/resize-mounted.ts";
 import { fileName, mapReport, whereReport } from "./blockmap.ts";
 import type { Handle } from "./handles.ts";
+import { orphanReport } from "./orphan-report.ts";
 import type { Session } from "./session.ts";
 import { statistics } from "./statistics.ts";
 
@@ -56,6 +57,10 @@ export async function answer(
       return info(session);
     case Question.LEASES:
       return await listLeases(session, request, handle, argument, signal);
+    case Question.ORPHANS: {
+      const all = request.uid === 0 || request.uid === options.uid;
+      return await inSlices(orphanReport(volume, options.mountpoint, all ? null : request.uid), signal);
+    }
     case Question.STATS:
       return statistics(session);
     case Question.BREAK:

@@ -8,13 +8,13 @@
  * - while a process that may open the region cannot be looked at, the blocks that files had at the mount stay claimed.
  */
 import { after } from "../base/faults.ts";
-import { findMappers, type MapperScan } from "../lease/ghosts.ts";
+import { findMappers, type Mapper, type MapperScan } from "../lease/ghosts.ts";
 import { processOfThread } from "../lease/process.ts";
 import type { Found } from "../namespace/store.ts";
 import type { Region } from "../region/region.ts";
 import type { Run } from "../space/allocator.ts";
 import type { Quarantine } from "../space/quarantine.ts";
-import { intersection, union } from "../space/runs.ts";
+import { blocksIn, intersection, union } from "../space/runs.ts";
 
 /** How long after one look the next begins, milliseconds. */
 const SCAN_MS = 1000;
@@ -33,6 +33,8 @@ export class Orphans {
   #claimed: readonly Run[];
   /** Of what is claimed: what a process may reach that cannot be looked at. */
   #hidden: readonly Run[];
+  /** As of the last look: who, and what of the claim. Others than those from before may be among them. */
+  #mappers: readonly Mapper[] = [];
   /** Leases have positive numbers. Each claim has one of its own. */
   #owner = -1;
   #timer: NodeJS.Timeout | null = null;
@@ -52,12 +54,24 @@ export class Orphans {
     const hides = !found.unused && (scan.hidden.length > 0 || !scan.settled);
     const hidden = hides ? union(found.inUse()) : [];
     const orphans = new Orphans(region, found.blockBytes, union([...mapped, ...hidden]), hidden);
+    orphans.#remember(scan.mappers);
+    if (orphans.#mappers.length > 0) orphans.warnings.push(namesOf(orphans.#mappers));
     if (hides) orphans.warnings.push(inWords(scan));
     return orphans;
   }
 
   get claim(): readonly { readonly owner: number; readonly runs: readonly Run[] }[] {
     return this.#claimed.length === 0 ? [] : [{ owner: this.#owner, runs: this.#claimed }];
+  }
+
+  get mappers(): readonly Mapper[] {
+    return this.#mappers;
+  }
+
+  #remember(mappers: readonly Mapper[]): void {
+    this.#mappers = mappers
+      .map(({ pid, runs }) => ({ pid, runs: intersection(union(runs), this.#claimed) }))
+      .filter(({ runs }) => runs.length > 0);
   }
 
   /** From now on what nobody maps any more goes back. */
@@ -76,8 +90,8 @@ export class Orphans {
     const mapped = scan.mappers.flatMap(({ runs }) => runs);
     if (scan.hidden.length === 0) this.#hidden = [];
     const left = intersection(this.#claimed, union([...mapped, ...this.#hidden]));
-    const blocks = (runs: readonly Run[]): number => runs.reduce((sum, { count }) => sum + count, 0);
-    if (blocks(left) === blocks(this.#claimed)) return;
+    this.#remember(scan.mappers);
+    if (blocksIn(left) === blocksIn(this.#claimed)) return;
     const before = this.#owner;
     this.#claimed = left;
     this.#owner -= 1;
@@ -90,6 +104,15 @@ export class Orphans {
     this.#closed = true;
     if (this.#timer !== null) clearTimeout(this.#timer);
   }
+}
+
+function namesOf(mappers: readonly Mapper[]): string {
+  const names = mappers
+    .slice(0, NAMED_MAX)
+    .map(({ pid }) => `${processOfThread(pid).command} (${pid})`.trimStart());
+  const more = mappers.length > NAMED_MAX ? ` and ${mappers.length - NAMED_MAX} more` : "";
+  const who = `${mappers.length === 1 ? "process" : "processes"} ${names.join(", ")}${more}`;
+  return `files are still mapped from before this mount, by ${who}: what they reach is not used again before they have unmapped it`;
 }
 
 function inWords({ hidden }: MapperScan): string {

@@ -2,12 +2,15 @@
 import { dateInWords } from "../base/clock.ts";
 import { FsError } from "../base/errors.ts";
 import { every } from "../base/faults.ts";
+import type { Mapper } from "../lease/ghosts.ts";
 import { type LeasePolicy, LeaseTable } from "../lease/table.ts";
 import { FORMAT_VERSION } from "../media/format.ts";
 import { formatUuid } from "../media/mkfs.ts";
 import { Store } from "../namespace/store.ts";
 import type { Granularity, Region, RegionKindName } from "../region/region.ts";
+import { blocksIn, union } from "../space/runs.ts";
 import { DirectStores } from "./direct-stores.ts";
+import { orphanedMappers } from "./orphan-report.ts";
 import { Orphans } from "./orphans.ts";
 
 export interface VolumeOptions extends LeasePolicy {
@@ -32,6 +35,8 @@ export interface VolumeInfo {
   readonly metadata_reserve_needed: number;
   /** Freed, but still within reach of somebody who has not let go. */
   readonly quarantined: number;
+  /** Processes that still map files from before this mount, and how much of them, bytes. */
+  readonly orphaned_mappings: { readonly processes: number; readonly bytes: number };
   readonly inodes: number;
   readonly created: string;
   readonly read_only: string | null;
@@ -123,6 +128,11 @@ export class Volume {
     return new Volume(store, options, orphans);
   }
 
+  /** Who may still map files from before, and what blocks. */
+  get orphanedMappers(): readonly Mapper[] {
+    return this.#orphans?.mappers ?? [];
+  }
+
   /** What whoever mounts should know of those who may still map the region from before. */
   get orphanWarnings(): readonly string[] {
     return this.#orphans?.warnings ?? [];
@@ -135,6 +145,7 @@ export class Volume {
     const free = this.freeBlocks;
     let metadataBlocks = 0;
     for (const run of store.metadataRuns()) metadataBlocks += run.count;
+    const orphaned = orphanedMappers(this);
     return {
       uuid: formatUuid(superblock.uuid),
       label: superblock.label,
@@ -148,6 +159,10 @@ export class Volume {
       metadata_reserve: store.reserve.held * superblock.segmentBytes,
       metadata_reserve_needed: store.reserve.wanted * superblock.segmentBytes,
       quarantined: store.quarantine.blocks * store.blockBytes,
+      orphaned_mappings: {
+        processes: orphaned.length,
+        bytes: blocksIn(union(orphaned.flatMap(({ runs }) => runs))) * store.blockBytes,
+      },
       inodes: store.state.inodes.size,
       created: dateInWords(superblock.createdSec),
       read_only: store.readOnlyReason ?? store.journal?.failure?.message ?? null,

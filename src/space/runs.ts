@@ -29,6 +29,13 @@ export function union(runs: readonly Readonly<Run>[]): Run[] {
   return merged;
 }
 
+/** How many blocks there are in runs that do not overlap each other. */
+export function blocksIn(runs: readonly Run[]): number {
+  let blocks = 0;
+  for (const { count } of runs) blocks += count;
+  return blocks;
+}
+
 /** What both have; each as `union` returns it. */
 export function intersection(one: readonly Run[], other: readonly Run[]): Run[] {
   const both: Run[] = [];

@@ -68,6 +68,55 @@ test("after a restart of the daemon, blocks that an old mapping reaches are not 
   });
 });
 
+test("whoever maps from before a remount is told of: by mount, leases, info and the log, with file and bytes", async () => {
+  await withMount({ sizeBytes: 64 * MIB }, async (mount) => {
+    const path = mount.at("held");
+    writeFileSync(path, Buffer.alloc(HELD_BYTES, 1));
+    const listed = async (): Promise<Record<string, unknown>[]> =>
+      JSON.parse((await mount.cli("leases", "--json", mount.path)).stdout);
+    const orphaned = async (): Promise<unknown> =>
+      (JSON.parse((await mount.cli("info", "--json", mount.path)).stdout) as { orphaned_mappings: unknown })
+        .orphaned_mappings;
+    const holder = spawn("python3", ["-S", "-c", HOLDER, path], {
+      stdio: ["pipe", "pipe", "inherit"],
+      env: { ...process.env, LD_PRELOAD: join(packageRoot, "dist", "lib", "libmapdirect_preload.so") },
+    });
+    try {
+      expect((await createInterface({ input: holder.stdout })[Symbol.asyncIterator]().next()).value).toBe(
+        "mapped",
+      );
+      expect(await listed()).toMatchObject([{ kind: "seal", pid: holder.pid }]);
+      expect(await orphaned()).toEqual({ processes: 0, bytes: 0 });
+      await mount.kill9();
+      const log = join(mount.folder, "log");
+      const mounted = await mount.cli("mount", "--log", log, mount.region, mount.path);
+      expect(mounted).toMatchObject({ code: 0, stderr: "" });
+      expect(mounted.stdout).toContain(`still mapped from before this mount by python3 (${holder.pid}); `);
+      expect(readFileSync(log, "utf8")).toContain(
+        `from before this mount, by process python3 (${holder.pid}): `,
+      );
+      const row = { id: 0, kind: "orphaned", state: "mapped", pid: holder.pid, uid: 0, command: "python3" };
+      expect(await listed()).toMatchObject([{ ...row, file: path, length: HELD_BYTES, quarantined: 0 }]);
+      expect((await mount.cli("leases", mount.path)).stdout).toMatch(/^ *- +orphaned +mapped .*\/held$/m);
+      expect(await orphaned()).toEqual({ processes: 1, bytes: HELD_BYTES });
+      // It is in nobody's way, and nobody can break it.
+      expect(await mount.cli("leases", "break", "--file", path)).toMatchObject({ code: 0 });
+      expect((await mount.cli("extents", path)).stdout).toContain("no lease");
+      unlinkSync(path);
+      await until(() => quarantined(mount.path) === HELD_BYTES, 5000);
+      expect(await listed()).toMatchObject([
+        { ...row, file: "", length: HELD_BYTES, quarantined: HELD_BYTES },
+      ]);
+    } finally {
+      holder.kill("SIGKILL");
+      await new Promise((resolve) => holder.once("close", resolve));
+    }
+    await until(() => quarantined(mount.path) === 0, 10_000);
+    expect(await listed()).toEqual([]);
+    expect(await orphaned()).toEqual({ processes: 0, bytes: 0 });
+  });
+});
+
 /** As HOLDER, but the parent ends once a child has the mapping, which stores at each SIGUSR1: no pipe outlives the parent. */
 const FORKER = HOLDER.replace(
   "for line in sys.stdin:",

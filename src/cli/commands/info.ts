@@ -42,6 +42,7 @@ const SIZES = new Set([
   "quarantined",
   "map_alignment",
   "max_leased",
+  "bytes",
   "max_write",
 ]);
 

@@ -4,6 +4,7 @@ import { Command } from "commander";
 import { ask, asLeases, readExtents, withOpen } from "../../daemon/client.ts";
 import { Failure, usage } from "../../daemon/failure.ts";
 import { FS_TYPE, readMounts } from "../../daemon/mounts.ts";
+import type { OrphanReport } from "../../session/orphan-report.ts";
 import { coloursFor, stateColour } from "../colours.ts";
 import { print, table, toJson } from "../output.ts";
 
@@ -11,7 +12,9 @@ export function leasesCommand(): Command {
   return new Command("leases")
     .summary("list the leases on a mount")
     .description(
-      "List the leases on a mount: one for each direct mapping, with who holds it and for how long.",
+      "List the leases on a mount: one for each direct mapping, with who holds it and for how long. Processes that still\n" +
+        "map files from before this mount are listed as orphaned, with how much of each file they can reach: nobody can\n" +
+        "break that, it ends with them.",
     )
     .argument("<mountpoint>", "where a region is mounted, or any file there")
     .option("--json", "print JSON", false)
@@ -116,8 +119,22 @@ function onlyMount(what: string): string {
   return first.mountpoint;
 }
 
+/** In the form of leases, of which they have no more than who maps what: they were granted by a daemon that is gone. */
+const asLease = ({ bytes, ...orphan }: OrphanReport) => ({
+  id: 0,
+  kind: "orphaned",
+  state: "mapped",
+  ...orphan,
+  offset: 0,
+  length: bytes,
+  age_s: 0,
+});
+
 function leases(path: string, flags: { json: boolean }): void {
-  const all = withOpen(path, (descriptor) => asLeases(ask(descriptor, "LEASES")));
+  const all = withOpen(path, (descriptor) => [
+    ...asLeases(ask(descriptor, "LEASES")),
+    ...(ask(descriptor, "ORPHANS") as OrphanReport[]).map(asLease),
+  ]);
   if (flags.json) {
     print(toJson(all));
     return;
@@ -127,17 +144,17 @@ function leases(path: string, flags: { json: boolean }): void {
     return;
   }
   const rows = all.map((lease) => [
-    `${lease.id}`,
+    lease.id === 0 ? "-" : `${lease.id}`,
     lease.kind,
     lease.state,
     `${lease.pid}`,
     `${lease.uid}`,
     lease.command,
-    `${lease.offset}`,
+    lease.id === 0 ? "-" : `${lease.offset}`,
     `${lease.length}`,
     `${lease.quarantined}`,
-    `${Math.floor(lease.age_s)} s`,
-    lease.file,
+    lease.id === 0 ? "-" : `${Math.floor(lease.age_s)} s`,
+    lease.file === "" ? "(deleted)" : lease.file,
   ]);
   const colours = coloursFor(process.stdout);
   const header = [

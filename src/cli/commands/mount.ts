@@ -2,6 +2,7 @@
 import { closeSync } from "node:fs";
 import { resolve } from "node:path";
 import { Command, Option } from "commander";
+import { ask, withOpen } from "../../daemon/client.ts";
 import { LOG_FORMATS, LOG_LEVELS, type LogFormat, type LogLevel } from "../../daemon/log.ts";
 import { type LogTarget, parseLogTarget } from "../../daemon/log-target.ts";
 import { lockHolder } from "../../daemon/mounts.ts";
@@ -9,7 +10,9 @@ import { type MountOptions, parseMountOptions, TRANSPORTS } from "../../daemon/o
 import { Readiness } from "../../daemon/readiness.ts";
 import { inUse } from "../../daemon/region.ts";
 import { freeMountpoint, openLogFile, resolveRegion, startDaemon } from "../../daemon/start.ts";
+import type { OrphanReport } from "../../session/orphan-report.ts";
 import { collect } from "../arguments.ts";
+import { print } from "../output.ts";
 import { showingProgress } from "../progress.ts";
 
 export interface MountFlags {
@@ -25,6 +28,9 @@ export interface MountFlags {
   readyFd?: number;
   whileFd?: number;
 }
+
+/** Processes. */
+const NAMED_MAX = 5;
 
 export function mountCommand(): Command {
   return new Command("mount")
@@ -157,4 +163,22 @@ async function serveInBackground(
     ...flags.options.flatMap((list) => ["-o", list]),
   ];
   await showingProgress(() => startDaemon({ region, mountpoint, words, log, bound: false }));
+  tellOrphans(mountpoint);
+}
+
+/** Who mounts after a crash should know at once who still stores into the volume. */
+function tellOrphans(mountpoint: string): void {
+  let found: OrphanReport[];
+  try {
+    found = withOpen(mountpoint, (descriptor) => ask(descriptor, "ORPHANS")) as OrphanReport[];
+  } catch {
+    return; // It is mounted: that was asked for. Through fuse-native there is nobody to ask.
+  }
+  const who = new Map(found.map(({ pid, command }) => [pid, `${command} (${pid})`]));
+  if (who.size === 0) return;
+  const named = [...who.values()].slice(0, NAMED_MAX);
+  if (who.size > named.length) named.push(`${who.size - named.length} more`);
+  print(
+    `${mountpoint}: still mapped from before this mount by ${named.join(", ")}; see 'mapdirect leases ${mountpoint}'`,
+  );
 }
