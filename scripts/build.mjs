@@ -6,7 +6,8 @@
  *   dist/lib/*.so      the client libraries, dist/include/mapdirect.h their header (scripts/build-client.mjs)
  *   dist/share/        man pages and completion for shells (scripts/man.mjs)
  *   dist/demo/story    the program that the demonstration drives
- *   dist/sbin/         mount.mapdirect, the helper of mount(8); dist/system/ a systemd unit and a udev rule as examples
+ *   dist/sbin/         mount.mapdirect and fsck.mapdirect, the helpers of mount(8) and fsck(8); dist/system/ a systemd unit and a
+ *                      udev rule as examples, and what file(1) knows a volume by
  *
  * Invariants:
  * - a part is built again exactly when the content of its sources, or its output, changed: no step runs twice;
@@ -31,6 +32,8 @@ import { fail, hasCommand, isMain, localBin, root, run, SetupError, setup } from
 const cache = join(root, ".cache");
 const SYSTEM_FILES = [
   ["mount.mapdirect", "sbin", 0o755],
+  ["fsck.mapdirect", "sbin", 0o755],
+  ["mapdirect.magic", "system", 0o644],
   ["mapdirect@.service", "system", 0o644],
   ["60-mapdirect.rules", "system", 0o644],
 ];

@@ -4,7 +4,8 @@
  * Everything is staged as it will be installed, without a build system of Debian's in between:
  *
  *   /usr/lib/mapdirect/        the program: dist/, the addons, node_modules of what it depends on
- *   /usr/bin/mapdirect         finds a Node.js that is new enough; /usr/sbin/mount.[fuse.]mapdirect is the same for mount(8)
+ *   /usr/bin/mapdirect         finds a Node.js that is new enough; /usr/sbin/{mount,fsck}.[fuse.]mapdirect are the same for mount(8)
+ *                              and fsck(8)
  *   /usr/lib/TRIPLET/          the client libraries, and the pkg-config file
  *   /usr/include/, /usr/share/man/, /usr/lib/systemd/system/, /usr/share/doc/mapdirect/ (the udev rule as an example)
  *
@@ -125,11 +126,12 @@ function stageProgram(stage) {
   }
   removeEmptyFolders(join(stage.folder, home));
   stage.copy(at("packaging/debian/mapdirect.sh"), "usr/bin/mapdirect", 0o755);
-  for (const name of ["mount.mapdirect", "mount.fuse.mapdirect"])
+  for (const name of ["mount.mapdirect", "mount.fuse.mapdirect", "fsck.mapdirect", "fsck.fuse.mapdirect"])
     stage.link("../bin/mapdirect", `usr/sbin/${name}`);
   if (existsSync(at("dist/system/mapdirect@.service"))) {
     stage.copy(at("dist/system/mapdirect@.service"), "usr/lib/systemd/system/mapdirect@.service");
     stage.copy(at("dist/system/60-mapdirect.rules"), "usr/share/doc/mapdirect/examples/60-mapdirect.rules");
+    stage.copy(at("dist/system/mapdirect.magic"), "usr/share/mapdirect/magic");
   }
 }
 
@@ -190,6 +192,9 @@ function stageDocuments(stage, { VERSION, EMAIL, date }) {
   // Mount options are a part of mapdirect(5).
   for (const name of ["mount.mapdirect", "mount.fuse.mapdirect"]) {
     stage.link("../man5/mapdirect.5.gz", `usr/share/man/man8/${name}.8.gz`);
+  }
+  for (const name of ["fsck.mapdirect", "fsck.fuse.mapdirect"]) {
+    stage.link("../man1/mapdirect.1.gz", `usr/share/man/man8/${name}.8.gz`);
   }
 }
 
@@ -258,7 +263,7 @@ function stageControl(stage, known, depends) {
   const bytes = files.reduce((sum, path) => sum + lstatSync(join(stage.folder, path)).size, 0);
   const values = { ...known, DEPENDS: depends, INSTALLED_SIZE: `${Math.ceil(bytes / 1024)}` };
   stage.write("DEBIAN/control", fill(readFileSync(at("packaging/debian/control.in"), "utf8"), values));
-  stage.copy(at("packaging/debian/postinst"), "DEBIAN/postinst", 0o755);
+  for (const name of ["postinst", "prerm"]) stage.copy(at("packaging/debian", name), `DEBIAN/${name}`, 0o755);
   stage.write("DEBIAN/triggers", "activate-noawait ldconfig\n");
   stage.write("DEBIAN/shlibs", `libmapdirect 0 mapdirect (>= ${known.VERSION})\n`);
   const sums = files.map((path) => {

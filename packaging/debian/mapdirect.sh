@@ -1,7 +1,10 @@
 #!/bin/sh
-# The command mapdirect, and mount.mapdirect by that name: with the first Node.js that is new enough.
+# The command mapdirect, and mount.mapdirect and fsck.mapdirect by these names: with the first Node.js that is new enough.
 program=mapdirect.js
-case $0 in */mount.*) program=mount-helper.js ;; esac
+case $0 in
+  */mount.*) program=mount-helper.js ;;
+  */fsck.*) program=fsck-helper.js ;;
+esac
 for node in "$MAPDIRECT_NODE" node /usr/local/bin/node /usr/bin/node; do
   [ -n "$node" ] || continue
   version=$("$node" --version 2> /dev/null) || continue

@@ -6,13 +6,11 @@
  * - errors go to stderr as one line, `mapdirect: <what>: <why>; <what to do>`, and nothing else does;
  * - with --json, stdout is one JSON document, whose keys stay.
  */
-import { readFileSync } from "node:fs";
-import { join } from "node:path";
 import { Command, CommanderError } from "commander";
 import pc from "picocolors";
 import { similar } from "../base/similar.ts";
 import { asFailure, type Failure, usage } from "../daemon/failure.ts";
-import { packageRoot } from "../region/addon.ts";
+import { packageVersion } from "../region/addon.ts";
 import { coloursFor, hasColours } from "./colours.ts";
 import { FsckExit } from "./exit-codes.ts";
 
@@ -30,6 +28,8 @@ const COMMANDS: Readonly<Record<string, () => Promise<Command>>> = {
   prepare: async () => (await import("./commands/prepare.ts")).prepareCommand(),
   clone: async () => (await import("./commands/clone.ts")).cloneCommand(),
   fsck: async () => (await import("./commands/fsck.ts")).fsckCommand(),
+  tune: async () => (await import("./commands/tune.ts")).tuneCommand(),
+  probe: async () => (await import("./commands/probe.ts")).probeCommand(),
   check: async () => (await import("./commands/check.ts")).checkCommand(),
   resize: async () => (await import("./commands/resize.ts")).resizeCommand(),
   dump: async () => (await import("./commands/dump.ts")).dumpCommand(),
@@ -42,18 +42,11 @@ const COMMANDS: Readonly<Record<string, () => Promise<Command>>> = {
   completion: async () => (await import("./commands/completion.ts")).completionCommand(),
 };
 
-function version(): string {
-  const { version: text } = JSON.parse(readFileSync(join(packageRoot, "package.json"), "utf8")) as {
-    version: string;
-  };
-  return text;
-}
-
 /** With all commands, or with the one that `only` names, if there is one of that name. */
 export async function createProgram(only?: string): Promise<Command> {
   const program = new Command("mapdirect")
     .description("A file system whose files can be mapped with MAP_DIRECT.")
-    .version(version())
+    .version(packageVersion())
     .helpCommand("help [command...]", "show the help of a command")
     .addHelpText(
       "after",

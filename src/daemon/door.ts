@@ -35,13 +35,14 @@ export class Door {
 
   /**
    * @param group name or number; an ordinary user can only name one of their own (chown(2)).
-   * @param uuid of the volume: whoever has locked its region is the only one to open a door for it.
+   * Its name is that of the region, not of the volume, of which there may be copies: whoever has locked the region is the
+   * only one to open a door for it.
    * @throws Failure
    */
-  static async open(region: MappedRegion, group: string, uuid: string, log: Log): Promise<Door> {
+  static async open(region: MappedRegion, group: string, log: Log): Promise<Door> {
     const gid = groupNumber(group);
     const folder = ownFolder();
-    const path = join(folder, `${uuid}.sock`);
+    const path = join(folder, socketName(region));
     // Left by a daemon that died.
     rmSync(path, { force: true });
     const server = createServer(
@@ -69,9 +70,9 @@ export class Door {
     return new Door(path, folder, server);
   }
 
-  /** What a daemon of this volume that died has left, where the next one opens none. Whoever calls has the region locked. */
-  static clear(uuid: string): void {
-    removeSocket(folderPath(), `${uuid}.sock`);
+  /** What a daemon of this region that died has left, where the next one opens none. Whoever calls has the region locked. */
+  static clear(region: MappedRegion): void {
+    removeSocket(folderPath(), socketName(region));
   }
 
   close(): void {
@@ -79,6 +80,9 @@ export class Door {
     removeSocket(this.#folder, basename(this.path));
   }
 }
+
+const socketName = ({ facts: { device, inode } }: MappedRegion): string =>
+  `${device.toString(16)}-${inode}.sock`;
 
 function removeSocket(folder: string, name: string): void {
   try {

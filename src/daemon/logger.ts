@@ -7,7 +7,7 @@
  * - a log that cannot be written (a closed terminal, a full disk) never stops the file system.
  */
 import { fstatSync, writeSync } from "node:fs";
-import { open } from "node:fs/promises";
+import { type FileHandle, open } from "node:fs/promises";
 import { pino } from "pino";
 import { addon } from "../region/addon.ts";
 import type { Log, LogFormat, LogLevel } from "./log.ts";
@@ -19,7 +19,7 @@ export interface LogRequest {
   readonly format?: LogFormat | undefined;
   /** What each line of JSON says besides. */
   readonly fields?: Readonly<Record<string, string | number>>;
-  readonly write?: (line: string) => void;
+  readonly write?: ((line: string) => void) | undefined;
   /** Takes the lines instead, each with its priority, and has the time by itself. */
   readonly sink?: LogSink | undefined;
 }
@@ -66,14 +66,43 @@ export function createLog({ lowest, format, fields = {}, write = toStderr, sink 
   return { debug: at("debug"), info: at("info"), warn: at("warn"), error: at("error") };
 }
 
-/** From now on stderr is this file, also for what Node.js and the C library say. Off the event loop, as whoever rotates it asks. */
-export async function redirectTo(path: string): Promise<void> {
-  const file = await open(path, "a", 0o600);
-  try {
-    addon().replaceDescriptor(file.fd, 1);
-    addon().replaceDescriptor(file.fd, 2);
-  } finally {
-    await file.close();
+/** A log in a file, which can be begun anew where somebody has renamed it. */
+export class LogFile {
+  readonly #path: string;
+  readonly #withStderr: boolean;
+  #file: FileHandle;
+
+  private constructor(path: string, file: FileHandle, withStderr: boolean) {
+    this.#path = path;
+    this.#withStderr = withStderr;
+    this.#file = file;
+    this.#redirect();
+  }
+
+  /** @param withStderr for a daemon whose stderr nobody sees: what Node.js and the C library say is in the file as well. */
+  static async open(path: string, withStderr: boolean): Promise<LogFile> {
+    return new LogFile(path, await open(path, "a", 0o600), withStderr);
+  }
+
+  write(line: string): void {
+    try {
+      writeSync(this.#file.fd, line);
+    } catch {
+      // See above.
+    }
+  }
+
+  /** Not on the event loop: by now the path may lead to a mount that waits for us. */
+  async reopen(): Promise<void> {
+    const before = this.#file;
+    this.#file = await open(this.#path, "a", 0o600);
+    this.#redirect();
+    await before.close();
+  }
+
+  #redirect(): void {
+    if (!this.#withStderr) return;
+    for (const descriptor of [1, 2]) addon().replaceDescriptor(this.#file.fd, descriptor);
   }
 }
 

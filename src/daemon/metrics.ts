@@ -17,12 +17,15 @@ import { connect } from "node:net";
 import { basename, dirname, join } from "node:path";
 import { Counter, Gauge, Registry } from "prom-client";
 import { every, fault } from "../base/faults.ts";
+import { packageVersion } from "../region/addon.ts";
 import { boundMicros, countsOf, type Statistics } from "../session/statistics.ts";
 import { asFailure, Failure, reason } from "./failure.ts";
 import type { Log } from "./log.ts";
 import { isLoopback, METRICS_WANTS, type MetricsAddress, showMetricsAddress } from "./metrics-address.ts";
 import { liesBelow } from "./mounts.ts";
 
+/** Of this daemon, whatever is installed by now. */
+const VERSION = packageVersion();
 /** The file is written anew this often, milliseconds. */
 const FILE_MS = 15_000;
 /** Who asks has so long to say what, milliseconds. */
@@ -291,6 +294,9 @@ function registryOf(stats: () => Statistics): Registry {
     [],
     (s) => s.channel?.wakeups ?? 0,
   );
+  gauge("mapdirect_build_info", "1; the daemon's version is the label.", ["version"], () => [
+    [{ version: VERSION }, 1],
+  ]);
   gauge("mapdirect_uptime_seconds", "Time since the mount.", [], (s) => s.uptime_s);
   gauge("process_resident_memory_bytes", "Resident memory of the daemon.", [], (s) => s.resident_bytes);
   gauge(

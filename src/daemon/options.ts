@@ -29,6 +29,8 @@ export interface MountOptions {
   /** Name or number of the group whose members may map without access to the region; null for none. */
   directGroup: string | null;
   assumePmem: boolean;
+  /** Although a volume with the same uuid is mounted. */
+  sameUuidToo: boolean;
   /** Where metrics are shown; null for nowhere. */
   metrics: MetricsAddress | null;
   transport: Transport;
@@ -111,6 +113,9 @@ const PLAIN: Record<string, Setter> = {
   default_permissions: () => {},
   assume_pmem: (options) => {
     options.assumePmem = true;
+  },
+  nouuid: (options) => {
+    options.sameUuidToo = true;
   },
 };
 
@@ -208,6 +213,7 @@ export function defaultMountOptions(asRoot: boolean): MountOptions {
     maxLeasedBytes: null,
     directGroup: null,
     assumePmem: false,
+    sameUuidToo: false,
     metrics: null,
     transport: "kernel",
     log: null,

@@ -14,7 +14,6 @@ import { Socket } from "node:net";
 import { Errno } from "../base/errno.ts";
 import { fault, guarded, inBackground } from "../base/faults.ts";
 import { listenToProgress } from "../base/progress.ts";
-import { formatUuid } from "../media/mkfs.ts";
 import { loadFuseNative, type NativeRing } from "../region/addon.ts";
 import { openFuseRing } from "../region/fuse-ring.ts";
 import { type FuseMount, openFuseMount, unmountFuse } from "../region/fusemount.ts";
@@ -26,6 +25,7 @@ import { Volume } from "../session/volume.ts";
 import { Door } from "./door.ts";
 import { asFailure, errnoOf, Failure, reason } from "./failure.ts";
 import { Faults } from "./faults.ts";
+import { identify, refuseTwin } from "./identify.ts";
 import type { Log } from "./log.ts";
 import { showLogTarget } from "./log-target.ts";
 import type { Metrics } from "./metrics.ts";
@@ -40,6 +40,8 @@ export interface DaemonRequest {
   mountpoint: string;
   options: MountOptions;
   debug: boolean;
+  /** Says why there is no mount to whoever does not see the log. */
+  complain?: ((text: string) => void) | undefined;
   /** Begins the log's file anew, if it is one: what whoever rotates it asks for with SIGHUP. */
   reopenLog?: (() => Promise<void>) | undefined;
   /** A descriptor at whose end the daemon unmounts, as at SIGTERM: the other end is in the process that it serves. */
@@ -59,6 +61,7 @@ export async function runDaemon(request: DaemonRequest, log: Log, readiness: Rea
     const failure = asFailure(error, request.region);
     readiness.failed(failure);
     log.error(failure.message);
+    request.complain?.(failure.message);
     if (failure !== error && error instanceof Error) log.debug(error.stack ?? "");
     return failure.exitCode;
   }
@@ -73,6 +76,10 @@ async function serve(
   const { options, mountpoint } = request;
   const region = openRegionOrExplain(request.region, options);
   try {
+    if (!options.sameUuidToo) {
+      const uuid = identify(request.region)?.uuid;
+      if (uuid !== undefined) refuseTwin(request.region, uuid);
+    }
     listenToProgress((step, done, total) => readiness.progress(step, done, total));
     const volume = await Volume.open(region, {
       readOnly: options.readOnly,
@@ -94,8 +101,8 @@ async function serve(
         metrics = await Opened.open(options.metrics, mountpoint, look, log);
       }
       if (options.directGroup !== null && !options.readOnly) {
-        door = await Door.open(region, options.directGroup, formatUuid(volume.store.superblock.uuid), log);
-      } else Door.clear(formatUuid(volume.store.superblock.uuid));
+        door = await Door.open(region, options.directGroup, log);
+      } else Door.clear(region);
       const ring = options.transport === "io_uring" ? openRingOrExplain() : null;
       const mount = options.transport === "fuse-native" ? null : await mountVolume(request);
       session = new Session(volume, {

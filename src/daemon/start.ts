@@ -13,15 +13,17 @@ import { progress } from "../base/progress.ts";
 import { packageRoot } from "../region/addon.ts";
 import { unmountFuse } from "../region/fusemount.ts";
 import { asFailure, errnoOf, Failure, reason, usage } from "./failure.ts";
+import { resolveTag } from "./identify.ts";
 import { type LogTarget, showLogTarget } from "./log-target.ts";
 import { isDeadMount, liesBelow, mountAt, resolveMountpoint } from "./mounts.ts";
 import { readReadyLine, takeProgress } from "./readiness.ts";
 
-/** The absolute path of a region that exists. */
+/** The absolute path of a region that exists; it may be given as UUID=… or LABEL=…, too. */
 export function resolveRegion(path: string): string {
   try {
-    return realpathSync(path);
+    return realpathSync(resolveTag(path));
   } catch (error) {
+    if (error instanceof Failure) throw error;
     const todo =
       errnoOf(error) === Errno.ENOENT
         ? `make one with 'mapdirect mkfs ${path}'`

@@ -162,11 +162,17 @@ export async function makeFileSystem(region: Region, options: MkfsOptions): Prom
   return blockBytes;
 }
 
-function randomUuid(): Uint8Array {
+export function randomUuid(): Uint8Array {
   const uuid = randomBytes(16);
   uuid[6] = ((uuid[6] as number) & 0x0f) | 0x40;
   uuid[8] = ((uuid[8] as number) & 0x3f) | 0x80;
   return uuid;
+}
+
+/** Of 32 hexadecimal digits in five groups (RFC 9562); undefined for anything else, and for the nil uuid. */
+export function parseUuid(text: string): Uint8Array | undefined {
+  if (!/^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/i.test(text) || /^[0-]+$/.test(text)) return undefined;
+  return new Uint8Array(Buffer.from(text.replaceAll("-", ""), "hex"));
 }
 
 export function formatUuid(uuid: Uint8Array): string {

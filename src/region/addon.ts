@@ -2,7 +2,7 @@
  * The only loader of the .node file, and the types of what it exports. Native methods throw `Error` with `code` (errno
  * name) and `errno` (positive number); they validate what is cheap and rely on their TypeScript callers for the rest.
  */
-import { existsSync } from "node:fs";
+import { existsSync, readFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
@@ -161,6 +161,12 @@ let loaded: Addon | undefined;
 
 /** The directory that holds package.json: two levels up, in src/ as in dist/. */
 export const packageRoot = join(dirname(fileURLToPath(import.meta.url)), "..", "..");
+
+/** Of this program, as package.json has it. */
+export function packageVersion(): string {
+  const text = readFileSync(join(packageRoot, "package.json"), "utf8");
+  return (JSON.parse(text) as { version: string }).version;
+}
 
 /** Load one of the products of binding.gyp. Throws with the command that builds it when it is missing. */
 export function loadNative(name: "mapdirect" | "mapdirect_client"): unknown {

@@ -11,11 +11,15 @@ import { checkVolume } from "../namespace/check.ts";
 import type { Inode } from "../namespace/inode.ts";
 import type { Resized } from "../namespace/resize.ts";
 import { type Pace, resizeMounted } from "../namespace/resize-mounted.ts";
+import { packageVersion } from "../region/addon.ts";
 import { fileName, mapReport, whereReport } from "./blockmap.ts";
 import type { Handle } from "./handles.ts";
 import { orphanReport } from "./orphan-report.ts";
 import type { Session } from "./session.ts";
 import { statistics } from "./statistics.ts";
+
+/** Of this daemon, whatever is installed by now. */
+const VERSION = packageVersion();
 
 /** One lease, as `mapdirect leases --json` shows it. */
 export interface LeaseReport {
@@ -129,6 +133,7 @@ function info(session: Session): unknown {
   return {
     ...session.volume.summary(),
     mount: {
+      version: VERSION,
       mountpoint: session.options.mountpoint,
       source: session.options.mountSource,
       pid: process.pid,

@@ -62,6 +62,12 @@ describe("a file", () => {
       const { code, stderr } = await run("sh", foreground, { cwd: mount.folder });
       expect({ code, stderr }).toEqual({ code: 0, stderr: "" });
       expect(linesOf(join(mount.folder, "log")).length).toBeGreaterThan(once);
+      // What keeps it from mounting is said to whoever waits, too.
+      const failing = [programPath, "mount", "-f", "--log", "log", mount.region, mount.path, "-o"];
+      const refused = await run(process.execPath, [...failing, "metrics=file:/no/such/folder/x"], {
+        cwd: mount.folder,
+      });
+      expect(refused).toMatchObject({ code: 1, stderr: expect.stringMatching(/^mapdirect: .*folder.*\n$/) });
     });
   });
 

@@ -127,6 +127,13 @@ describe("metrics", () => {
       const values = parse(text);
       expect(values.get('mapdirect_requests_total{operation="write"}')).toBe(1);
       expect(values.get("mapdirect_written_bytes_total")).toBe(1);
+      const { version } = JSON.parse(readFileSync("package.json", "utf8")) as { version: string };
+      expect(values.get(`mapdirect_build_info{version="${version}"}`)).toBe(1);
+      // What the alerts of the documents ask for is there.
+      const alerts = /## Alerts[\s\S]*?\n### /.exec(readFileSync("docs/OPERATIONS.md", "utf8"))?.[0] ?? "";
+      const named = [...alerts.matchAll(/\bmapdirect_[a-z_]+/g)].map(([name]) => name);
+      expect(named.length).toBeGreaterThan(8);
+      for (const name of named) expect(text).toMatch(new RegExp(`^${name}|^# TYPE ${name} `, "m"));
       expect(values.get("mapdirect_volume_size_bytes")).toBe(64 * 1024 * 1024);
       expect(values.get('mapdirect_request_duration_seconds_count{operation="write"}')).toBe(1);
       expect(values.get('mapdirect_request_duration_seconds_bucket{operation="write",le="+Inf"}')).toBe(1);

@@ -2,7 +2,7 @@
 import { Command } from "commander";
 import { formatRegion } from "../../daemon/format.ts";
 import { formatSize } from "../../daemon/sizes.ts";
-import { sizeArgument } from "../arguments.ts";
+import { labelArgument, sizeArgument } from "../arguments.ts";
 import { print } from "../output.ts";
 
 interface MkfsFlags {
@@ -30,7 +30,7 @@ export function mkfsCommand(): Command {
       "allocation unit, a power of two from 4096 (default: that, or what the region's mappings need)",
       sizeArgument,
     )
-    .option("--label <text>", "label of the volume, at most 64 bytes", "")
+    .option("--label <text>", "label of the volume, at most 64 bytes", labelArgument, "")
     .option("--force", "overwrite what the region holds", false)
     .addHelpText(
       "after",

@@ -36,7 +36,7 @@ export function mountCommand(): Command {
   return new Command("mount")
     .summary("mount a region")
     .description("Mount a region. Returns when the mount answers; a daemon in the background serves it.")
-    .argument("<region>", "file or device with a mapdirect file system")
+    .argument("<region>", "file or device with a mapdirect file system; or UUID=… or LABEL=… of a device's")
     .argument("<mountpoint>", "directory")
     .option("-f, --foreground", "serve until unmounted, log to stderr", false)
     .option("--assume-pmem", "declare the region to be persistent memory, for tests", false)
@@ -78,6 +78,7 @@ Options for -o:
   metrics=ADDRESS        as --metrics
   log=WHERE              as --log: none, syslog, or the absolute path of a file
   assume_pmem            as --assume-pmem
+  nouuid                 although a volume of the same uuid is mounted: a copy of it
   transport=io_uring     as --transport io_uring: requests through io_uring (Linux 6.14,
                          where fuse.enable_uring is on)
   transport=fuse-native  as --transport fuse-native: through that npm package, without
@@ -118,19 +119,19 @@ async function serveHere(
   flags: MountFlags,
 ): Promise<void> {
   // Loaded by daemons alone.
-  const { createLog, redirectTo } = await import("../../daemon/logger.ts");
+  const { createLog, LogFile } = await import("../../daemon/logger.ts");
   const { openSyslog } = await import("../../daemon/syslog.ts");
   const { runDaemon } = await import("../../daemon/run.ts");
   const target = options.log;
   const path = target?.kind === "file" ? target.path : null;
-  if (path !== null) {
-    closeSync(openLogFile(path, mountpoint));
-    await redirectTo(path);
-  }
+  const inBackground = flags.readyFd !== undefined;
+  if (path !== null) closeSync(openLogFile(path, mountpoint));
+  const file = path === null ? undefined : await LogFile.open(path, inBackground);
   const log = createLog({
     lowest: flags.logLevel ?? (flags.debug ? "debug" : "info"),
     format: flags.logFormat,
     fields: { region, mountpoint },
+    write: file === undefined ? undefined : (line) => file.write(line),
     sink: target?.kind === "syslog" ? openSyslog(mountpoint) : target?.kind === "none" ? () => {} : undefined,
   });
   const code = await runDaemon(
@@ -140,13 +141,19 @@ async function serveHere(
       options,
       debug: flags.debug,
       whileFd: flags.whileFd,
-      reopenLog: path === null ? undefined : () => redirectTo(path),
+      reopenLog: file === undefined ? undefined : () => file.reopen(),
+      // Whoever waits in the foreground hears of a failure, wherever the log goes.
+      complain: inBackground || target === null ? undefined : complain,
     },
     log,
     new Readiness(flags.readyFd),
   );
   // What is left of timers and descriptors must not keep a daemon alive whose work is done.
   process.exit(code);
+}
+
+function complain(text: string): void {
+  process.stderr.write(`mapdirect: ${text}\n`);
 }
 
 async function serveInBackground(

@@ -26,7 +26,7 @@ export function snapshotCommand(): Command {
     .addHelpText(
       "after",
       `
-The copy has the uuid of the volume; mount one of the two at a time.
+The copy has the uuid of the volume. To mount both at a time, give it one of its own ('mapdirect tune --uuid random').
 
 Examples:
   mapdirect snapshot /mnt /backup/monday.region

@@ -1,0 +1,4 @@
+#!/usr/bin/env node
+import { fsckHelper } from "../cli/fsck-helper.ts";
+
+await fsckHelper(process.argv.slice(2));
