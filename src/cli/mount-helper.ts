@@ -42,7 +42,10 @@ export function parseHelperArguments(args: readonly string[]): HelperRequest {
       if (word === "-o")
         append(
           options,
-          value.split(",").filter((option) => option !== ""),
+          value
+            .split(",")
+            .map((option) => option.trim())
+            .filter((option) => option !== ""),
         );
       else if (!/^(fuse\.)?mapdirect$/.test(value)) throw usage(`-t ${value}`, "it is another type", HELP);
     } else if (/^-[sfnvrw]+$/.test(word)) {

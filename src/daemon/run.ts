@@ -55,6 +55,8 @@ export async function runDaemon(request: DaemonRequest, log: Log, readiness: Rea
   // A working directory would keep another file system from being unmounted.
   process.chdir("/");
   const faults = new Faults(log);
+  // From the beginning: it would end a daemon that still recovers.
+  process.on("SIGHUP", () => hangUp(request, log));
   try {
     return await serve(request, log, readiness, faults);
   } catch (error) {
@@ -135,7 +137,6 @@ async function serve(
         for (const lease of [...volume.leases.all()]) volume.leases.breakLease(lease, "unmount");
       });
       const signals = unmountOnSignals(mountpoint, session.ended, log, breakLeases);
-      process.on("SIGHUP", () => hangUp(request, log));
       if (request.whileFd !== undefined) unmountAtEndOf(request.whileFd);
       await Promise.race([session.ended, signals.cut]);
       signals.ignore();

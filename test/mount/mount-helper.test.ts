@@ -22,7 +22,7 @@ describe("what the helper is called with", () => {
         "/mnt",
         "-sn",
         "-o",
-        "ro,noatime,user=joe",
+        "ro, noatime,user=joe",
         "-t",
         "fuse.mapdirect",
       ]),

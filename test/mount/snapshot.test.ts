@@ -76,7 +76,7 @@ async function withCopy(
   const path = join(mount.folder, "copy-mnt");
   mkdirSync(path, { recursive: true });
   expect(await mount.cli("fsck", region)).toMatchObject({ code: 0 });
-  const mounted = await mount.cli("mount", region, path);
+  const mounted = await mount.cli("mount", "--log", "none", "-o", "nouuid", region, path);
   expect(mounted, mounted.stderr).toMatchObject({ code: 0 });
   try {
     await mount.cli("check", path).then((result) => expect(result, result.stderr).toMatchObject({ code: 0 }));
