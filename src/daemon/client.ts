@@ -24,6 +24,7 @@ import {
 import type { Resized } from "../namespace/resize.ts";
 import { addon } from "../region/addon.ts";
 import type { LeaseReport, Refusal } from "../session/control.ts";
+import type { OrphanReport } from "../session/orphan-report.ts";
 import { asFailure, errnoOf, Failure, reason } from "./failure.ts";
 import { mountOf } from "./mounts.ts";
 
@@ -245,6 +246,16 @@ export function cloneFile(source: number, target: number): void {
   addon().ioctl(source, Ioctl.OFFER, buffer);
   // The token is where CLONE wants it; everything else is zero: from the beginning, up to the end.
   addon().ioctl(target, Ioctl.CLONE, buffer);
+}
+
+/** None of a daemon of an older version, which goes on until its volume is mounted anew. */
+export function askOrphans(descriptor: number): OrphanReport[] {
+  try {
+    return ask(descriptor, "ORPHANS") as OrphanReport[];
+  } catch (error) {
+    if (errnoOf(error) === Errno.EINVAL) return [];
+    throw error;
+  }
 }
 
 /** @throws Failure when the daemon's answer is none. */

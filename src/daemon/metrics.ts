@@ -254,6 +254,12 @@ function registryOf(stats: () => Statistics): Registry {
   gauge("mapdirect_open_files", "Open files and directories.", [], (s) => s.open_files);
   gauge("mapdirect_inodes", "Files, directories and others.", [], (s) => s.inodes);
   gauge("mapdirect_leases", "Leases by state.", ["state"], (s) => by("state", s.leases_by));
+  gauge(
+    "mapdirect_orphaned_processes",
+    "Processes that still map files from before this mount.",
+    [],
+    (s) => s.orphaned_processes,
+  );
   counter("mapdirect_lease_grants_total", "Leases granted.", [], (s) => s.grants);
   counter("mapdirect_lease_refusals_total", "Operations refused for a seal.", [], (s) => s.refusals);
   counter("mapdirect_lease_breaks_total", "Leases that were asked to end.", [], (s) => s.breaks);

@@ -1,6 +1,7 @@
 /** What a session has counted, as `mapdirect stats`, the metrics, `top` and the dashboard show it. */
 import { readFileSync } from "node:fs";
 import { BUCKETS, boundMicros, type Latency, percentileMicros } from "./counting.ts";
+import { orphanedMappers } from "./orphan-report.ts";
 import type { Session } from "./session.ts";
 
 /** The answer to STATS: keys are stable. Sizes are bytes, times as their names say. */
@@ -18,6 +19,8 @@ export interface Statistics {
   readonly waiting: number;
   readonly open_files: number;
   readonly inodes: number;
+  /** Processes that still map files from before this mount. */
+  readonly orphaned_processes: number;
   readonly leases: number;
   readonly leases_by: { held: number; breaking: number; revoked: number; ended: number };
   readonly grants: number;
@@ -70,6 +73,7 @@ export function statistics(session: Session): Statistics {
     waiting: session.waiting,
     open_files: session.handles.size,
     inodes: store.state.inodes.size,
+    orphaned_processes: orphanedMappers(volume).length,
     leases: table.size,
     leases_by: by,
     ...table.counts,

@@ -44,6 +44,7 @@ const statistics = (change: Partial<Statistics> = {}): Statistics => ({
   log_segments: 1,
   read_only: null,
   channel: null,
+  orphaned_processes: 0,
   memory_bytes: 1024,
   resident_bytes: 2048,
   ...change,

@@ -99,6 +99,10 @@ test("whoever maps from before a remount is told of: by mount, leases, info and 
       expect(await listed()).toMatchObject([{ ...row, file: path, length: HELD_BYTES, quarantined: 0 }]);
       expect((await mount.cli("leases", mount.path)).stdout).toMatch(/^ *- +orphaned +mapped .*\/held$/m);
       expect(await orphaned()).toEqual({ processes: 1, bytes: HELD_BYTES });
+      expect(JSON.parse((await mount.cli("stats", "--json", mount.path)).stdout)).toMatchObject({
+        orphaned_processes: 1,
+        leases: 0,
+      });
       // It is in nobody's way, and nobody can break it.
       expect(await mount.cli("leases", "break", "--file", path)).toMatchObject({ code: 0 });
       expect((await mount.cli("extents", path)).stdout).toContain("no lease");

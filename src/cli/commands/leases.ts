@@ -1,7 +1,7 @@
 /** leases: who maps what directly; and, for the administrator, how to end it. */
 import { setTimeout as sleep } from "node:timers/promises";
 import { Command } from "commander";
-import { ask, asLeases, readExtents, withOpen } from "../../daemon/client.ts";
+import { ask, askOrphans, asLeases, readExtents, withOpen } from "../../daemon/client.ts";
 import { Failure, usage } from "../../daemon/failure.ts";
 import { FS_TYPE, readMounts } from "../../daemon/mounts.ts";
 import type { OrphanReport } from "../../session/orphan-report.ts";
@@ -133,7 +133,7 @@ const asLease = ({ bytes, ...orphan }: OrphanReport) => ({
 function leases(path: string, flags: { json: boolean }): void {
   const all = withOpen(path, (descriptor) => [
     ...asLeases(ask(descriptor, "LEASES")),
-    ...(ask(descriptor, "ORPHANS") as OrphanReport[]).map(asLease),
+    ...askOrphans(descriptor).map(asLease),
   ]);
   if (flags.json) {
     print(toJson(all));

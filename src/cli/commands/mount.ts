@@ -2,7 +2,7 @@
 import { closeSync } from "node:fs";
 import { resolve } from "node:path";
 import { Command, Option } from "commander";
-import { ask, withOpen } from "../../daemon/client.ts";
+import { askOrphans, withOpen } from "../../daemon/client.ts";
 import { LOG_FORMATS, LOG_LEVELS, type LogFormat, type LogLevel } from "../../daemon/log.ts";
 import { type LogTarget, parseLogTarget } from "../../daemon/log-target.ts";
 import { lockHolder } from "../../daemon/mounts.ts";
@@ -177,7 +177,7 @@ async function serveInBackground(
 function tellOrphans(mountpoint: string): void {
   let found: OrphanReport[];
   try {
-    found = withOpen(mountpoint, (descriptor) => ask(descriptor, "ORPHANS")) as OrphanReport[];
+    found = withOpen(mountpoint, askOrphans);
   } catch {
     return; // It is mounted: that was asked for. Through fuse-native there is nobody to ask.
   }
