@@ -9,6 +9,7 @@
 import { similar } from "../base/similar.ts";
 import type { LeasePolicy } from "../lease/table.ts";
 import type { AtimeMode } from "../namespace/attributes.ts";
+import type { CacheMode } from "../session/page-cache.ts";
 import { type Failure, usage } from "./failure.ts";
 import { LOG_WANTS, type LogTarget, parseLogTarget } from "./log-target.ts";
 import { METRICS_WANTS, type MetricsAddress, parseMetricsAddress } from "./metrics-address.ts";
@@ -21,6 +22,8 @@ export interface MountOptions {
   allowOther: boolean;
   atime: AtimeMode;
   noDirectoryAtime: boolean;
+  /** Whether files that nobody maps directly are read through the page cache. */
+  cache: CacheMode;
   direct: LeasePolicy["direct"];
   breakTimeSeconds: number;
   maxLeases: number;
@@ -120,6 +123,14 @@ const PLAIN: Record<string, Setter> = {
 };
 
 const VALUED: Record<string, { wants: string; set: (options: MountOptions, value: string) => boolean }> = {
+  cache: {
+    wants: "auto or never",
+    set: (options, value) => {
+      if (value !== "auto" && value !== "never") return false;
+      options.cache = value;
+      return true;
+    },
+  },
   direct: {
     wants: "seal, breakable or off",
     set: (options, value) => {
@@ -207,6 +218,7 @@ export function defaultMountOptions(asRoot: boolean): MountOptions {
     allowOther: asRoot,
     atime: "relatime",
     noDirectoryAtime: false,
+    cache: "auto",
     direct: "seal",
     breakTimeSeconds: 45,
     maxLeases: 1024,

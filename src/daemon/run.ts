@@ -117,6 +117,8 @@ async function serve(
         log: options.log === null ? "stderr" : showLogTarget(options.log),
         atime: options.atime,
         noDirectoryAtime: options.noDirectoryAtime,
+        // fuse-native does not say how a file is to be opened.
+        cache: options.transport === "fuse-native" ? "never" : options.cache,
         ring,
       });
       if (mount === null) await mountThroughFuseNative(request, session, log);

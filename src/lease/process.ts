@@ -65,6 +65,22 @@ export class Caller {
   }
 }
 
+/** Numbers of sendfile(2) and splice(2) (asm/unistd.h). */
+const SPLICING: Readonly<Record<string, readonly string[]>> = { x64: ["40", "275"], arm64: ["71", "76"] };
+
+/**
+ * The thread waits in sendfile(2) or splice(2), which fill the page cache as the fault of a mapping does. False where that
+ * cannot be told: /proc/TID/syscall is for who may trace the thread (proc_pid_syscall(5)).
+ */
+export function isSplicing(tid: number): boolean {
+  try {
+    const [number = ""] = readFileSync(`/proc/${tid}/syscall`, "latin1").split(" ");
+    return SPLICING[process.arch]?.includes(number) ?? false;
+  } catch {
+    return false;
+  }
+}
+
 /** Supplementary groups; none if it is gone, or in a namespace that we do not see. */
 export function groupsOfThread(tid: number): number[] {
   try {

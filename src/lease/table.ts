@@ -436,7 +436,8 @@ export function remainingMs(lease: Lease): number {
   return Math.max(0, lease.break.deadlineMs - Date.now());
 }
 
-function overlaps(lease: Lease, block: number, count: number): boolean {
+/** The lease covers a block of [block, block + count). */
+export function overlaps(lease: Lease, block: number, count: number): boolean {
   return lease.block < block + count && block < lease.block + lease.count;
 }
 

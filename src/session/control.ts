@@ -147,6 +147,7 @@ function info(session: Session): unknown {
       leases: session.volume.leases.size,
       atime: session.options.atime,
       log: session.options.log,
+      cache: session.options.cache,
     },
     fuse:
       negotiated === null

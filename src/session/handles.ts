@@ -17,6 +17,8 @@ export interface Handle {
   readonly inode: Inode;
   /** As given to open(2). */
   readonly flags: number;
+  /** Opened with FOPEN_DIRECT_IO: read(2) and write(2) do not go through the page cache. */
+  readonly direct: boolean;
   /** The lease that was granted on this open file description; it ends with it. */
   readonly lease: Lease | null;
   /** Leases that ended before their open file description did: what they could reach is in quarantine until then. */
@@ -99,11 +101,12 @@ export class Handles {
     return handle;
   }
 
-  add(inode: Inode, flags: number): Handle {
+  add(inode: Inode, flags: number, direct = false): Handle {
     const handle: HandleInside = {
       fh: this.#next,
       inode,
       flags,
+      direct,
       lease: null,
       ended: [],
       watched: null,

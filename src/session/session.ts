@@ -36,6 +36,7 @@ import { Answers } from "./answers.ts";
 import { Counting } from "./counting.ts";
 import { type Handler, handlers } from "./dispatch.ts";
 import { type Handle, Handles } from "./handles.ts";
+import { type CacheMode, PageCache } from "./page-cache.ts";
 import { Snapshots } from "./snapshots.ts";
 import type { Volume } from "./volume.ts";
 
@@ -55,6 +56,7 @@ export interface SessionOptions {
   readonly log?: string;
   readonly atime: AtimeMode;
   readonly noDirectoryAtime: boolean;
+  readonly cache: CacheMode;
   /** For FUSE over io_uring; null: everything comes through /dev/fuse. */
   readonly ring: NativeRing | null;
 }
@@ -79,6 +81,7 @@ export class Session {
   readonly handles = new Handles();
   readonly answers = new Answers();
   readonly snapshots = new Snapshots();
+  readonly pageCache: PageCache;
   /** Replies are built here; a handler fills it and answers before it returns. */
   readonly out: Buffer;
   readonly outView: DataView;
@@ -99,7 +102,11 @@ export class Session {
   readonly #native: NativeRegion;
   /** Requests that wait, by id; FUSE_INTERRUPT aborts them, and so does the end of the session. */
   readonly #waiting = new Map<bigint, AbortController>();
-  readonly #cached = new WeakSet<Inode>();
+  /** Of these, by inode, those for which the kernel may have locked pages; `gone` when there are none left. */
+  readonly #lockingPages = new Map<
+    number,
+    { count: number; readonly gone: Promise<void>; end: () => void }
+  >();
   /** Whose attributes the kernel has to forget soon. */
   readonly #stale = new Set<Inode>();
   /** How often the request being run has been run before. */
@@ -108,7 +115,6 @@ export class Session {
   /** It will be, by a promise that is under way. */
   #later = false;
   #mediaErrors = { sinceMs: 0, count: 0 };
-  #looks = 0;
   readonly counting = new Counting();
 
   constructor(volume: Volume, options: SessionOptions) {
@@ -118,6 +124,11 @@ export class Session {
     this.#request = new Request(this.#buffer);
     this.out = Buffer.alloc(TRANSFER_BYTES_MAX + 4096);
     this.outView = new DataView(this.out.buffer, this.out.byteOffset, this.out.byteLength);
+    this.pageCache = new PageCache({
+      drop: (inode, offset, length) => this.invalidate(inode, offset, length),
+      forgetAttributes: (inode) => this.forgetAttributes(inode),
+      isLeased: (inode) => volume.leases.of(inode).length > 0,
+    });
     const { region } = volume.store;
     // READ replies go out straight from the mapped region: one in JavaScript's memory is for tests without a mount.
     invariant(isNativeBacked(region), "a session serves a mapped region");
@@ -359,13 +370,39 @@ export class Session {
   #park(request: Request, attempt: number, wait: Wait): void {
     const own = request.isCopy ? request : request.clone();
     const signal = this.#wait(own);
+    const release = this.#holdPages(own);
     const goOn = (): void => {
       this.#waiting.delete(own.unique);
-      if (this.#channel === null) return;
-      if (signal.aborted) this.#fail(own, new FsError("EINTR"));
-      else this.#run(own, attempt + 1);
+      if (this.#channel !== null) {
+        if (signal.aborted) this.#fail(own, new FsError("EINTR"));
+        else this.#run(own, attempt + 1);
+      }
+      // Afterwards: it may wait once more.
+      release?.();
     };
     inBackground("a request that waited", settledOrAborted(wait.until, signal).then(goOn));
+  }
+
+  /** A request that waits may have pages locked: a fill of the cache, and a write(2) through it of less than a page. */
+  #holdPages({ opcode, nodeid }: Request): (() => void) | undefined {
+    if (opcode !== Opcode.WRITE && opcode !== Opcode.READ) return undefined;
+    let holding = this.#lockingPages.get(nodeid);
+    if (holding === undefined) {
+      let end = (): void => {};
+      const gone = new Promise<void>((resolve) => {
+        end = resolve;
+      });
+      holding = { count: 0, gone, end };
+      this.#lockingPages.set(nodeid, holding);
+    }
+    const held = holding;
+    held.count += 1;
+    return () => {
+      held.count -= 1;
+      if (held.count > 0) return;
+      this.#lockingPages.delete(nodeid);
+      held.end();
+    };
   }
 
   #interrupt(request: Request): void {
@@ -402,7 +439,7 @@ export class Session {
   }
 
   /** Answer when `until` has resolved, with what `encode` then puts into `out`. The request must be its own copy. */
-  replyAfter(request: Request, until: Promise<void>, encode: () => number): void {
+  replyAfter(request: Request, until: Promise<unknown>, encode: () => number): void {
     this.#answered = true;
     this.#later = true;
     until.then(
@@ -487,39 +524,13 @@ export class Session {
     inBackground("a notification", this.invalidate(inode, -1n, 0n));
   }
 
-  /** The kernel may have pages of this file in its cache. */
-  mayBeCached(inode: Inode): boolean {
-    // Where files are opened for direct I/O, nothing but a fault of an ordinary mapping fills the page cache.
-    return this.negotiated?.features.DIRECT_IO_ALLOW_MMAP !== true || this.#cached.has(inode);
-  }
-
-  /**
-   * Before Linux 6.6 read(2) on a file that was opened before its lease goes through the page cache, where what a direct
-   * mapping stores is not seen. The kernel then asks for the attributes before each read, because they are valid for no
-   * time at all, and drops its pages, because mtime is another one each time (FUSE_AUTO_INVAL_DATA). stat(2) is told the
-   * real one.
-   */
-  revalidates(inode: Inode): boolean {
-    return (
-      this.volume.leases.size > 0 &&
-      this.negotiated?.features.DIRECT_IO_ALLOW_MMAP !== true &&
-      this.volume.leases.of(inode).length > 0
-    );
-  }
-
-  /** A fraction of a second within the same millisecond, neither the given one nor one that was returned lately. */
-  anotherNsec(nsec: number): number {
-    const below = 1_000_000;
-    this.#looks = (this.#looks + 1) % (below - 1);
-    return nsec - (nsec % below) + (((nsec % below) + 1 + this.#looks) % below);
-  }
-
-  noteCached(inode: Inode): void {
-    this.#cached.add(inode);
-  }
-
   /** Drop pages [offset, offset + length) of the file from the page cache, writing back dirty ones first. */
   async invalidate(inode: Inode, offset: bigint, length: bigint): Promise<void> {
+    // The kernel waits for locked pages, and whatever else is to be dropped would wait with it, whoever's file it is.
+    for (let held = this.#lockingPages.get(inode.ino); offset >= 0n && held !== undefined; ) {
+      await held.gone;
+      held = this.#lockingPages.get(inode.ino);
+    }
     const { code, payload } = notifyInvalInode(inode.ino, offset, length);
     await this.#channel?.notify(code, payload);
   }

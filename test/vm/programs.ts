@@ -6,7 +6,7 @@ import { COMPILE_FLAGS } from "../../scripts/build-client.mjs";
 import { packageRoot as root } from "../../src/region/addon.ts";
 
 /** Of test/client/programs: those that the guests run. */
-const CLIENT = ["arguments", "coherence", "faults", "lifetime", "rights", "sharing"];
+const CLIENT = ["arguments", "cache", "coherence", "faults", "lifetime", "rights", "sharing"];
 
 export function buildPrograms(cache: string): string {
   const folder = join(cache, "programs");

@@ -10,26 +10,25 @@ import type { Session } from "../session.ts";
 import { attrOf, attrValidSec } from "./entry.ts";
 import { killOf } from "./privileges.ts";
 
+const putAttributes = (session: Session, inode: Inode): number =>
+  putAttrOut(session.outView, 0, attrOf(session, inode), attrValidSec(session, inode), 0);
+
 function replyAttributes(session: Session, request: Request, inode: Inode): void {
-  session.reply(
-    request,
-    putAttrOut(session.outView, 0, attrOf(session, inode), attrValidSec(session, inode), 0),
-  );
+  session.reply(request, putAttributes(session, inode));
 }
 
 /**
  * stat(2) asks about an inode; the kernel itself, before a read(2) through the page cache, about an open file. That one is
- * told of a change where there may be one that nobody else has seen: the page cache then lets go of what it has.
+ * answered when what the cache has of a range that is mapped directly is gone.
  */
 export function getattr(session: Session, request: Request): void {
   const inode = session.volume.store.inode(request.nodeid);
-  if ((request.getattrFlags & GetattrFlag.FH) === 0 || !session.revalidates(inode)) {
+  const fresh = (request.getattrFlags & GetattrFlag.FH) === 0 ? null : session.pageCache.fresh(inode);
+  if (fresh === null) {
     replyAttributes(session, request, inode);
     return;
   }
-  const attr = attrOf(session, inode);
-  const changed = { ...attr, mtimeNsec: session.anotherNsec(attr.mtimeNsec) };
-  session.reply(request, putAttrOut(session.outView, 0, changed, 0, 0));
+  session.replyAfter(request.clone(), fresh, () => putAttributes(session, inode));
 }
 
 type Changes = { -readonly [K in keyof AttributeChange]: AttributeChange[K] };
@@ -44,7 +43,10 @@ export function setattr(session: Session, request: Request): void {
     // ftruncate(2) on a descriptor that does not want to wait; truncate(2) has none.
     session.volume.leases.nonBlocking = (session.handles.get(wish.fh).flags & OpenFlag.NONBLOCK) !== 0;
   }
-  if ((valid & Fattr.SIZE) !== 0) truncate(store, inode, wish.size, kill);
+  if ((valid & Fattr.SIZE) !== 0) {
+    truncate(store, inode, wish.size, kill);
+    session.pageCache.cut(inode, wish.size);
+  }
   const change: Changes = {};
   const time = now();
   if ((valid & Fattr.MODE) !== 0) change.mode = wish.mode;

@@ -22,8 +22,10 @@ export function init(session: Session, request: Request): void {
       "ASYNC_DIO",
       "PARALLEL_DIROPS",
       "CACHE_SYMLINKS",
-      // Where read(2) goes through the page cache, a change of mtime has the kernel drop its pages: see revalidates().
-      offer.minor < MINOR_DIRECT_IO_MMAP ? "AUTO_INVAL_DATA" : "EXPLICIT_INVAL_DATA",
+      // Where read(2) goes through the page cache, a change of mtime has the kernel drop its pages: see PageCache.
+      session.options.cache === "auto" || offer.minor < MINOR_DIRECT_IO_MMAP
+        ? "AUTO_INVAL_DATA"
+        : "EXPLICIT_INVAL_DATA",
       "HANDLE_KILLPRIV_V2",
       "DONT_MASK",
       "POSIX_ACL",

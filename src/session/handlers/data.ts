@@ -1,7 +1,6 @@
 /** READ, WRITE, FALLOCATE, LSEEK, COPY_FILE_RANGE: the path that carries the data. */
 
 import { FsError } from "../../base/errors.ts";
-import { after } from "../../base/faults.ts";
 import { putCopyFileRangeOut, putLseekOut, putWriteOut } from "../../fuse/encode.ts";
 import {
   CopyFileRangeIn,
@@ -14,6 +13,8 @@ import {
   WriteFlag,
 } from "../../fuse/kernel.ts";
 import type { Request } from "../../fuse/request.ts";
+import { isSplicing, processOfThread } from "../../lease/process.ts";
+import { overlaps } from "../../lease/table.ts";
 import { noteAccess } from "../../namespace/attributes.ts";
 import { copyRange } from "../../namespace/clone.ts";
 import * as data from "../../namespace/data.ts";
@@ -29,49 +30,71 @@ export function read(session: Session, request: Request): void {
   const offset = request.ioOffset;
   const size = request.ioSize;
   if ((request.ioFlags & ReadFlag.LOCKOWNER) === 0) {
-    if (leases.size > 0) refuseSecondCopy(session, handle, offset, size);
-    session.noteCached(inode);
+    if (leases.size > 0) noteSecondCopy(session, request, handle, offset, size);
+    session.pageCache.filled(inode, offset, size);
   }
   const { count, total } = data.locate(store, inode, offset, size, session.pieces);
   noteAccess(store, inode, session.options.atime);
   session.replyRegion(request, count, total);
 }
 
-/** A fill of the page cache is dropped again after this long, milliseconds: time enough for the fault to complete. */
-const SECOND_COPY_MS = 2;
-
 /** What a fault has to have; the kernel reads more than that only ahead. */
 const PAGE_BYTES = 4096;
 
 /**
- * read(2) on these files names the lock owner; a fill of the page cache, for an ordinary mapping, does not
- * (fuse_send_read against fuse_read_folio, fs/fuse/file.c). In a leased range such a page would be a second copy that
- * goes stale. So a lease that a program does not know of is broken. Beside one that was asked for, a mapping that could
- * write the page back over what the holder stores is refused (the fault raises SIGBUS); a read-only one gets the bytes
- * of this moment, and the page is dropped at once so that the next look is fresh.
+ * read(2) on a file that is open for direct I/O names the lock owner; a fill of the page cache does not (fuse_send_read
+ * against fuse_read_folio, fs/fuse/file.c). In a leased range such a page is a second copy, which goes stale: it is dropped
+ * again. It is for an ordinary mapping, or for read(2) on a descriptor from before the lease. A mapping that could write
+ * the page back over what the holder stores is refused where it can be told (the fault raises SIGBUS); otherwise its
+ * write-back is (see write()). A lease that a program does not know of is broken for the ordinary mapping of another one.
  */
-function refuseSecondCopy(session: Session, handle: Handle, offset: bigint, size: number): void {
+function noteSecondCopy(
+  session: Session,
+  request: Request,
+  handle: Handle,
+  offset: bigint,
+  size: number,
+): void {
   const { store, leases } = session.volume;
   const inode: Inode = handle.inode;
   const block = Number(offset >> store.blockShift);
   const count = data.blocksFor(store, (offset & store.blockMask) + BigInt(size));
   if (!leases.isLeased(inode, block, count)) return;
-  if (leases.isAutomatic(inode, block, count)) {
+  const mayWriteBack = (handle.flags & OpenFlag.ACCMODE) !== OpenFlag.RDONLY;
+  if (leases.isAutomatic(inode, block, count) && !isHolders(session, request, handle, block, count)) {
     // Reading ahead occupies one of the few requests that the kernel sends in the background, the release of other
     // leases among them: it must not wait. After EIO the kernel asks once more, for the page that it needs.
     if (size > PAGE_BYTES) throw new FsError("EIO", "reading ahead in a range that is mapped directly");
     leases.beforeMapChange(inode, [{ block, count }]);
   }
-  const ordinaryMappingOnly = session.negotiated?.features.DIRECT_IO_ALLOW_MMAP === true;
-  if (ordinaryMappingOnly && (handle.flags & OpenFlag.ACCMODE) !== OpenFlag.RDONLY) {
+  if (handle.direct && mayWriteBack && !isSplicing(request.pid)) {
     throw new FsError("EIO", "an ordinary writable mapping of a range that is mapped directly");
   }
-  after(SECOND_COPY_MS, "dropping pages", () => session.invalidate(inode, offset, BigInt(size)));
+  session.pageCache.secondCopy(inode, offset, size);
+}
+
+/**
+ * The program whose mappings are direct without its knowledge reads with read(2), on a descriptor that it mapped or opened
+ * before: its mappings of this range are that lease.
+ */
+function isHolders(
+  session: Session,
+  request: Request,
+  handle: Handle,
+  block: number,
+  count: number,
+): boolean {
+  if (handle.direct) return false;
+  const { pid } = processOfThread(request.pid);
+  return session.volume.leases
+    .of(handle.inode)
+    .every((lease) => !overlaps(lease, block, count) || lease.holder.pid === pid);
 }
 
 export function write(session: Session, request: Request): void {
   const { store, leases } = session.volume;
-  const { inode } = session.handles.get(request.ioHandle);
+  const handle = session.handles.get(request.ioHandle);
+  const { inode } = handle;
   const flags = request.ioFlags;
   leases.nonBlocking = (request.ioOpenFlags & OpenFlag.NONBLOCK) !== 0;
   if ((flags & WriteFlag.CACHE) !== 0 && leases.size > 0) {
@@ -86,17 +109,34 @@ export function write(session: Session, request: Request): void {
     }
   }
   const { bytes, dataAt, ioOffset, ioSize } = request;
+  const direct = handle.direct || (request.ioOpenFlags & OpenFlag.DIRECT) !== 0;
+  if (!direct) noteWrittenThrough(session, inode, ioOffset, ioSize);
   const written = killing(session, request, inode, (flags & WriteFlag.KILL_SUIDGID) !== 0, (kill) =>
     data.write(store, inode, ioOffset, bytes, dataAt, ioSize, kill),
   );
   session.counting.bytesWritten += written;
   // The kernel leaves O_SYNC and O_DSYNC to us for what does not go through the page cache.
-  if ((request.ioOpenFlags & OpenFlag.DSYNC) !== 0 && store.region.facts.granularity === "page") {
+  const sync = (request.ioOpenFlags & OpenFlag.DSYNC) !== 0 && store.region.facts.granularity === "page";
+  // It has dropped the pages that the bytes go to, but before it sent them: some may have come back since.
+  const stale = direct && session.pageCache.mayHold(inode, ioOffset, BigInt(ioSize));
+  if (sync || stale) {
     const own = request.clone();
-    session.replyAfter(own, store.sync(), () => putWriteOut(session.outView, 0, written));
+    const dropped = stale ? session.pageCache.drop(inode, ioOffset, BigInt(ioSize), false) : undefined;
+    const done = Promise.all([sync ? store.sync() : undefined, dropped]);
+    session.replyAfter(own, done, () => putWriteOut(session.outView, 0, written));
     return;
   }
   session.reply(request, putWriteOut(session.outView, 0, written));
+}
+
+/** write(2) through the page cache leaves there what it wrote. */
+function noteWrittenThrough(session: Session, inode: Inode, offset: bigint, size: number): void {
+  const { store, leases } = session.volume;
+  session.pageCache.filled(inode, offset, size);
+  if (leases.size === 0) return;
+  const block = Number(offset >> store.blockShift);
+  const count = data.blocksFor(store, (offset & store.blockMask) + BigInt(size));
+  if (leases.isLeased(inode, block, count)) session.pageCache.secondCopy(inode, offset, size);
 }
 
 export function fallocate(session: Session, request: Request): void {

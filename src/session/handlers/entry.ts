@@ -11,7 +11,7 @@ export const VALID_SEC = 3600;
 
 /** How long the kernel may keep the attributes of this inode, seconds. */
 export const attrValidSec = (session: Session, inode: Inode): number =>
-  session.revalidates(inode) ? 0 : VALID_SEC;
+  session.pageCache.revalidates(inode) ? 0 : VALID_SEC;
 
 /** Directories have no size of their own; this is what other file systems show for a small one. */
 const DIRECTORY_BYTES = 4096n;

@@ -25,20 +25,26 @@ import { creatorOf } from "./names.ts";
 import { killing } from "./privileges.ts";
 
 /**
- * Reads and writes go to us and not through the page cache, so that read(2), write(2) and direct mappings always see the
- * same bytes. Ordinary mappings of the file still work where the kernel allows them on such a file (7.39); on older ones
- * only files that are leased at this moment are opened so. Leases that are automatic yield to ordinary mappings, which
- * have to be possible then.
- *
- * Pages that ordinary mappings have in the cache stay there when the file is opened once more: nobody but this daemon
- * changes files, and it drops what it changes. Dropping them all would also wait for a page fault that waits for a lease.
+ * Whether reads and writes of a file that is being opened go to us and not through the page cache: those of a file that is
+ * leased at this moment (how the others stay coherent says session/page-cache.ts); those that only write, which are faster
+ * so; and all with cache=never. Ordinary mappings of such a file are possible from FUSE 7.39 on. Before that, leases that
+ * are automatic have to leave them possible, because they yield to them.
  */
-function openFlags(session: Session, inode: Inode): number {
-  const direct =
-    session.negotiated?.features.DIRECT_IO_ALLOW_MMAP === true ||
-    session.volume.leases.of(inode).some(({ flags }) => (flags & LeaseFlag.AUTOMATIC) === 0);
-  return Fopen.NOFLUSH | Fopen.KEEP_CACHE | (direct ? Fopen.DIRECT_IO | Fopen.PARALLEL_DIRECT_WRITES : 0);
+function opensDirect(session: Session, inode: Inode, flags: number): boolean {
+  const mayBeMapped = session.negotiated?.features.DIRECT_IO_ALLOW_MMAP === true;
+  if ((flags & OpenFlag.ACCMODE) === OpenFlag.WRONLY) return true;
+  if (mayBeMapped && session.options.cache === "never") return true;
+  return session.volume.leases
+    .of(inode)
+    .some(({ flags: lease }) => mayBeMapped || (lease & LeaseFlag.AUTOMATIC) === 0);
 }
+
+/**
+ * Pages that are in the cache stay there when the file is opened once more: nobody but this daemon changes files, and it
+ * drops what it changes. Dropping them all would also wait for a page fault that waits for a lease.
+ */
+const openFlags = ({ direct }: Handle): number =>
+  Fopen.NOFLUSH | Fopen.KEEP_CACHE | (direct ? Fopen.DIRECT_IO | Fopen.PARALLEL_DIRECT_WRITES : 0);
 
 export function open(session: Session, request: Request): void {
   const { store } = session.volume;
@@ -48,9 +54,10 @@ export function open(session: Session, request: Request): void {
     session.volume.leases.nonBlocking = (wish.flags & OpenFlag.NONBLOCK) !== 0;
     const kill = (wish.openFlags & OpenInFlag.KILL_SUIDGID) !== 0;
     killing(session, request, inode, kill, (how) => truncate(store, inode, 0n, how));
+    session.pageCache.cut(inode, 0n);
   }
-  const handle = session.handles.add(inode, wish.flags);
-  const length = putOpenOut(session.outView, 0, handle.fh, openFlags(session, inode));
+  const handle = session.handles.add(inode, wish.flags, opensDirect(session, inode, wish.flags));
+  const length = putOpenOut(session.outView, 0, handle.fh, openFlags(handle));
   if (!session.reply(request, length)) close(session, handle.fh);
 }
 
@@ -74,15 +81,9 @@ export function tmpfile(session: Session, request: Request): void {
 }
 
 function replyCreated(session: Session, request: Request, inode: Inode, flags: number): void {
-  const handle = session.handles.add(inode, flags);
+  const handle = session.handles.add(inode, flags, opensDirect(session, inode, flags));
   inode.lookups += 1;
-  const length = putCreateOut(
-    session.outView,
-    0,
-    entryOf(session, inode),
-    handle.fh,
-    openFlags(session, inode),
-  );
+  const length = putCreateOut(session.outView, 0, entryOf(session, inode), handle.fh, openFlags(handle));
   if (!session.reply(request, length)) {
     inode.lookups -= 1;
     close(session, handle.fh);

@@ -272,7 +272,10 @@ function isReady(session: Session, inode: Inode, wish: MapRequest): boolean {
   if (prepares ? inode.extents?.isWritten(block, count) !== true : anyShared(inode, block, count))
     return false;
   if (session.snapshots.copying(inode, block, count) !== null) return false;
-  return !session.mayBeCached(inode) && inode.mapLsn <= (store.journal?.durableLsn ?? -1);
+  return (
+    !session.pageCache.mayHold(inode, wish.offset, wish.length) &&
+    inode.mapLsn <= (store.journal?.durableLsn ?? -1)
+  );
 }
 
 async function grant(
@@ -296,7 +299,7 @@ async function grant(
     await session.retry(() => takeBack(store, inode, block, count), signal);
   }
   // What ordinary mappings have changed is written back first, while that may still allocate.
-  if (session.mayBeCached(inode)) await session.invalidate(inode, wish.offset, wish.length);
+  await session.pageCache.drop(inode, wish.offset, wish.length, false);
   // From the grant on, a CPU flush alone must make data durable: what locates the blocks has to be durable first.
   // Only this file's own map counts, or a busy neighbour could hold the grant up for ever.
   while (inode.mapLsn > store.writable().durableLsn) {
@@ -311,7 +314,7 @@ async function grant(
   const lease = makeLease(session, request, handle, wish);
   // No page of the range may stay in the page cache, whatever came meanwhile; new ones are refused from now on, because
   // the lease is in the table.
-  if (session.mayBeCached(inode)) await session.invalidate(inode, wish.offset, wish.length);
+  await session.pageCache.drop(inode, wish.offset, wish.length, true);
   replyGranted(session, request, lease);
 }
 

@@ -1,0 +1,368 @@
+/*
+ * R24 by every call: what a direct mapping stores is seen by each way to read a file, on a descriptor from before the
+ * lease and from after it, here and in another process; and the other way round. And without any lease: descriptors that
+ * read through the page cache see what is written past it.
+ */
+#include "tap.h"
+
+#include <linux/io_uring.h>
+#include <sys/sendfile.h>
+#include <sys/uio.h>
+
+#define PAGES 8ul
+#define ROUNDS 40
+/* Those that ask nobody may be this late (docs/LEASES.md), microseconds; generous on a busy machine. */
+#define LATE_US 50000
+
+static void nap(long microseconds) {
+  struct timespec time = {microseconds / 1000000, (microseconds % 1000000) * 1000};
+  nanosleep(&time, NULL);
+}
+
+/* ---- one read by io_uring, without a library */
+
+static int ring_fd = -1;
+static struct io_uring_sqe *ring_entries;
+static unsigned *ring_sq_tail, *ring_sq_array, *ring_sq_mask, *ring_cq_head, *ring_cq_tail, *ring_cq_mask;
+static struct io_uring_cqe *ring_done;
+
+static bool open_ring(void) {
+  struct io_uring_params params;
+  memset(&params, 0, sizeof params);
+  ring_fd = (int)syscall(SYS_io_uring_setup, 4, &params);
+  if (ring_fd < 0) return false;
+  size_t sq_bytes = params.sq_off.array + params.sq_entries * sizeof(unsigned);
+  size_t cq_bytes = params.cq_off.cqes + params.cq_entries * sizeof(struct io_uring_cqe);
+  char *sq = mmap(NULL, sq_bytes, READ_WRITE, MAP_SHARED | MAP_POPULATE, ring_fd, IORING_OFF_SQ_RING);
+  char *cq = mmap(NULL, cq_bytes, READ_WRITE, MAP_SHARED | MAP_POPULATE, ring_fd, IORING_OFF_CQ_RING);
+  ring_entries = mmap(NULL, params.sq_entries * sizeof(struct io_uring_sqe), READ_WRITE,
+                      MAP_SHARED | MAP_POPULATE, ring_fd, IORING_OFF_SQES);
+  if (sq == MAP_FAILED || cq == MAP_FAILED || (void *)ring_entries == MAP_FAILED) return false;
+  ring_sq_tail = (unsigned *)(void *)(sq + params.sq_off.tail);
+  ring_sq_mask = (unsigned *)(void *)(sq + params.sq_off.ring_mask);
+  ring_sq_array = (unsigned *)(void *)(sq + params.sq_off.array);
+  ring_cq_head = (unsigned *)(void *)(cq + params.cq_off.head);
+  ring_cq_tail = (unsigned *)(void *)(cq + params.cq_off.tail);
+  ring_cq_mask = (unsigned *)(void *)(cq + params.cq_off.ring_mask);
+  ring_done = (struct io_uring_cqe *)(void *)(cq + params.cq_off.cqes);
+  return true;
+}
+
+static ssize_t ring_transfer(int opcode, int fd, void *bytes, size_t length, off_t at) {
+  unsigned tail = *ring_sq_tail;
+  unsigned index = tail & *ring_sq_mask;
+  struct io_uring_sqe *entry = &ring_entries[index];
+  memset(entry, 0, sizeof *entry);
+  entry->opcode = (unsigned char)opcode;
+  entry->fd = fd;
+  entry->addr = (uint64_t)(uintptr_t)bytes;
+  entry->len = (unsigned)length;
+  entry->off = (uint64_t)at;
+  ring_sq_array[index] = index;
+  __atomic_store_n(ring_sq_tail, tail + 1, __ATOMIC_RELEASE);
+  if (syscall(SYS_io_uring_enter, ring_fd, 1, 1, IORING_ENTER_GETEVENTS, NULL, 0) < 0) return -1;
+  unsigned head = *ring_cq_head;
+  if (head == __atomic_load_n(ring_cq_tail, __ATOMIC_ACQUIRE)) return -1;
+  ssize_t result = ring_done[head & *ring_cq_mask].res;
+  __atomic_store_n(ring_cq_head, head + 1, __ATOMIC_RELEASE);
+  return result;
+}
+
+/* ---- ways to read one byte: the byte, or -1 */
+
+struct descriptors {
+  int plain;   /* O_RDWR */
+  int direct;  /* O_RDONLY | O_DIRECT; -1 where there is none */
+  int copied;  /* another file of this mount, empty at first */
+  char *shared; /* ordinary mappings of the whole file */
+  char *private;
+};
+
+static struct descriptors open_all(const char *name) {
+  struct descriptors all;
+  char copy[64];
+  all.plain = open(path_of(name), O_RDWR | O_CLOEXEC);
+  all.direct = open(path_of(name), O_RDONLY | O_DIRECT | O_CLOEXEC);
+  snprintf(copy, sizeof copy, "%s.copy.%d.%d", name, (int)getpid(), all.plain);
+  all.copied = open(path_of(copy), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+  if (all.plain < 0 || all.copied < 0) give_up("files are opened");
+  unlink(path_of(copy));
+  /* On one that cannot write: an ordinary mapping that could is refused beside a lease (SIGBUS). */
+  int readable = open(path_of(name), O_RDONLY | O_CLOEXEC);
+  all.shared = mmap(NULL, PAGES * PAGE, PROT_READ, MAP_SHARED, readable, 0);
+  all.private = mmap(NULL, PAGES * PAGE, PROT_READ, MAP_PRIVATE, readable, 0);
+  close(readable);
+  if (all.shared == MAP_FAILED || all.private == MAP_FAILED) give_up("ordinary mappings are made");
+  return all;
+}
+
+static int by_read(const struct descriptors *all, off_t at) {
+  unsigned char byte;
+  return lseek(all->plain, at, SEEK_SET) == at && read(all->plain, &byte, 1) == 1 ? byte : -1;
+}
+static int by_pread(const struct descriptors *all, off_t at) {
+  unsigned char byte;
+  return pread(all->plain, &byte, 1, at) == 1 ? byte : -1;
+}
+static int by_readv(const struct descriptors *all, off_t at) {
+  unsigned char bytes[2];
+  struct iovec parts[2] = {{&bytes[0], 1}, {&bytes[1], 1}};
+  return lseek(all->plain, at, SEEK_SET) == at && readv(all->plain, parts, 2) == 2 ? bytes[0] : -1;
+}
+static int by_preadv2(const struct descriptors *all, off_t at) {
+  unsigned char byte;
+  struct iovec part = {&byte, 1};
+  ssize_t got = preadv2(all->plain, &part, 1, at, RWF_NOWAIT);
+  if (got < 0 && (errno == EAGAIN || errno == EOPNOTSUPP)) got = preadv2(all->plain, &part, 1, at, 0);
+  return got == 1 ? byte : -1;
+}
+static int by_ring(const struct descriptors *all, off_t at) {
+  unsigned char byte;
+  return ring_transfer(IORING_OP_READ, all->plain, &byte, 1, at) == 1 ? byte : -1;
+}
+static int by_copy(const struct descriptors *all, off_t at) {
+  off_t from = at;
+  off_t to = 0;
+  unsigned char byte;
+  if (ftruncate(all->copied, 0) != 0) return -1;
+  if (copy_file_range(all->plain, &from, all->copied, &to, 1, 0) != 1) return -1;
+  return pread(all->copied, &byte, 1, 0) == 1 ? byte : -1;
+}
+static int by_direct_io(const struct descriptors *all, off_t at) {
+  static _Alignas(4096) unsigned char page[PAGE];
+  off_t first = at / (off_t)PAGE * (off_t)PAGE;
+  return pread(all->direct, page, PAGE, first) == (ssize_t)PAGE ? page[at - first] : -1;
+}
+static int by_sendfile(const struct descriptors *all, off_t at) {
+  int ends[2];
+  unsigned char byte;
+  off_t from = at;
+  if (pipe(ends) != 0) return -1;
+  bool good = sendfile(ends[1], all->plain, &from, 1) == 1 && read(ends[0], &byte, 1) == 1;
+  close(ends[0]);
+  close(ends[1]);
+  return good ? byte : -1;
+}
+static int by_splice(const struct descriptors *all, off_t at) {
+  int ends[2];
+  unsigned char byte;
+  off_t from = at;
+  if (pipe(ends) != 0) return -1;
+  bool good = splice(all->plain, &from, ends[1], NULL, 1, 0) == 1 && read(ends[0], &byte, 1) == 1;
+  close(ends[0]);
+  close(ends[1]);
+  return good ? byte : -1;
+}
+static int by_shared(const struct descriptors *all, off_t at) {
+  return ((volatile unsigned char *)all->shared)[at];
+}
+static int by_private(const struct descriptors *all, off_t at) {
+  return ((volatile unsigned char *)all->private)[at];
+}
+
+struct way {
+  const char *name;
+  int (*look)(const struct descriptors *, off_t);
+  bool late; /* may be a moment late on a descriptor from before the lease */
+};
+static const struct way WAYS[] = {
+    {"read", by_read, false},         {"pread", by_pread, false},
+    {"readv", by_readv, false},       {"preadv2", by_preadv2, false},
+    {"io_uring", by_ring, false},     {"copy_file_range", by_copy, false},
+    {"O_DIRECT", by_direct_io, false}, {"sendfile", by_sendfile, true},
+    {"splice", by_splice, true},      {"MAP_SHARED", by_shared, true},
+    {"MAP_PRIVATE", by_private, true},
+};
+#define WAYS_COUNT (sizeof WAYS / sizeof *WAYS)
+
+static bool can(const struct way *way, const struct descriptors *all) {
+  if (way->look == by_ring) return ring_fd >= 0;
+  if (way->look == by_direct_io) return all->direct >= 0;
+  return true;
+}
+
+/* How often `way` saw another byte than the one that was stored just before. */
+static int stale_looks(const struct way *way, const struct descriptors *all, char *map) {
+  int stale = 0;
+  for (int round = 0; round < (way->late ? 8 : ROUNDS); round++) {
+    off_t at = (off_t)((size_t)(round % (int)PAGES) * PAGE + 17);
+    unsigned char stored = (unsigned char)(round * 7 + 1);
+    /* Look first, so that there is something to be stale. */
+    (void)way->look(all, at);
+    ((volatile unsigned char *)map)[at] = stored;
+    if (way->late) nap(LATE_US);
+    stale += way->look(all, at) != stored;
+  }
+  return stale;
+}
+
+static void look_everywhere(const struct descriptors *all, char *map, const char *which) {
+  for (size_t index = 0; index < WAYS_COUNT; index++) {
+    const struct way *way = &WAYS[index];
+    char sentence[200];
+    snprintf(sentence, sizeof sentence, "R24: %s on %s sees what was stored before", way->name, which);
+    if (!can(way, all)) {
+      skip(sentence, "not possible here");
+      continue;
+    }
+    int stale = stale_looks(way, all, map);
+    report(stale == 0, sentence, "%d stale looks", stale);
+  }
+}
+
+/* ---- ways to write one byte */
+
+static bool put_write(int fd, off_t at, unsigned char byte) {
+  return lseek(fd, at, SEEK_SET) == at && write(fd, &byte, 1) == 1;
+}
+static bool put_pwrite(int fd, off_t at, unsigned char byte) {
+  return pwrite(fd, &byte, 1, at) == 1;
+}
+static bool put_pwritev2(int fd, off_t at, unsigned char byte) {
+  struct iovec part = {&byte, 1};
+  return pwritev2(fd, &part, 1, at, 0) == 1;
+}
+static bool put_ring(int fd, off_t at, unsigned char byte) {
+  return ring_fd < 0 || ring_transfer(IORING_OP_WRITE, fd, &byte, 1, at) == 1;
+}
+static bool put_copy(int fd, off_t at, unsigned char byte) {
+  static int source = -1;
+  off_t from = 5;
+  if (source < 0) source = open(path_of("source"), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+  return pwrite(source, &byte, 1, 5) == 1 && copy_file_range(source, &from, fd, &at, 1, 0) == 1;
+}
+
+struct putting {
+  const char *name;
+  bool (*put)(int, off_t, unsigned char);
+};
+static const struct putting PUTTINGS[] = {
+    {"write", put_write},   {"pwrite", put_pwrite},         {"pwritev2", put_pwritev2},
+    {"io_uring", put_ring}, {"copy_file_range", put_copy},
+};
+
+static void put_everywhere(int fd, const char *map, const struct descriptors *all, const char *which) {
+  for (size_t index = 0; index < sizeof PUTTINGS / sizeof *PUTTINGS; index++) {
+    char sentence[200];
+    int wrong = 0;
+    for (int round = 0; round < ROUNDS; round++) {
+      off_t at = (off_t)((size_t)(round % (int)PAGES) * PAGE + 33);
+      unsigned char byte = (unsigned char)(round * 5 + 2);
+      bool good = PUTTINGS[index].put(fd, at, byte);
+      wrong += !good || ((const volatile unsigned char *)map)[at] != byte || by_pread(all, at) != byte;
+    }
+    snprintf(sentence, sizeof sentence, "R24: the mapping sees what %s on %s has written", PUTTINGS[index].name,
+             which);
+    report(wrong == 0, sentence, "%d wrong", wrong);
+  }
+}
+
+/* ---- without a lease: readers through the page cache, a writer past it */
+
+static _Atomic unsigned published;
+static _Atomic bool over;
+static _Atomic int outdated;
+static _Atomic long looks;
+
+static void *reads_on(void *argument) {
+  int fd = open(path_of("race"), O_RDONLY | O_CLOEXEC);
+  unsigned seed = (unsigned)(uintptr_t)argument;
+  while (!atomic_load(&over)) {
+    unsigned least = atomic_load(&published);
+    unsigned found = 0;
+    if (pread(fd, &found, sizeof found, 64) != (ssize_t)sizeof found) break;
+    if (found < least) atomic_fetch_add(&outdated, 1);
+    atomic_fetch_add(&looks, 1);
+    seed = seed * 1103515245 + 12345;
+    /* So that there is something to fetch while the writer writes. */
+    if (seed % 4 == 0) posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
+  }
+  close(fd);
+  return NULL;
+}
+
+static void race(int flags, const char *how) {
+  int fd = make_file("race", "WW");
+  unsigned zero = 0;
+  if (pwrite(fd, &zero, sizeof zero, 64) != (ssize_t)sizeof zero) give_up("a number is written");
+  close(fd);
+  atomic_store(&published, 0);
+  atomic_store(&over, false);
+  atomic_store(&outdated, 0);
+  atomic_store(&looks, 0);
+  pthread_t readers[3];
+  for (size_t index = 0; index < 3; index++) pthread_create(&readers[index], NULL, reads_on, (void *)(index + 1));
+  int writer = open(path_of("race"), flags | O_CLOEXEC);
+  int reader = open(path_of("race"), O_RDONLY | O_CLOEXEC);
+  bool good = true;
+  for (unsigned round = 1; round <= 4000; round++) {
+    unsigned found = 0;
+    good &= pwrite(writer, &round, sizeof round, 64) == (ssize_t)sizeof round;
+    atomic_store(&published, round);
+    good &= pread(reader, &found, sizeof found, 64) == (ssize_t)sizeof found && found == round;
+  }
+  atomic_store(&over, true);
+  for (size_t index = 0; index < 3; index++) pthread_join(readers[index], NULL);
+  close(writer);
+  close(reader);
+  char sentence[200];
+  snprintf(sentence, sizeof sentence, "four readers see each write through %s, at once", how);
+  report(good && atomic_load(&outdated) == 0, sentence, "%d of %ld looks outdated, own %d", atomic_load(&outdated),
+         atomic_load(&looks), good);
+}
+
+int main(int argc, char **argv) {
+  begin(argc, argv);
+  catch_faults();
+  bool ring = open_ring();
+  (void)ring;
+  const char *kinds[] = {"seal", "breakable"};
+  for (size_t kind = 0; kind < 2; kind++) {
+    setenv("MAPDIRECT_LEASE", kinds[kind], 1);
+    int fd = make_file("cached", "WWWWWWWW");
+    struct descriptors before = open_all("cached");
+    /* Into the cache with it, whatever there is. */
+    for (size_t index = 0; index < WAYS_COUNT; index++)
+      for (off_t page = 0; page < (off_t)PAGES; page++)
+        if (can(&WAYS[index], &before)) (void)WAYS[index].look(&before, page * (off_t)PAGE);
+    char *map = map_direct(fd, 0, PAGES * PAGE);
+    look_everywhere(&before, map, "a descriptor from before");
+    put_everywhere(before.plain, map, &before, "a descriptor from before");
+    struct descriptors after = open_all("cached");
+    look_everywhere(&after, map, "a descriptor from after");
+    put_everywhere(after.plain, map, &after, "a descriptor from after");
+    pid_t child = fork();
+    if (child == 0) {
+      /* The parent's descriptors, and its own; the mapping is inherited. */
+      for (size_t index = 0; index < WAYS_COUNT; index++) {
+        if (WAYS[index].look == by_ring || !can(&WAYS[index], &before)) continue;
+        if (stale_looks(&WAYS[index], &before, map) != 0) _exit((int)index + 1);
+      }
+      _exit(0);
+    }
+    int status = wait_for(child);
+    report(status == 0, "R24: and in another process", "%s is stale", status > 0 ? WAYS[status - 1].name : "?");
+    /* The last stores before the end, looked at through what the cache may have kept. */
+    int stale = 0;
+    unmap(map, PAGES * PAGE);
+    for (int round = 0; round < 20; round++) {
+      char *again = map_direct(fd, 0, PAGES * PAGE);
+      (void)by_pread(&before, 99);
+      ((volatile unsigned char *)again)[99] = (unsigned char)(round + 3);
+      unmap(again, PAGES * PAGE);
+      stale += by_pread(&before, 99) != round + 3;
+      stale += by_pread(&after, 99) != round + 3;
+    }
+    report(stale == 0, "R24: the last store before the end is seen after it", "%d stale looks", stale);
+    munmap(before.shared, PAGES * PAGE);
+    munmap(before.private, PAGES * PAGE);
+    munmap(after.shared, PAGES * PAGE);
+    munmap(after.private, PAGES * PAGE);
+    close(fd);
+  }
+  race(O_WRONLY, "a descriptor that only writes");
+  race(O_RDWR, "a descriptor that reads, too");
+  race(O_RDWR | O_DIRECT, "O_DIRECT");
+  race(O_WRONLY | O_DSYNC, "O_DSYNC");
+  return end();
+}
