@@ -153,7 +153,7 @@ export class LeaseTable implements MapGuard {
   readonly #notBefore = new WeakMap<Inode, number>();
   #nextId = 1;
   events: LeaseEvents = nobody;
-  /** The operation under way belongs to a caller who does not want to wait (O_NONBLOCK). */
+  /** The operation under way is an open(2) with O_TRUNC and O_NONBLOCK: it does not wait (semantics R15). */
   nonBlocking = false;
   /** For the statistics. */
   readonly counts = { grants: 0, refusals: 0, breaks: 0, revocations: 0 };

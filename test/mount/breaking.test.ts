@@ -3,7 +3,8 @@
  * process is a holder without any goodwill.
  */
 import { spawn } from "node:child_process";
-import { closeSync, openSync, statfsSync, truncateSync, writeFileSync } from "node:fs";
+import { closeSync, constants, openSync, statfsSync, truncateSync, writeFileSync } from "node:fs";
+import { open } from "node:fs/promises";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { describe, expect, test } from "vitest";
@@ -143,16 +144,37 @@ describe("a breakable lease", () => {
     await mount.check();
   });
 
-  test("answers EAGAIN to a non-blocking conflict, and the break goes on", async () => {
+  test("answers EWOULDBLOCK to an open(2) that truncates and does not want to wait, and the break goes on", async () => {
     await hold(BREAKABLE, async (held) => {
-      // truncate(1) opens with O_NONBLOCK.
-      const { code, stderr } = await run("truncate", ["-s", "0", held.path]);
-      expect({ code, stderr }).toEqual({
-        code: 1,
-        stderr: expect.stringContaining("temporarily unavailable"),
-      });
+      const flags = constants.O_WRONLY | constants.O_TRUNC | constants.O_NONBLOCK;
+      await expect(open(held.path, flags)).rejects.toMatchObject({ code: "EAGAIN" });
       expect(held.status().state).toBe(BREAKING);
     });
+  });
+
+  test.each([
+    ["truncate(1)", "os.ftruncate(fd, 0)"],
+    ["write(2)", "os.pwrite(fd, b'x', size)"],
+    ["fallocate(2)", "os.posix_fallocate(fd, size, 4096)"],
+  ])("makes %s wait on a descriptor that is O_NONBLOCK", async (_, call) => {
+    const path = join(await mount.fresh(), "sparse");
+    // The last block is a hole.
+    writeFileSync(path, Buffer.alloc(BYTES - 4096));
+    truncateSync(path, BYTES);
+    await hold(
+      BREAKABLE,
+      async (held) => {
+        const script = `import os, sys
+size = ${BYTES} - 4096
+fd = os.open(sys.argv[1], os.O_RDWR | os.O_NONBLOCK)
+${call}`;
+        const waiting = run("python3", ["-S", "-c", script, held.path]);
+        await until(() => held.status().state === BREAKING);
+        held.release();
+        expect(await waiting).toMatchObject({ code: 0, stderr: "" });
+      },
+      path,
+    );
   });
 
   test("lets a waiting conflict be interrupted, and nothing has changed then", async () => {

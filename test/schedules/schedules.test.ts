@@ -20,10 +20,12 @@ const slot = fc.nat({ max: 3 });
 const value = fc.integer({ min: 1, max: 255 });
 const kind = fc.constantFrom("seal" as const, "breakable" as const);
 
+const kept = fc.boolean();
+
 const step: fc.Arbitrary<Step> = fc.oneof(
   {
     weight: 20,
-    arbitrary: fc.record({ do: fc.constant("map" as const), worker, file, first: page, count, kind }),
+    arbitrary: fc.record({ do: fc.constant("map" as const), worker, file, first: page, count, kind, kept }),
   },
   {
     weight: 12,
@@ -44,7 +46,17 @@ const step: fc.Arbitrary<Step> = fc.oneof(
       value,
     }),
   },
-  { weight: 6, arbitrary: fc.record({ do: fc.constant("read" as const), worker, file, page }) },
+  {
+    weight: 6,
+    arbitrary: fc.record({
+      do: fc.constant("read" as const),
+      worker,
+      file,
+      page,
+      kept,
+      way: fc.nat({ max: 3 }),
+    }),
+  },
   { weight: 3, arbitrary: fc.record({ do: fc.constant("sync" as const), worker, file }) },
   {
     weight: 20,
@@ -63,6 +75,7 @@ const step: fc.Arbitrary<Step> = fc.oneof(
       count,
       value,
       aim: fc.nat({ max: 31 }),
+      kept,
       nonblocking: fc.oneof(
         { weight: 4, arbitrary: fc.constant(false) },
         { weight: 1, arbitrary: fc.constant(true) },
@@ -107,7 +120,7 @@ const layouts = fc.array(fc.stringMatching(new RegExp(`^[WWWHU]{${FILE_PAGES}}$`
 const noCompiler = missing("cc");
 
 const plain = Array<string>(FILES).fill("WWWHUW");
-const mapped: Step = { do: "map", worker: 0, file: 0, first: 0, count: 4, kind: "breakable" };
+const mapped: Step = { do: "map", worker: 0, file: 0, first: 0, count: 4, kind: "breakable", kept: true };
 /** In every run, however few there are: a holder that is stopped, its range asked for by two others; so is one whose child is not. */
 const always: [string[], Step[]][] = [
   [plain, [mapped, { do: "stop", worker: 0, file: 0 }, { do: "replace", worker: 1, file: 2 }]],

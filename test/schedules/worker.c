@@ -7,13 +7,14 @@
  *   N map SLOT PATH PAGE COUNT KIND      "ok ID" and for each page its state and place: w4096 h b ...
  *   N unmap SLOT | N cut SLOT PAGE | N move SLOT
  *   N load SLOT PAGE | N store SLOT PAGE BYTE        "ok BYTE", "ok", or the name of the signal
- *   N read PATH PAGE | N write PATH PAGE BYTE        write and what follows: "ok" or the errno
+ *   N read PATH PAGE WAY | N write PATH PAGE BYTE    write and what follows: "ok" or the errno
  *   N truncate PATH PAGES | N punch PATH PAGE COUNT | N allocate PATH PAGE COUNT | N prepare PATH PAGE COUNT
  *   N sync PATH 0
  *   N copy FROM TO COUNT
  *   N fork TOKEN                         a child, which connects by itself; "ok PID"
  *   N reset                              unmap everything
- * A PATH that begins with '!' is opened with O_NONBLOCK.
+ * A PATH that begins with '!' is opened with O_NONBLOCK. One that begins with '=', a number and '=' is opened at its first
+ * use by this process, and stays open: a descriptor from before whatever came since.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -27,6 +28,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/uio.h>
 #include <sys/un.h>
 #include <unistd.h>
 
@@ -38,6 +40,7 @@
 #define PAGE 4096ul
 #define SLOTS 8
 #define ARGUMENTS 8
+#define KEPT 12
 
 static bool by_library;
 static const char *socket_path;
@@ -83,9 +86,31 @@ static void connect_as(const char *token) {
   answer(token, pid);
 }
 
+static struct kept {
+  char path[256];
+  int fd;
+} kept[KEPT];
+
 static int open_path(const char *path) {
-  bool nonblocking = path[0] == '!';
-  return open(path + nonblocking, O_RDWR | O_CLOEXEC | (nonblocking ? O_NONBLOCK : 0));
+  static size_t next;
+  if (path[0] != '=') {
+    bool nonblocking = path[0] == '!';
+    return open(path + nonblocking, O_RDWR | O_CLOEXEC | (nonblocking ? O_NONBLOCK : 0));
+  }
+  for (struct kept *one = kept; one < kept + KEPT; one++)
+    if (strcmp(one->path, path) == 0) return one->fd;
+  struct kept *one = &kept[next++ % KEPT];
+  if (one->path[0] != '\0') close(one->fd);
+  one->path[0] = '\0';
+  one->fd = open(strchr(path + 1, '=') + 1, O_RDWR | O_CLOEXEC);
+  if (one->fd >= 0) snprintf(one->path, sizeof one->path, "%s", path);
+  return one->fd;
+}
+
+static void close_path(const char *path, int fd) {
+  int error = errno;
+  if (path[0] != '=') close(fd);
+  errno = error;
 }
 
 static void *map_pages(void *addr, size_t pages, int flags, int fd, off_t offset, unsigned kind) {
@@ -107,9 +132,7 @@ static void do_map(char **words) {
   unsigned kind = strcmp(words[6], "seal") == 0 ? MAPDIRECT_SEAL : MAPDIRECT_BREAKABLE;
   char *at = map_pages(NULL, pages, MAP_SHARED_VALIDATE | MAP_DIRECT, fd,
                        (off_t)((size_t)atoi(words[4]) * PAGE), kind);
-  int error = errno;
-  close(fd);
-  errno = error;
+  close_path(words[3], fd);
   if (at == MAP_FAILED) return answer_result(words[0], false);
   *slot = (struct slot){.at = at, .pages = pages};
   char text[2048];
@@ -156,6 +179,19 @@ static void do_access(char **words, bool store) {
   answer(words[0], text);
 }
 
+static ssize_t read_byte(int fd, unsigned char *byte, off_t at, int way) {
+  struct iovec part = {byte, 1};
+  ssize_t count;
+  switch (way) {
+    case 1: return lseek(fd, at, SEEK_SET) == at ? read(fd, byte, 1) : -1;
+    case 2: return lseek(fd, at, SEEK_SET) == at ? readv(fd, &part, 1) : -1;
+    case 3:
+      count = preadv2(fd, &part, 1, at, RWF_NOWAIT);
+      return count >= 0 || (errno != EAGAIN && errno != EOPNOTSUPP) ? count : pread(fd, byte, 1, at);
+    default: return pread(fd, byte, 1, at);
+  }
+}
+
 static void do_file(char **words) {
   const char *what = words[1];
   int fd = open_path(words[2]);
@@ -166,7 +202,7 @@ static void do_file(char **words) {
   bool good = false;
   if (strcmp(what, "read") == 0) {
     unsigned char byte = 0;
-    ssize_t count = pread(fd, &byte, 1, offset + 5);
+    ssize_t count = read_byte(fd, &byte, offset + 5, words[4] == NULL ? 0 : atoi(words[4]));
     good = count >= 0;
     snprintf(text, sizeof text, count == 1 ? "ok %d" : "ok end", byte);
   } else if (strcmp(what, "write") == 0) {
@@ -184,9 +220,7 @@ static void do_file(char **words) {
   } else if (strcmp(what, "sync") == 0) {
     good = fsync(fd) == 0;
   }
-  int error = errno;
-  close(fd);
-  errno = error;
+  close_path(words[2], fd);
   answer(words[0], good ? text : strerrorname_np(errno));
 }
 

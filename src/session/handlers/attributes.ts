@@ -1,7 +1,7 @@
 /** GETATTR, SETATTR, STATX. */
 import { now } from "../../base/clock.ts";
 import { putAttrOut, putStatxOut } from "../../fuse/encode.ts";
-import { Fattr, GetattrFlag, OpenFlag, SetattrIn } from "../../fuse/kernel.ts";
+import { Fattr, GetattrFlag, SetattrIn } from "../../fuse/kernel.ts";
 import type { Request } from "../../fuse/request.ts";
 import { type AttributeChange, changeAttributes } from "../../namespace/attributes.ts";
 import { truncate } from "../../namespace/data.ts";
@@ -39,10 +39,6 @@ export function setattr(session: Session, request: Request): void {
   const wish = request.body(SetattrIn);
   const valid = wish.valid;
   const kill = killOf(request, inode, (valid & Fattr.KILL_SUIDGID) !== 0);
-  if ((valid & Fattr.SIZE) !== 0 && (valid & Fattr.FH) !== 0) {
-    // ftruncate(2) on a descriptor that does not want to wait; truncate(2) has none.
-    session.volume.leases.nonBlocking = (session.handles.get(wish.fh).flags & OpenFlag.NONBLOCK) !== 0;
-  }
   if ((valid & Fattr.SIZE) !== 0) {
     truncate(store, inode, wish.size, kill);
     session.pageCache.cut(inode, wish.size);

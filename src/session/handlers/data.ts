@@ -96,7 +96,6 @@ export function write(session: Session, request: Request): void {
   const handle = session.handles.get(request.ioHandle);
   const { inode } = handle;
   const flags = request.ioFlags;
-  leases.nonBlocking = (request.ioOpenFlags & OpenFlag.NONBLOCK) !== 0;
   if ((flags & WriteFlag.CACHE) !== 0 && leases.size > 0) {
     // Write-back of a page that an ordinary mapping dirtied in the moment between a fill and its end (see above): the
     // whole page would go over what the holder has stored since. msync(2) there says EIO. Nor does write-back wait for
@@ -142,8 +141,7 @@ function noteWrittenThrough(session: Session, inode: Inode, offset: bigint, size
 export function fallocate(session: Session, request: Request): void {
   const { store } = session.volume;
   const wish = request.body(FallocateIn);
-  const { inode, flags } = session.handles.get(wish.fh);
-  session.volume.leases.nonBlocking = (flags & OpenFlag.NONBLOCK) !== 0;
+  const { inode } = session.handles.get(wish.fh);
   // fallocate(2) strips setuid and setgid as write(2) does, unless the caller is privileged.
   killing(session, request, inode, request.uid !== 0, (kill) =>
     data.fallocate(store, inode, wish.mode, wish.offset, wish.length, kill),
@@ -156,12 +154,11 @@ const COPY_BYTES_MAX = 0x7fff_f000n;
 
 /** The kernel has written back what is dirty in either range, and drops the target's pages afterwards. */
 export function copyFileRange(session: Session, request: Request): void {
-  const { store, leases } = session.volume;
+  const { store } = session.volume;
   const wish = request.body(CopyFileRangeIn);
   const source = session.handles.get(wish.fhIn).inode;
   const { inode: target, flags } = session.handles.get(wish.fhOut);
   if (wish.flags !== 0n) throw new FsError("EINVAL", `copy_file_range flags ${wish.flags}`);
-  leases.nonBlocking = (flags & OpenFlag.NONBLOCK) !== 0;
   const range = {
     ...{ source, sourceOffset: wish.offIn, target, targetOffset: wish.offOut },
     length: wish.len < COPY_BYTES_MAX ? wish.len : COPY_BYTES_MAX,

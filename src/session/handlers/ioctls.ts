@@ -523,12 +523,11 @@ async function defrag(
   signal: AbortSignal,
 ): Promise<void> {
   const { inode, wish } = rangeToChange(handle, payload);
-  const { store, leases } = session.volume;
+  const { store } = session.volume;
   const end = wish.length === 0n ? (inode.extents?.end ?? 0) : blocksFor(store, wish.offset + wish.length);
   for (let block = Number(wish.offset >> store.blockShift); block < end; ) {
     const first = block;
     block = await session.retry(() => {
-      leases.nonBlocking = (handle.flags & OpenFlag.NONBLOCK) !== 0;
       return defragSome(store, inode, first, end);
     }, signal);
     if (block < end) await new Promise((resolve) => setImmediate(resolve));
@@ -556,7 +555,7 @@ async function clone(
   payload: Uint8Array,
   signal: AbortSignal,
 ): Promise<void> {
-  const { store, leases } = session.volume;
+  const { store } = session.volume;
   const target = fileOf(handle);
   const wish = decode(wire.WireClone, payload);
   if (wish.flags !== 0) throw new FsError("EINVAL", "flags");
@@ -583,7 +582,6 @@ async function clone(
     };
     done += BigInt(
       await session.retry(() => {
-        leases.nonBlocking = (handle.flags & OpenFlag.NONBLOCK) !== 0;
         return cloneRange(store, rest);
       }, signal),
     );
