@@ -108,8 +108,10 @@ export function write(session: Session, request: Request): void {
     }
   }
   const { bytes, dataAt, ioOffset, ioSize } = request;
-  const direct = handle.direct || (request.ioOpenFlags & OpenFlag.DIRECT) !== 0;
-  if (!direct) noteWrittenThrough(session, inode, ioOffset, ioSize);
+  // Of write-back the pages are known since they were filled, and cannot be dropped before it is answered.
+  const past = handle.direct || (request.ioOpenFlags & OpenFlag.DIRECT) !== 0;
+  const isWriteBack = (flags & WriteFlag.CACHE) !== 0;
+  if (!past && !isWriteBack) noteWrittenThrough(session, inode, ioOffset, ioSize);
   const written = killing(session, request, inode, (flags & WriteFlag.KILL_SUIDGID) !== 0, (kill) =>
     data.write(store, inode, ioOffset, bytes, dataAt, ioSize, kill),
   );
@@ -117,7 +119,7 @@ export function write(session: Session, request: Request): void {
   // The kernel leaves O_SYNC and O_DSYNC to us for what does not go through the page cache.
   const sync = (request.ioOpenFlags & OpenFlag.DSYNC) !== 0 && store.region.facts.granularity === "page";
   // It has dropped the pages that the bytes go to, but before it sent them: some may have come back since.
-  const stale = direct && session.pageCache.mayHold(inode, ioOffset, BigInt(ioSize));
+  const stale = past && !isWriteBack && session.pageCache.mayHold(inode, ioOffset, BigInt(ioSize));
   if (sync || stale) {
     const own = request.clone();
     const dropped = stale ? session.pageCache.drop(inode, ioOffset, BigInt(ioSize), false) : undefined;
