@@ -65,17 +65,28 @@ export class Caller {
   }
 }
 
-/** Numbers of sendfile(2) and splice(2) (asm/unistd.h). */
-const SPLICING: Readonly<Record<string, readonly string[]>> = { x64: ["40", "275"], arm64: ["71", "76"] };
+/**
+ * Calls that read from a file, by number (asm/unistd.h), and which of their arguments is its descriptor: read, pread64,
+ * readv, preadv, preadv2, sendfile, splice, copy_file_range.
+ */
+const READING: Readonly<Record<string, Readonly<Record<number, number>>>> = {
+  x64: { 0: 0, 17: 0, 19: 0, 295: 0, 327: 0, 40: 1, 275: 0, 326: 0 },
+  arm64: { 63: 0, 67: 0, 65: 0, 69: 0, 286: 0, 71: 1, 76: 0, 285: 0 },
+};
 
 /**
- * The thread waits in sendfile(2) or splice(2), which fill the page cache as the fault of a mapping does. False where that
- * cannot be told: /proc/TID/syscall is for who may trace the thread (proc_pid_syscall(5)).
+ * The thread waits in a call that reads this file, and not in a fault of a mapping of it; null if it does not wait yet. False
+ * where that cannot be told: /proc/TID/syscall is for who may trace the thread (proc_pid_syscall(5)).
  */
-export function isSplicing(tid: number): boolean {
+export function isReading(tid: number, ino: number): boolean | null {
   try {
-    const [number = ""] = readFileSync(`/proc/${tid}/syscall`, "latin1").split(" ");
-    return SPLICING[process.arch]?.includes(number) ?? false;
+    const [number = "", ...args] = readFileSync(`/proc/${tid}/syscall`, "latin1").split(" ");
+    if (number.startsWith("running")) return null;
+    const argument = READING[process.arch]?.[Number(number)];
+    if (argument === undefined) return false;
+    const descriptor = Number(args[argument]);
+    const about = readFileSync(`/proc/${tid}/fdinfo/${descriptor}`, "latin1");
+    return Number(/^ino:\s*(\d+)$/m.exec(about)?.[1]) === ino;
   } catch {
     return false;
   }

@@ -436,8 +436,7 @@ export function remainingMs(lease: Lease): number {
   return Math.max(0, lease.break.deadlineMs - Date.now());
 }
 
-/** The lease covers a block of [block, block + count). */
-export function overlaps(lease: Lease, block: number, count: number): boolean {
+function overlaps(lease: Lease, block: number, count: number): boolean {
   return lease.block < block + count && block < lease.block + lease.count;
 }
 

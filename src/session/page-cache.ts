@@ -2,10 +2,9 @@
  * What the kernel keeps of files in its page cache, and how that stays one copy with what direct mappings store
  * (semantics R24).
  *
- * A file that nobody maps directly is opened through the page cache; one that somebody does, and one that is opened for
- * writing alone, is opened for direct I/O. What is in the cache of a range is dropped before a lease on it is granted. A
- * descriptor from before the lease still goes through the cache: from its first look at the leased range on the file
- * *revalidates*. Its attributes are valid for no time, so that the kernel asks for them before each read(2)
+ * A file that is opened for reading, and that nobody maps directly, is opened through the page cache; any other for direct
+ * I/O. What is in the cache of a range is dropped before a lease on it is granted. A descriptor from before the lease still
+ * goes through the cache: from its first look at the leased range on the file *revalidates*. Its attributes are valid for no time, so that the kernel asks for them before each read(2)
  * (FUSE_AUTO_INVAL_DATA; fuse_cache_read_iter() in fs/fuse/file.c), and is answered when the pages are gone. sendfile(2),
  * splice(2) and ordinary mappings ask nobody: for them such pages are dropped again after SECOND_COPY_MS.
  *

@@ -20,7 +20,7 @@ import { notifyInvalInode, notifyPollWakeup } from "../fuse/notify.ts";
 import { opcodeName } from "../fuse/opcodes.ts";
 import { printReply, printRequest } from "../fuse/print.ts";
 import { Request } from "../fuse/request.ts";
-import { holderIsGone } from "../lease/process.ts";
+import { holderIsGone, isReading } from "../lease/process.ts";
 import type { Lease } from "../lease/table.ts";
 import type { AtimeMode } from "../namespace/attributes.ts";
 import type { Inode } from "../namespace/inode.ts";
@@ -69,6 +69,8 @@ const BATCH = 32;
 /** A conflict with a lease whose holder is dead waits for the kernel's release: so often, and so long in between. */
 const RELEASE_TRIES = 40;
 const RELEASE_WAIT_MS = 5;
+/** How often we look whether a caller has come to wait. */
+const READING_TRIES = 10;
 /** How long the times of a file that was stored to through a mapping may be shown as they were, milliseconds. */
 const STALE_MS = 2;
 /** Media errors in the log: at most so many in so long, milliseconds. */
@@ -161,6 +163,15 @@ export class Session {
     if (this.#attempt < RELEASE_TRIES && holderIsGone(lease.holder.pid)) {
       throw new Wait("release", new Promise((resolve) => setTimeout(resolve, RELEASE_WAIT_MS)));
     }
+  }
+
+  /** Whoever asks waits in a call that reads the file, and not in the fault of a mapping. @throws Wait */
+  waitsInRead(request: Request): boolean {
+    const is = isReading(request.pid, request.nodeid);
+    // It is on its way to wait for us.
+    if (is === null && this.#attempt < READING_TRIES)
+      throw new Wait("a thread", new Promise((resolve) => setTimeout(resolve, 1)));
+    return is === true;
   }
 
   /** Whoever polls this handle has something to see. */

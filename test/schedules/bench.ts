@@ -238,8 +238,8 @@ export class Bench {
   }
 
   /** On a descriptor that the process keeps: of this file, and of none that had its name before. */
-  #keptIf(kept: boolean, path: string): string {
-    return kept ? `=${this.#generations.get(path)}=${path}` : path;
+  #keptIf(kept: boolean, path: string, mark: "=" | "<" = "="): string {
+    return kept ? `${mark}${this.#generations.get(path)}${mark}${path}` : path;
   }
 
   /** One letter for each page: W written, U unwritten, H hole. */
@@ -300,7 +300,7 @@ export class Bench {
         const expected = page === undefined ? "ok end" : `ok ${page.value}`;
         expectSame(
           "R24 read",
-          await this.#tell(worker, "read", this.#keptIf(step.kept, path), step.page, step.way),
+          await this.#tell(worker, "read", this.#keptIf(step.kept, path, "<"), step.page, step.way),
           [expected],
         );
         return;

@@ -14,7 +14,7 @@
  *   N fork TOKEN                         a child, which connects by itself; "ok PID"
  *   N reset                              unmap everything
  * A PATH that begins with '!' is opened with O_NONBLOCK. One that begins with '=', a number and '=' is opened at its first
- * use by this process, and stays open: a descriptor from before whatever came since.
+ * use by this process, and stays open: a descriptor from before whatever came since. With '<' in place of '=' it can only read.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -93,7 +93,7 @@ static struct kept {
 
 static int open_path(const char *path) {
   static size_t next;
-  if (path[0] != '=') {
+  if (path[0] != '=' && path[0] != '<') {
     bool nonblocking = path[0] == '!';
     return open(path + nonblocking, O_RDWR | O_CLOEXEC | (nonblocking ? O_NONBLOCK : 0));
   }
@@ -102,14 +102,14 @@ static int open_path(const char *path) {
   struct kept *one = &kept[next++ % KEPT];
   if (one->path[0] != '\0') close(one->fd);
   one->path[0] = '\0';
-  one->fd = open(strchr(path + 1, '=') + 1, O_RDWR | O_CLOEXEC);
+  one->fd = open(strchr(path + 1, path[0]) + 1, (path[0] == '<' ? O_RDONLY : O_RDWR) | O_CLOEXEC);
   if (one->fd >= 0) snprintf(one->path, sizeof one->path, "%s", path);
   return one->fd;
 }
 
 static void close_path(const char *path, int fd) {
   int error = errno;
-  if (path[0] != '=') close(fd);
+  if (path[0] != '=' && path[0] != '<') close(fd);
   errno = error;
 }
 

@@ -13,8 +13,6 @@ import {
   WriteFlag,
 } from "../../fuse/kernel.ts";
 import type { Request } from "../../fuse/request.ts";
-import { isSplicing, processOfThread } from "../../lease/process.ts";
-import { overlaps } from "../../lease/table.ts";
 import { noteAccess } from "../../namespace/attributes.ts";
 import { copyRange } from "../../namespace/clone.ts";
 import * as data from "../../namespace/data.ts";
@@ -44,9 +42,9 @@ const PAGE_BYTES = 4096;
 /**
  * read(2) on a file that is open for direct I/O names the lock owner; a fill of the page cache does not (fuse_send_read
  * against fuse_read_folio, fs/fuse/file.c). In a leased range such a page is a second copy, which goes stale: it is dropped
- * again. It is for an ordinary mapping, or for read(2) on a descriptor from before the lease. A mapping that could write
- * the page back over what the holder stores is refused where it can be told (the fault raises SIGBUS); otherwise its
- * write-back is (see write()). A lease that a program does not know of is broken for the ordinary mapping of another one.
+ * again. It is for an ordinary mapping, for sendfile(2) or splice(2), or for read(2) on a descriptor from before the lease. A
+ * mapping that could write the page back over what the holder stores is refused (the fault raises SIGBUS). Of a lease that
+ * a program does not know of there must be no second copy for any time: it is broken.
  */
 function noteSecondCopy(
   session: Session,
@@ -61,34 +59,16 @@ function noteSecondCopy(
   const count = data.blocksFor(store, (offset & store.blockMask) + BigInt(size));
   if (!leases.isLeased(inode, block, count)) return;
   const mayWriteBack = (handle.flags & OpenFlag.ACCMODE) !== OpenFlag.RDONLY;
-  if (leases.isAutomatic(inode, block, count) && !isHolders(session, request, handle, block, count)) {
+  if (leases.isAutomatic(inode, block, count)) {
     // Reading ahead occupies one of the few requests that the kernel sends in the background, the release of other
     // leases among them: it must not wait. After EIO the kernel asks once more, for the page that it needs.
     if (size > PAGE_BYTES) throw new FsError("EIO", "reading ahead in a range that is mapped directly");
     leases.beforeMapChange(inode, [{ block, count }]);
   }
-  if (handle.direct && mayWriteBack && !isSplicing(request.pid)) {
+  if (handle.direct && mayWriteBack && !session.waitsInRead(request)) {
     throw new FsError("EIO", "an ordinary writable mapping of a range that is mapped directly");
   }
   session.pageCache.secondCopy(inode, offset, size);
-}
-
-/**
- * The program whose mappings are direct without its knowledge reads with read(2), on a descriptor that it mapped or opened
- * before: its mappings of this range are that lease.
- */
-function isHolders(
-  session: Session,
-  request: Request,
-  handle: Handle,
-  block: number,
-  count: number,
-): boolean {
-  if (handle.direct) return false;
-  const { pid } = processOfThread(request.pid);
-  return session.volume.leases
-    .of(handle.inode)
-    .every((lease) => !overlaps(lease, block, count) || lease.holder.pid === pid);
 }
 
 export function write(session: Session, request: Request): void {

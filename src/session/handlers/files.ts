@@ -26,17 +26,17 @@ import { killing } from "./privileges.ts";
 
 /**
  * Whether reads and writes of a file that is being opened go to us and not through the page cache: those of a file that is
- * leased at this moment (how the others stay coherent says session/page-cache.ts); those that only write, which are faster
- * so; and all with cache=never. Ordinary mappings of such a file are possible from FUSE 7.39 on. Before that, leases that
- * are automatic have to leave them possible, because they yield to them.
+ * leased at this moment (how the others stay coherent says session/page-cache.ts), those on a descriptor that may write,
+ * and all with cache=never. Ordinary mappings of such a file are possible from FUSE 7.39 on. Before that, what may be
+ * mapped is opened through the cache, and leases that are automatic have to leave it so, because they yield to mappings.
  */
 function opensDirect(session: Session, inode: Inode, flags: number): boolean {
-  const mayBeMapped = session.negotiated?.features.DIRECT_IO_ALLOW_MMAP === true;
-  if ((flags & OpenFlag.ACCMODE) === OpenFlag.WRONLY) return true;
-  if (mayBeMapped && session.options.cache === "never") return true;
-  return session.volume.leases
-    .of(inode)
-    .some(({ flags: lease }) => mayBeMapped || (lease & LeaseFlag.AUTOMATIC) === 0);
+  const mode = flags & OpenFlag.ACCMODE;
+  const leases = session.volume.leases.of(inode);
+  if (mode === OpenFlag.WRONLY) return true;
+  if (session.negotiated?.features.DIRECT_IO_ALLOW_MMAP === true)
+    return mode !== OpenFlag.RDONLY || session.options.cache === "never" || leases.length > 0;
+  return leases.some(({ flags: lease }) => (lease & LeaseFlag.AUTOMATIC) === 0);
 }
 
 /**

@@ -12,7 +12,7 @@
 #define PAGES 8ul
 #define ROUNDS 40
 /* Those that ask nobody may be this late (docs/LEASES.md), microseconds; generous on a busy machine. */
-#define LATE_US 50000
+#define LATE_US 20000
 
 static void nap(long microseconds) {
   struct timespec time = {microseconds / 1000000, (microseconds % 1000000) * 1000};
@@ -71,17 +71,17 @@ static ssize_t ring_transfer(int opcode, int fd, void *bytes, size_t length, off
 /* ---- ways to read one byte: the byte, or -1 */
 
 struct descriptors {
-  int plain;   /* O_RDWR */
+  int plain;   /* O_RDWR, or O_RDONLY */
   int direct;  /* O_RDONLY | O_DIRECT; -1 where there is none */
   int copied;  /* another file of this mount, empty at first */
   char *shared; /* ordinary mappings of the whole file */
   char *private;
 };
 
-static struct descriptors open_all(const char *name) {
+static struct descriptors open_all(const char *name, int mode) {
   struct descriptors all;
   char copy[64];
-  all.plain = open(path_of(name), O_RDWR | O_CLOEXEC);
+  all.plain = open(path_of(name), mode | O_CLOEXEC);
   all.direct = open(path_of(name), O_RDONLY | O_DIRECT | O_CLOEXEC);
   snprintf(copy, sizeof copy, "%s.copy.%d.%d", name, (int)getpid(), all.plain);
   all.copied = open(path_of(copy), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
@@ -184,7 +184,7 @@ static bool can(const struct way *way, const struct descriptors *all) {
 /* How often `way` saw another byte than the one that was stored just before. */
 static int stale_looks(const struct way *way, const struct descriptors *all, char *map) {
   int stale = 0;
-  for (int round = 0; round < (way->late ? 8 : ROUNDS); round++) {
+  for (int round = 0; round < (way->late ? 5 : ROUNDS); round++) {
     off_t at = (off_t)((size_t)(round % (int)PAGES) * PAGE + 17);
     unsigned char stored = (unsigned char)(round * 7 + 1);
     /* Look first, so that there is something to be stale. */
@@ -295,7 +295,7 @@ static void race(int flags, const char *how) {
   int writer = open(path_of("race"), flags | O_CLOEXEC);
   int reader = open(path_of("race"), O_RDONLY | O_CLOEXEC);
   bool good = true;
-  for (unsigned round = 1; round <= 4000; round++) {
+  for (unsigned round = 1; round <= 2000; round++) {
     unsigned found = 0;
     good &= pwrite(writer, &round, sizeof round, 64) == (ssize_t)sizeof round;
     atomic_store(&published, round);
@@ -320,17 +320,21 @@ int main(int argc, char **argv) {
   for (size_t kind = 0; kind < 2; kind++) {
     setenv("MAPDIRECT_LEASE", kinds[kind], 1);
     int fd = make_file("cached", "WWWWWWWW");
-    struct descriptors before = open_all("cached");
+    struct descriptors before = open_all("cached", O_RDONLY);
+    struct descriptors writable = open_all("cached", O_RDWR);
     /* Into the cache with it, whatever there is. */
     for (size_t index = 0; index < WAYS_COUNT; index++)
       for (off_t page = 0; page < (off_t)PAGES; page++)
         if (can(&WAYS[index], &before)) (void)WAYS[index].look(&before, page * (off_t)PAGE);
     char *map = map_direct(fd, 0, PAGES * PAGE);
     look_everywhere(&before, map, "a descriptor from before");
-    put_everywhere(before.plain, map, &before, "a descriptor from before");
-    struct descriptors after = open_all("cached");
+    look_everywhere(&writable, map, "a writable descriptor from before");
+    put_everywhere(writable.plain, map, &before, "a descriptor from before");
+    struct descriptors after = open_all("cached", O_RDONLY);
     look_everywhere(&after, map, "a descriptor from after");
-    put_everywhere(after.plain, map, &after, "a descriptor from after");
+    int late = open(path_of("cached"), O_RDWR | O_CLOEXEC);
+    put_everywhere(late, map, &after, "a descriptor from after");
+    close(late);
     pid_t child = fork();
     if (child == 0) {
       /* The parent's descriptors, and its own; the mapping is inherited. */
