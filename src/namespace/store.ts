@@ -700,9 +700,13 @@ export class Store {
     }
   }
 
-  /** One that found no room is tried again only when the state has become smaller: each attempt costs log, too. */
+  /**
+   * One that found no room is tried again only when there is enough for certain, or the state has become smaller: each
+   * attempt costs log, too, and who waits for it would wait for the next, and so on.
+   */
   #checkpointFits(): boolean {
     const tooMany = this.#tooManyBytes;
+    if (this.pool.available > this.#snapshotSegments()) return true;
     return this.state.snapshotBytes < Math.max(tooMany * 0.75, tooMany - 2 * this.superblock.segmentBytes);
   }
 
@@ -798,7 +802,8 @@ export class Store {
         journal,
       );
     } catch (error) {
-      if (!(error instanceof FsError && error.code === "ENOSPC")) journal.failure ??= error as Error;
+      if (error instanceof FsError && error.code === "ENOSPC") this.#tooManyBytes = this.state.snapshotBytes;
+      else journal.failure ??= error as Error;
       throw error;
     }
     this.#checkpoint = checkpoint;

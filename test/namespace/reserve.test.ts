@@ -1,13 +1,14 @@
 /** What frees space always works: on every volume, however small, full or cut to pieces, whatever its history. */
 import { describe, expect, test } from "vitest";
 import { FsError } from "../../src/base/errors.ts";
-import { retrying } from "../../src/base/wait.ts";
+import { retrying, Wait } from "../../src/base/wait.ts";
 import { fsck } from "../../src/fsck/fsck.ts";
+import { GroupBuilder } from "../../src/media/group.ts";
 import { changeAttributes, setXattr } from "../../src/namespace/attributes.ts";
 import { checkVolume } from "../../src/namespace/check.ts";
 import { cloneRange } from "../../src/namespace/clone.ts";
 import { FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, fallocate, truncate, write } from "../../src/namespace/data.ts";
-import { type Inode, S_IFREG } from "../../src/namespace/inode.ts";
+import { fieldsOf, type Inode, S_IFREG } from "../../src/namespace/inode.ts";
 import { create, lookup, rename, unlink } from "../../src/namespace/names.ts";
 import { resize } from "../../src/namespace/resize.ts";
 import { resizeMounted } from "../../src/namespace/resize-mounted.ts";
@@ -351,6 +352,53 @@ describe.each(["cacheline", "page"] as const)("what frees space works (%s)", (gr
       }
     }
   });
+
+  test.each([1, 2, 3, 4, 5])(
+    "in one of %d segments with some room in pieces, without waiting for ever",
+    async (segments) => {
+      const region = await makeVolume(8 * MIB, granularity);
+      const before = await Store.open(region, { readOnly: false });
+      await writeFile(before, "block", 4096);
+      for (const name of ["piece-0", "keeps-0", "piece-1", "keeps-1", "piece-2"])
+        await writeFile(before, name, name.startsWith("piece") ? 150_000 : 120_000);
+      crowd(before, segments);
+      for (const name of ["piece-0", "piece-1", "piece-2"])
+        await retrying(() => unlink(before, before.root, name));
+      // As many records as earlier versions let in, which kept nothing for a checkpoint but the log's spare segment.
+      const group = new GroupBuilder(4096);
+      while (before.pool.available > 0) {
+        group.reset();
+        group.inode(fieldsOf(before.root));
+        before.journal?.commit(group);
+      }
+      expect(before.journal?.chain.segments.length).toBeGreaterThan(1);
+      await before.close();
+      const store = await Store.open(region, { readOnly: false });
+      const large = lookup(store, store.root, "crowd");
+      // Each wait makes something better, or the answer is ENOSPC.
+      const waitsMax = 100;
+      for (let round = 0; round < 4000; round += 1) {
+        for (let waits = 0; ; waits += 1) {
+          expect(waits).toBeLessThan(waitsMax);
+          try {
+            changeAttributes(store, large, { mode: 0o600 + (round % 8) });
+            break;
+          } catch (error) {
+            if (error instanceof FsError && error.code === "ENOSPC") break;
+            if (!(error instanceof Wait)) throw error;
+            await error.until.catch(() => {});
+          }
+        }
+      }
+      checkVolume(store);
+      await retrying(() => truncate(store, large, large.size / 2n, false));
+      await store.close();
+      const again = await Store.open(region, { readOnly: false });
+      expect(again.readOnlyReason).toBeNull();
+      await writeFile(again, "after", MIB);
+      await again.close();
+    },
+  );
 
   test("in a volume that was made as small as it can be while it was mounted", async () => {
     const region = await makeVolume(16 * MIB, granularity);
