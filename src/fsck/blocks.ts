@@ -13,6 +13,8 @@ import type { Problems } from "./problem.ts";
 export interface Space {
   /** Blocks of the volume. */
   readonly blockCount: number;
+  /** Blocks that the superblock named before the region was cut; what lies beyond them was never true. */
+  readonly namedBlockCount: number;
   /** Where no file's data can be: superblocks and the segments in use. */
   readonly metadata: readonly Run[];
   /** Extents may be marked as shared. */
@@ -35,14 +37,29 @@ export function judgeBlocks(draft: Draft, space: Space, problems: Problems): boo
   for (const inode of draft.inodes.values()) {
     for (const { block, count, physical, state } of [...inode.extents]) {
       const place = `inode ${inode.ino}: extent at file block ${block}`;
-      const inside = physical + count <= space.blockCount;
-      if (inside && overlapping(metadata, physical, physical + count).next().done === true) {
-        claims.push({ inode, block, start: physical, count, state });
+      const end = physical + count;
+      const lose = (from: number, to: number, expected: string): void => {
+        problems.add("extent", place, expected, `${to - from} at ${from}`, "they become a hole");
+        inode.extents.remove(block + from - physical, to - from, nothing);
+      };
+      if (end > space.namedBlockCount) {
+        lose(physical, end, `blocks below ${space.namedBlockCount}`);
         continue;
       }
-      const expected = inside ? "blocks outside the metadata" : `blocks below ${space.blockCount}`;
-      problems.add("extent", place, expected, `${count} at ${physical}`, "it becomes a hole");
-      inode.extents.remove(block, count, nothing);
+      // What is intact of it stays.
+      const last = Math.min(end, space.blockCount);
+      let at = physical;
+      const keep = (to: number): void => {
+        if (to > at) claims.push({ inode, block: block + at - physical, start: at, count: to - at, state });
+      };
+      for (const run of overlapping(metadata, physical, last)) {
+        keep(run.start);
+        const from = Math.max(at, run.start);
+        at = Math.min(last, run.start + run.count);
+        lose(from, at, "blocks outside the metadata");
+      }
+      keep(last);
+      if (last < end) lose(Math.max(physical, last), end, `blocks below ${space.blockCount}`);
     }
   }
   let shares = claims.some(({ state }) => state === SHARED);

@@ -161,6 +161,7 @@ function madeToFit(found: Survey, problems: Problems): Whole {
     draft,
     {
       blockCount,
+      namedBlockCount: found.namedBytes / blockBytes,
       metadata: [inBlocks(0, RESERVED_BYTES), ...found.segments.map((at) => inBlocks(at, segmentBytes))],
       knowsSharing: (before.featuresIncompatible & FeatureIncompatible.SHARED_EXTENTS) !== 0,
     },

@@ -8,8 +8,15 @@ import type { Region } from "../region/region.ts";
 import type { Problems } from "./problem.ts";
 import { readSome } from "./reading.ts";
 
+export interface FoundSuperblock {
+  /** With the size that the region has now. */
+  readonly value: SuperblockValue;
+  /** The size of the volume as it was, if the region was cut since. */
+  readonly namedBytes: number;
+}
+
 /** null: nothing tells where anything is. @throws FsError EINVAL (no volume, or not one that we know). */
-export function findSuperblock(region: Region, problems: Problems): SuperblockValue | null {
+export function findSuperblock(region: Region, problems: Problems): FoundSuperblock | null {
   let value: SuperblockValue | null;
   try {
     const choice = readSuperblock(region);
@@ -24,7 +31,7 @@ export function findSuperblock(region: Region, problems: Problems): SuperblockVa
       return null;
     }
   }
-  const { blockBytes } = value;
+  const { blockBytes, regionBytes: namedBytes } = value;
   if (value.regionBytes > region.facts.sizeBytes) {
     const there = Math.floor(region.facts.sizeBytes / blockBytes) * blockBytes;
     problems.add(
@@ -36,7 +43,7 @@ export function findSuperblock(region: Region, problems: Problems): SuperblockVa
     );
     value = { ...value, regionBytes: Math.max(there, REGION_BYTES_MIN) };
   }
-  return value;
+  return { value, namedBytes };
 }
 
 /** A whole copy whose pointers lead nowhere: its chains are searched for. */

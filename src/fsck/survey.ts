@@ -20,6 +20,8 @@ import { findSuperblock } from "./superblock.ts";
 
 export interface Survey {
   readonly superblock: SuperblockValue;
+  /** Size of the volume before the region was cut, if it was. */
+  readonly namedBytes: number;
   readonly geometry: ChainGeometry;
   readonly draft: Draft;
   /** Byte offsets of the segments that metadata was read from. */
@@ -32,15 +34,16 @@ export interface Survey {
 
 /** null: nothing tells where anything is. @throws FsError EINVAL (no volume, or not one that we know). */
 export function survey(region: Region, problems: Problems): Survey | null {
-  const superblock = findSuperblock(region, problems);
-  if (superblock === null) return null;
+  const superblockFound = findSuperblock(region, problems);
+  if (superblockFound === null) return null;
+  const { value: superblock, namedBytes } = superblockFound;
   const geometry = geometryOf(superblock);
   const draft = new Draft(problems);
   const finder = new SegmentFinder(region, geometry);
   const checkpoint = readCheckpoint(region, superblock, finder, draft, problems);
   const log = readLog(region, superblock, finder, checkpoint.endLsn, draft, problems);
   return {
-    ...{ superblock, geometry, draft },
+    ...{ superblock, namedBytes, geometry, draft },
     segments: [...new Set([...checkpoint.segments, ...log.segments])],
     nextLsn: Math.max(log.nextLsn, superblock.logLsn, checkpoint.endLsn) + 1,
     nextIndex: log.lastIndex + 1,

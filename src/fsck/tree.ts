@@ -4,10 +4,18 @@
  * Order matters: inodes first, since entries depend on their types; entries next, since reachability depends on them; link
  * counts last.
  */
+import { COUNTER_MAX } from "../media/format.ts";
 import type { InodeFields } from "../media/group.ts";
 import { ROOT_INO } from "../media/mkfs.ts";
 import { FIRST_COOKIE } from "../namespace/directory.ts";
-import { FILE_BYTES_MAX, S_IFDIR, S_IFLNK, S_IFREG, SYMLINK_BYTES_MAX } from "../namespace/inode.ts";
+import {
+  FILE_BYTES_MAX,
+  LINK_MAX,
+  S_IFDIR,
+  S_IFLNK,
+  S_IFREG,
+  SYMLINK_BYTES_MAX,
+} from "../namespace/inode.ts";
 import { type Draft, type DraftEntry, type DraftInode, isDirectory, typeOf } from "./draft.ts";
 import type { Problems } from "./problem.ts";
 
@@ -21,8 +29,11 @@ export class TreeJudge {
   /** By inode number: directories reachable from the root, and everything that they name. */
   readonly #reached = new Set<number>();
   readonly #named = new Set<number>([ROOT_INO]);
-  /** Directories that inodes were put into, and the next cookie there. */
-  readonly #cookies = new Map<DraftInode, number>();
+  /** Directories that inodes were put into, and the cookies that are free there. */
+  readonly #cookies = new Map<DraftInode, FreeNumbers>();
+  /** What a directory named when it was first asked: a search of its entries for each child would be quadratic. */
+  readonly #children = new Map<DraftInode, Set<number>>();
+  #inos: FreeNumbers | null = null;
 
   constructor(draft: Draft, problems: Problems, volume: { nowSec: number; blockBytes: number }) {
     this.#draft = draft;
@@ -135,8 +146,7 @@ export class TreeJudge {
 
   #entries(directory: DraftInode): void {
     const cookies = new Set<number>();
-    let highest = FIRST_COOKIE - 1;
-    for (const { cookie } of directory.entries.values()) highest = Math.max(highest, cookie);
+    let free: FreeNumbers | null = null;
     for (const [name, entry] of directory.entries) {
       const place = `entry ${JSON.stringify(name)} of directory ${directory.ino}`;
       const target = this.#draft.inodes.get(entry.ino);
@@ -160,8 +170,8 @@ export class TreeJudge {
             `${entry.cookie}, as another`,
             "a new one",
           );
-        highest += 1;
-        entry.cookie = highest;
+        free ??= new FreeNumbers(FIRST_COOKIE, allCookies(directory));
+        entry.cookie = free.take();
       }
       cookies.add(entry.cookie);
     }
@@ -228,8 +238,13 @@ export class TreeJudge {
   }
 
   #names(directory: DraftInode, ino: number): boolean {
-    for (const entry of directory.entries.values()) if (entry.ino === ino) return true;
-    return false;
+    let children = this.#children.get(directory);
+    if (children === undefined) {
+      children = new Set();
+      for (const entry of directory.entries.values()) children.add(entry.ino);
+      this.#children.set(directory, children);
+    }
+    return children.has(ino);
   }
 
   #isBelowRoot(directory: DraftInode): boolean {
@@ -251,12 +266,11 @@ export class TreeJudge {
     const lost = [...this.#draft.inodes.values()].filter(({ ino }) => !named.has(ino));
     // Directories first: what is below them comes with them.
     lost.sort((a, b) => Number(isDirectory(b)) - Number(isDirectory(a)) || a.ino - b.ino);
-    for (const inode of lost) {
-      if (named.has(inode.ino)) continue;
+    const rescue = (inode: DraftInode): void => {
       const fields = inode.fields as InodeFields;
       if (fields.nlink === 0 && (!isDirectory(inode) || inode.entries.size === 0)) {
         this.#draft.inodes.delete(inode.ino);
-        continue;
+        return;
       }
       this.#problems.add(
         "unreachable",
@@ -278,9 +292,31 @@ export class TreeJudge {
         ...{ ino: inode.ino, type: typeOf(inode) >>> 12, cookie: this.#nextCookie(home) },
       });
       named.add(inode.ino);
-      if (!isDirectory(inode)) continue;
+      if (!isDirectory(inode)) return;
       fields.parent = home.ino;
       this.#reach(inode.ino);
+    };
+    // From above: what an unnamed directory contains keeps its name in there.
+    for (const inode of lost) {
+      while (!named.has(inode.ino)) {
+        const top = isDirectory(inode) ? this.#topOf(inode, namedBy) : inode;
+        rescue(top);
+        // What was being deleted has no name now either.
+        if (top === inode) break;
+      }
+    }
+  }
+
+  /** The unreachable directory that everything above this one hangs from; in a cycle, one of the cycle. */
+  #topOf(inode: DraftInode, namedBy: ReadonlyMap<number, DraftInode[]>): DraftInode {
+    const seen = new Set<DraftInode>();
+    for (let at = inode; ; ) {
+      if (seen.has(at)) return at;
+      seen.add(at);
+      const above = (namedBy.get(at.ino) ?? []).filter(({ ino }) => !this.#named.has(ino));
+      const next = above.find(({ ino }) => ino === at.fields?.parent) ?? above[0];
+      if (next === undefined) return at;
+      at = next;
     }
   }
 
@@ -320,8 +356,16 @@ export class TreeJudge {
     const links = new Map<number, number>();
     const subdirectories = new Map<number, number>();
     for (const directory of this.#draft.inodes.values()) {
-      for (const entry of directory.entries.values()) {
-        links.set(entry.ino, (links.get(entry.ino) ?? 0) + 1);
+      for (const [name, entry] of directory.entries) {
+        const count = (links.get(entry.ino) ?? 0) + 1;
+        if (count > LINK_MAX) {
+          const place = `entry ${JSON.stringify(name)} of directory ${directory.ino}`;
+          const expected = `at most ${LINK_MAX} names of inode ${entry.ino}`;
+          this.#problems.add("entry", place, expected, "another", "it is removed");
+          directory.entries.delete(name);
+          continue;
+        }
+        links.set(entry.ino, count);
         if (entry.type === S_IFDIR >>> 12)
           subdirectories.set(directory.ino, (subdirectories.get(directory.ino) ?? 0) + 1);
       }
@@ -346,18 +390,21 @@ export class TreeJudge {
   }
 
   #nextCookie(directory: DraftInode): number {
-    let next = this.#cookies.get(directory);
-    if (next === undefined) {
-      next = FIRST_COOKIE;
-      for (const { cookie } of directory.entries.values()) next = Math.max(next, cookie + 1);
+    let free = this.#cookies.get(directory);
+    if (free === undefined) {
+      free = new FreeNumbers(FIRST_COOKIE, allCookies(directory));
+      this.#cookies.set(directory, free);
     }
-    this.#cookies.set(directory, next + 1);
-    return next;
+    return free.take();
   }
 
   #nextIno(): number {
-    this.#draft.nextIno += 1;
-    return this.#draft.nextIno - 1;
+    if (this.#draft.nextIno < COUNTER_MAX) {
+      this.#draft.nextIno += 1;
+      return this.#draft.nextIno - 1;
+    }
+    this.#inos ??= new FreeNumbers(ROOT_INO + 1, new Set(this.#draft.inodes.keys()));
+    return this.#inos.take();
   }
 
   #add(ino: number, mode: number): DraftInode {
@@ -374,6 +421,34 @@ export class TreeJudge {
       ...{ atimeSec: sec, mtimeSec: sec, ctimeSec: sec, btimeSec: sec },
       ...{ atimeNsec: 0, mtimeNsec: 0, ctimeNsec: 0, btimeNsec: 0 },
     };
+  }
+}
+
+function allCookies(directory: DraftInode): Set<number> {
+  const cookies = new Set<number>();
+  for (const { cookie } of directory.entries.values()) cookies.add(cookie);
+  return cookies;
+}
+
+/** Numbers above all that are used; the lowest unused ones, where a damaged record has taken the last. */
+class FreeNumbers {
+  readonly #used: ReadonlySet<number>;
+  #next: number;
+  #low: number;
+
+  constructor(first: number, used: ReadonlySet<number>) {
+    this.#used = used;
+    this.#low = first;
+    this.#next = first;
+    for (const number of used) this.#next = Math.max(this.#next, number + 1);
+  }
+
+  take(): number {
+    this.#next += 1;
+    if (this.#next <= COUNTER_MAX) return this.#next - 1;
+    while (this.#used.has(this.#low)) this.#low += 1;
+    this.#low += 1;
+    return this.#low - 1;
   }
 }
 

@@ -244,6 +244,20 @@ describe("fsck finds, and a repair mends", () => {
       },
     },
     {
+      what: "a tree whose lower directory has the lower number",
+      record: (group, store) => {
+        // 2 is moved into 5, and 5 loses its own name.
+        const fields = { ...fieldsOf(at(store, "directory")), parent: 5 };
+        group.dentryGone(1, "directory");
+        group.dentryGone(2, "below");
+        group.dentry(5, "photos", 2, 4, 3);
+        group.inode(fields);
+      },
+      problems: [/inode 5: expected a name/],
+      left: (store) =>
+        expect(content(store, at(store, "lost+found", "#5", "photos", "two"))).toEqual(pattern(9000, 7)),
+    },
+    {
       what: "directories that contain each other",
       record: (group, store) => {
         group.dentryGone(1, "directory");
@@ -384,6 +398,57 @@ describe("fsck finds, and a repair mends", () => {
     const good = (await repaired(image, "cacheline")) as Uint8Array;
     const again = await Store.open(MemoryRegion.fromImage(good), { readOnly: true });
     expect(Buffer.compare(content(again, at(again, "near")), pattern(1 << 20, 0))).toBe(0);
+  });
+
+  test("an extent that a cut of the region reaches into: the rest of it stays", async () => {
+    const region = await makeVolume(8 * MIB, "cacheline");
+    const store = await Store.open(region, { readOnly: false });
+    const file = create(store, store.root, "file", S_IFREG | 0o644, 0, owner, null);
+    write(store, file, 0n, pattern(6 * MIB, 5), 0, 6 * MIB, false);
+    const extents = [...(file.extents ?? [])].map((extent) => ({ ...extent }));
+    await store.close();
+    const end = (7 * MIB) / 4096;
+    const cut = region.image().slice(0, end * 4096);
+    expect(extents.some(({ physical, count }) => physical < end && physical + count > end)).toBe(true);
+    const cutRegion = MemoryRegion.fromImage(cut);
+    await fsck(cutRegion, { repair: true });
+    const again = await Store.open(cutRegion, { readOnly: true });
+    const expected = pattern(6 * MIB, 5);
+    for (const { block, count, physical } of extents) {
+      const kept = Math.min(count, Math.max(0, end - physical));
+      expected.fill(0, (block + kept) * 4096, (block + count) * 4096);
+    }
+    expect(Buffer.compare(content(again, at(again, "file")), expected)).toBe(0);
+  });
+
+  test("the last cookie is used up, and by two entries: others get one that is free", async () => {
+    const last = 2 ** 52 - 1;
+    const image = await withRecord((group) => {
+      group.dentryGone(1, "one");
+      group.dentry(1, "directory", 2, 4, last);
+      group.dentry(2, "two", 4, 8, last);
+      group.dentry(2, "below", 5, 4, last);
+    });
+    const region = MemoryRegion.fromImage(image);
+    expect(await fsck(region, { repair: true })).toMatchObject({ repaired: true });
+    expect(await fsck(region, { repair: false })).toMatchObject({ problemCount: 0 });
+    const store = await Store.open(region, { readOnly: false });
+    expect(content(store, at(store, "lost+found", "#3"))).toEqual(pattern(9000, 6));
+    expect([...(at(store, "directory").directory?.names.keys() ?? [])].sort()).toEqual(["below", "two"]);
+    checkVolume(store);
+  });
+
+  test("an inode with the last number there is: what repair makes gets another", async () => {
+    const last = 2 ** 52 - 1;
+    const image = await withRecord((group, store) => {
+      group.inode({ ...fieldsOf(at(store, "one")), ino: last });
+    });
+    const region = MemoryRegion.fromImage(image);
+    expect(await fsck(region, { repair: true })).toMatchObject({ repaired: true });
+    expect(await fsck(region, { repair: false })).toMatchObject({ problemCount: 0 });
+    const store = await Store.open(region, { readOnly: false });
+    expect(at(store, "lost+found", `#${last}`).ino).toBe(last);
+    checkVolume(store);
   });
 
   test("a superblock that names the wrong segments: it finds the right ones", async () => {
