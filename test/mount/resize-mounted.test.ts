@@ -236,10 +236,14 @@ test(
 async function crumbs(mount: TestMount): Promise<Buffer> {
   const count = 6000;
   await writeFile(mount.at("front"), Buffer.alloc(40 * MIB));
-  const expected = content(count * BLOCK, 3);
+  const expected = Buffer.alloc(2 * count * BLOCK);
   const file = await open(mount.at("crumbs"), "w+");
-  for (let index = count - 1; index >= 0; index -= 1)
-    await file.write(expected, index * BLOCK, BLOCK, index * BLOCK);
+  // Every second block is a hole.
+  for (let at = 0; at < expected.length; at += 2 * BLOCK) {
+    content(BLOCK, 1 + (at % 251)).copy(expected, at);
+    await file.write(expected, at, BLOCK, at);
+  }
+  await file.truncate(expected.length);
   await file.close();
   await unlink(mount.at("front"));
   return expected;

@@ -106,7 +106,7 @@ describe("opening a region", () => {
     expect(failure(() => openRegion("/dev/null")).code).toBe("ENODEV");
     const small = join(directory, "small");
     writeFileSync(small, "x");
-    expect(failure(() => openRegion(small)).message).toMatch(/has 1 bytes.*at least 4096/);
+    expect(failure(() => openRegion(small)).message).toMatch(/has 1 bytes, fewer than any region/);
     expect(failure(() => openRegion(join(small, "below"))).code).toBe("ENOTDIR");
   });
 
