@@ -218,7 +218,7 @@ export function defaultMountOptions(asRoot: boolean): MountOptions {
     allowOther: asRoot,
     atime: "relatime",
     noDirectoryAtime: false,
-    cache: "auto",
+    cache: "never",
     direct: "seal",
     breakTimeSeconds: 45,
     maxLeases: 1024,

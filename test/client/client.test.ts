@@ -198,6 +198,15 @@ describe.skipIf(noCompiler !== undefined)(
       }
     });
 
+    describe.skipIf(existing !== undefined)("on a mount whose files are in the page cache", () => {
+      const where = useMount({ options: "cache=auto" });
+      for (const door of doors) {
+        it.each(["cache", "coherence", "sharing"])(`%s, by ${door}`, async (program) => {
+          expectAllOk(await runProgram(program, door, where));
+        });
+      }
+    });
+
     for (const { name, request } of existing === undefined ? regions : []) {
       describe(`calls without a system call, on ${name}`, () => {
         const where = useMount({ ...request, options: "break_time=5" });

@@ -131,7 +131,12 @@ describe.skipIf(noCompiler !== undefined).for([{ assumePmem: false }, { assumePm
   `random schedules of real processes${noCompiler === undefined ? "" : `: ${noCompiler}`}, %o`,
   ({ assumePmem }) => {
     const options = `break_time=${BREAK_TIME_MS / 1000}`;
-    const mount = useMount({ sizeBytes: 16 * 1024 * 1024, options, assumePmem });
+    // One of the two with files in the page cache.
+    const mount = useMount({
+      sizeBytes: 16 * 1024 * 1024,
+      options: assumePmem ? options : `${options},cache=auto`,
+      assumePmem,
+    });
     let bench: Bench;
     beforeAll(async () => {
       bench = await Bench.begin(mount);
