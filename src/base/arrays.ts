@@ -22,3 +22,9 @@ export function largest<T>(items: Iterable<T>, of: (item: T) => number): number 
   for (const item of items) found = Math.max(found, of(item));
   return found;
 }
+
+/** The first `most` of them and, as one more, how many are left out. */
+export function firstFew(all: readonly string[], most: number): string[] {
+  const few = all.slice(0, most);
+  return all.length > most ? [...few, `${all.length - most} more`] : few;
+}

@@ -15,6 +15,20 @@ export class Wait extends Error {
   }
 }
 
+/** A promise, and what resolves it. */
+export interface Deferred {
+  readonly promise: Promise<void>;
+  readonly resolve: () => void;
+}
+
+export function deferred(): Deferred {
+  let resolve: () => void = () => {};
+  const promise = new Promise<void>((done) => {
+    resolve = done;
+  });
+  return { promise, resolve };
+}
+
 /** Run an operation to its end, waiting as often as it asks for. Errors of the operation pass through. */
 export async function retrying<T>(operation: () => T): Promise<T> {
   for (;;) {

@@ -48,15 +48,14 @@ export function withFile<T>(
   use: (descriptor: number) => T,
   { mode = "r", advice = "name a file" }: { mode?: "r" | "r+"; advice?: string } = {},
 ): T {
-  // For reading: what is not regular cannot always be opened otherwise, and would be refused for another reason.
-  withOpen(path, (descriptor) => {
+  // For reading first: what is not regular cannot always be opened otherwise, and would be refused for another reason.
+  return withOpen(path, (descriptor) => {
     const status = fstatSync(descriptor);
-    if (status.isFile()) return;
+    if (status.isFile()) return mode === "r" ? use(descriptor) : withOpen(path, use, mode);
     // What lies elsewhere is told so: that is the reason, and not what kind of file it is.
     if (mountOf(path) === undefined) throw elsewhere(path);
     throw new Failure(path, status.isDirectory() ? "it is a directory" : "it is no regular file", advice);
   });
-  return withOpen(path, use, mode);
 }
 
 function openOrExplain(path: string, mode: "r" | "r+"): number {

@@ -22,6 +22,14 @@ export interface Identity {
 
 /** Null if there is no volume that this program knows. @throws where the region cannot be read. */
 export function identify(path: string): Identity | null {
+  const superblock = newestSuperblock(path);
+  if (superblock === null) return null;
+  const { uuid, label, blockBytes, regionBytes } = superblock;
+  return { uuid: formatUuid(uuid), label, version: FORMAT_VERSION, blockBytes, sizeBytes: regionBytes };
+}
+
+/** The copy that counts; null if none is whole. @throws where the region cannot be read. */
+export function newestSuperblock(path: string): SuperblockValue | null {
   let best: SuperblockValue | null = null;
   for (const [index, data] of superblocksOf(path).entries()) {
     if (data.length < Superblock.size) continue;
@@ -29,9 +37,7 @@ export function identify(path: string): Identity | null {
     if (verdict.kind !== "valid") continue;
     if (best === null || verdict.value.sequence > best.sequence) best = verdict.value;
   }
-  if (best === null) return null;
-  const { uuid, label, blockBytes, regionBytes } = best;
-  return { uuid: formatUuid(uuid), label, version: FORMAT_VERSION, blockBytes, sizeBytes: regionBytes };
+  return best;
 }
 
 function superblocksOf(path: string): Buffer[] {

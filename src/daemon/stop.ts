@@ -1,13 +1,15 @@
 /** End a mount, and return when its daemon has closed the volume. */
-import { closeSync, openSync, readdirSync, readlinkSync, readSync } from "node:fs";
+import { readdirSync, readlinkSync } from "node:fs";
 import { setTimeout as sleep } from "node:timers/promises";
+import { firstFew } from "../base/arrays.ts";
 import { Errno } from "../base/errno.ts";
 import { processOfThread } from "../lease/process.ts";
-import { RESERVED_BYTES, SUPERBLOCK_OFFSETS, Superblock, VolumeState } from "../media/format.ts";
-import { judgeCopy, type SuperblockValue } from "../media/superblock.ts";
+import { VolumeState } from "../media/format.ts";
+import type { SuperblockValue } from "../media/superblock.ts";
 import { unmountFuse } from "../region/fusemount.ts";
 import { ask, asLeases, withOpen } from "./client.ts";
 import { asFailure, errnoOf, Failure } from "./failure.ts";
+import { newestSuperblock } from "./identify.ts";
 import { isRunning, lockHolder, mountAt, resolveMountpoint } from "./mounts.ts";
 
 const POLL_MS = 10;
@@ -17,13 +19,8 @@ const NAMED_MAX = 5;
 
 /** Who maps files there directly, which fuser(1) does not know, and who has files or directories open. */
 function users(mountpoint: string): string {
-  const said = [...listed(holders(mountpoint)), ...listed(openedBy(mountpoint))];
+  const said = [holders(mountpoint), openedBy(mountpoint)].flatMap((all) => firstFew(all, NAMED_MAX));
   return said.length === 0 ? "" : `: ${said.join(", ")}`;
-}
-
-function listed(all: readonly string[]): string[] {
-  const named = all.slice(0, NAMED_MAX);
-  return all.length > named.length ? [...named, `${all.length - named.length} more`] : named;
 }
 
 function holders(mountpoint: string): string[] {
@@ -84,32 +81,20 @@ function breakAll(mountpoint: string): void {
   }
 }
 
-/** The superblock of a region that nobody has open; undefined if it cannot be read, or is being written again. */
-function superblockOf(region: string): SuperblockValue | undefined {
-  const data = Buffer.alloc(RESERVED_BYTES);
+/** The superblock of a region that nobody has open; null if it cannot be read, or is being written again. */
+function closedSuperblock(region: string): SuperblockValue | null {
   try {
-    const descriptor = openSync(region, "r");
-    try {
-      readSync(descriptor, data, 0, data.length, 0);
-    } finally {
-      closeSync(descriptor);
-    }
-    if (lockHolder(region) !== undefined) return undefined;
+    const found = newestSuperblock(region);
+    return lockHolder(region) === undefined ? found : null;
   } catch {
-    return undefined; // unlinked or renamed meanwhile, or not ours to read
+    return null; // unlinked or renamed meanwhile, or not ours to read
   }
-  let newest: SuperblockValue | undefined;
-  for (const offset of SUPERBLOCK_OFFSETS) {
-    const verdict = judgeCopy(data.subarray(offset, offset + Superblock.size), offset);
-    if (verdict.kind === "valid" && verdict.value.sequence > (newest?.sequence ?? -1)) newest = verdict.value;
-  }
-  return newest;
 }
 
 /** The daemon has ended, and has not said on the media that it closed the volume. @throws Failure */
 function checkClosed(path: string, region: string): void {
-  const superblock = superblockOf(region);
-  if (superblock === undefined || superblock.state === VolumeState.CLEAN || superblock.tailLsn !== 0) return;
+  const superblock = closedSuperblock(region);
+  if (superblock === null || superblock.state === VolumeState.CLEAN || superblock.tailLsn !== 0) return;
   throw new Failure(
     path,
     "it is unmounted, but its volume could not be closed cleanly: the next mount recovers what was synced",

@@ -37,9 +37,6 @@ function lookUp(tid: number): ProcessFacts {
 }
 
 /** Who asks for a lease: looked up when somebody wants to know, so that nobody has to wait for it. */
-/** Whom nothing belongs to. */
-const NOBODY = 65_534;
-
 export class Caller {
   readonly uid: number;
   readonly #tid: number;
@@ -102,6 +99,9 @@ export function groupsOfThread(tid: number): number[] {
     return [];
   }
 }
+
+/** Whom nothing belongs to. */
+const NOBODY = 65_534;
 
 /** Its real user; that of nobody (65534) if it is gone. */
 export function userOfProcess(pid: number): number {

@@ -23,7 +23,7 @@ import { randomFillSync } from "node:crypto";
 import { largest, smallest } from "../base/arrays.ts";
 import { FsError } from "../base/errors.ts";
 import { after } from "../base/faults.ts";
-import { Wait } from "../base/wait.ts";
+import { deferred, Wait } from "../base/wait.ts";
 import type { Inode } from "../namespace/inode.ts";
 import type { BlockRange, MapGuard } from "../namespace/store.ts";
 import type { Run } from "../space/allocator.ts";
@@ -195,6 +195,11 @@ export class LeaseTable implements MapGuard {
     return [...(this.#byInode.get(inode) ?? [])];
   }
 
+  /** There is a lease on some part of the file. */
+  isAnyOf(inode: Inode): boolean {
+    return this.#byInode.has(inode);
+  }
+
   isLeased(inode: Inode, block: number, count: number): boolean {
     return this.#some(inode, block, count, (lease) => lease.state !== "revoked");
   }
@@ -255,10 +260,7 @@ export class LeaseTable implements MapGuard {
     }
     const bytes = request.count * request.blockBytes;
     this.#checkLimits(holder, bytes);
-    let yieldNow: () => void = () => {};
-    const yielded = new Promise<void>((resolve) => {
-      yieldNow = resolve;
-    });
+    const { promise: yielded, resolve: yieldNow } = deferred();
     const lease: LeaseInside = {
       id: this.#nextId,
       kind: wished,

@@ -11,6 +11,7 @@ import { inSlices } from "../base/slices.ts";
 import { retrying } from "../base/wait.ts";
 import { SHARED, UNWRITTEN } from "../media/group.ts";
 import type { Run } from "../space/allocator.ts";
+import { blocksIn } from "../space/runs.ts";
 import { goalFor } from "./data.ts";
 import type { Inode } from "./inode.ts";
 import type { Store } from "./store.ts";
@@ -135,8 +136,10 @@ export class SegmentClearer {
     let room = allocator.freeBlocks;
     for (const segment of candidates) {
       const { used, occupants } = segment;
-      const found = occupants.reduce((sum, { count }) => sum + count, 0);
-      if (found !== used || occupants.some(({ inode, block, count }) => guard.isLeased(inode, block, count)))
+      if (
+        blocksIn(occupants) !== used ||
+        occupants.some(({ inode, block, count }) => guard.isLeased(inode, block, count))
+      )
         continue;
       // Its own free blocks are lost to what moves.
       room -= this.#blocks;
@@ -188,7 +191,7 @@ export class SegmentClearer {
     let cleared = 0;
     for (const segment of this.#segments) {
       this.#claim(segment);
-      if (segment.claimed.reduce((sum, { count }) => sum + count, 0) < this.#blocks) continue;
+      if (blocksIn(segment.claimed) < this.#blocks) continue;
       segment.claimed = [];
       pool.give(segment.start * this.#store.blockBytes);
       cleared += 1;

@@ -43,6 +43,12 @@ export function blocksFor(store: Store, bytes: bigint): number {
   return Number((bytes + store.blockMask) >> store.blockShift);
 }
 
+/** The blocks that have bytes of [offset, offset + length). */
+export function blocksOver(store: Store, offset: bigint, length: bigint): BlockRange {
+  const count = blocksFor(store, (offset & store.blockMask) + length);
+  return { block: Number(offset >> store.blockShift), count };
+}
+
 /**
  * Where the bytes of [offset, offset + length) lie: pairs of region offset (-1 for zeros) and length, into `pieces`.
  * Ends at the end of the file. Returns the number of pairs; `total` bytes is the sum of the lengths.
@@ -366,19 +372,22 @@ export function write(
 }
 
 /** A run of file blocks that gets its bytes, at `physical`. */
-interface Becoming {
+interface Filled {
   readonly block: number;
   readonly count: number;
   readonly physical: number;
   /** First block of the run that was shared there; -1 if nothing was. */
   readonly copyOf: number;
+}
+
+interface Becoming extends Filled {
   /** Unwritten blocks before and behind it that become zeros. */
   readonly before: number;
   readonly after: number;
 }
 
 /** The bytes from `from` on in such a run are what they were: copied, or zeros. */
-function fill(store: Store, run: Pick<Becoming, "physical" | "copyOf">, from: number, bytes: number): void {
+function fill(store: Store, run: Filled, from: number, bytes: number): void {
   const at = run.physical * store.blockBytes + from;
   if (run.copyOf < 0) store.region.zero(at, bytes);
   else store.region.copy(run.copyOf * store.blockBytes + from, at, bytes);
@@ -646,7 +655,7 @@ export function prepareSome(store: Store, inode: Inode, block: number, count: nu
   const piece = map.at(at, Math.min(end - at, limit));
   store.guard.beforeMapChange(inode, [piece]);
   const group = store.begin(true);
-  const runs: Omit<Becoming, "before" | "after">[] = [];
+  const runs: Filled[] = [];
   const taken: Run[] = [];
   if (piece.state === UNWRITTEN)
     runs.push({ block: piece.block, count: piece.count, physical: piece.physical, copyOf: -1 });

@@ -13,7 +13,7 @@
 import { Errno, errnoName } from "../base/errno.ts";
 import { CorruptionError, FsError, invariant, MediaError } from "../base/errors.ts";
 import { after, fault, guarded, inBackground } from "../base/faults.ts";
-import { settledOrAborted, Wait } from "../base/wait.ts";
+import { type Deferred, deferred, settledOrAborted, Wait } from "../base/wait.ts";
 import { type Negotiated, requestBufferBytes } from "../fuse/init.ts";
 import { Opcode } from "../fuse/kernel.ts";
 import { notifyInvalInode, notifyPollWakeup } from "../fuse/notify.ts";
@@ -105,10 +105,7 @@ export class Session {
   /** Requests that wait, by id; FUSE_INTERRUPT aborts them, and so does the end of the session. */
   readonly #waiting = new Map<bigint, AbortController>();
   /** Of these, by inode, those for which the kernel may have locked pages; `gone` when there are none left. */
-  readonly #lockingPages = new Map<
-    number,
-    { count: number; readonly gone: Promise<void>; end: () => void }
-  >();
+  readonly #lockingPages = new Map<number, { count: number; readonly gone: Deferred }>();
   /** Whose attributes the kernel has to forget soon. */
   readonly #stale = new Set<Inode>();
   /** How often the request being run has been run before. */
@@ -129,7 +126,7 @@ export class Session {
     this.pageCache = new PageCache({
       drop: (inode, offset, length) => this.invalidate(inode, offset, length),
       forgetAttributes: (inode) => this.forgetAttributes(inode),
-      isLeased: (inode) => volume.leases.of(inode).length > 0,
+      isLeased: (inode) => volume.leases.isAnyOf(inode),
     });
     const { region } = volume.store;
     // READ replies go out straight from the mapped region: one in JavaScript's memory is for tests without a mount.
@@ -399,11 +396,7 @@ export class Session {
     if (opcode !== Opcode.WRITE && opcode !== Opcode.READ) return undefined;
     let holding = this.#lockingPages.get(nodeid);
     if (holding === undefined) {
-      let end = (): void => {};
-      const gone = new Promise<void>((resolve) => {
-        end = resolve;
-      });
-      holding = { count: 0, gone, end };
+      holding = { count: 0, gone: deferred() };
       this.#lockingPages.set(nodeid, holding);
     }
     const held = holding;
@@ -412,7 +405,7 @@ export class Session {
       held.count -= 1;
       if (held.count > 0) return;
       this.#lockingPages.delete(nodeid);
-      held.end();
+      held.gone.resolve();
     };
   }
 
@@ -539,7 +532,7 @@ export class Session {
   async invalidate(inode: Inode, offset: bigint, length: bigint): Promise<void> {
     // The kernel waits for locked pages, and whatever else is to be dropped would wait with it, whoever's file it is.
     for (let held = this.#lockingPages.get(inode.ino); offset >= 0n && held !== undefined; ) {
-      await held.gone;
+      await held.gone.promise;
       held = this.#lockingPages.get(inode.ino);
     }
     const { code, payload } = notifyInvalInode(inode.ino, offset, length);

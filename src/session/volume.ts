@@ -210,8 +210,10 @@ export class Volume {
   #lookBelow(): void {
     const { region, superblock } = this.store;
     const isFull = region.isFullBelow === true;
-    const freeBytes = region.below?.()?.freeBytes ?? Number.POSITIVE_INFINITY;
-    if (isFull && freeBytes >= superblock.segmentBytes) region.isFullBelow = false;
+    if (isFull) {
+      const freeBytes = region.below?.()?.freeBytes ?? Number.POSITIVE_INFINITY;
+      if (freeBytes >= superblock.segmentBytes) region.isFullBelow = false;
+    }
     if (isFull === this.#toldFull) return;
     this.#toldFull = isFull;
     const { path } = region.facts;

@@ -15,6 +15,7 @@
 
 import { FsError } from "../base/errors.ts";
 import { after, fault } from "../base/faults.ts";
+import { deferred } from "../base/wait.ts";
 import type { Region } from "../region/region.ts";
 import type { Allocator, Run } from "./allocator.ts";
 
@@ -252,12 +253,4 @@ function ones(word: number): number {
   const pairs = word - ((word >>> 1) & 0x5555_5555);
   const fours = (pairs & 0x3333_3333) + ((pairs >>> 2) & 0x3333_3333);
   return Math.imul((fours + (fours >>> 4)) & 0x0f0f_0f0f, 0x0101_0101) >>> 24;
-}
-
-function deferred(): { promise: Promise<void>; resolve: () => void } {
-  let resolve: () => void = () => {};
-  const promise = new Promise<void>((done) => {
-    resolve = done;
-  });
-  return { promise, resolve };
 }

@@ -103,7 +103,12 @@ export class ExtentMap {
     const row = this.#first(block);
     if (row === undefined) return null;
     const skip = Math.max(0, block - row.start);
-    return extentOf(rowOf(row.start + skip, row.count - skip, row.value + skip, row.tag as MappedState));
+    return {
+      block: row.start + skip,
+      count: row.count - skip,
+      physical: row.value + skip,
+      state: row.tag as MappedState,
+    };
   }
 
   /** The last extent that begins before `block`; null if there is none. */

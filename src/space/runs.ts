@@ -30,7 +30,7 @@ export function union(runs: readonly Readonly<Run>[]): Run[] {
 }
 
 /** How many blocks there are in runs that do not overlap each other. */
-export function blocksIn(runs: readonly Run[]): number {
+export function blocksIn(runs: readonly Pick<Run, "count">[]): number {
   let blocks = 0;
   for (const { count } of runs) blocks += count;
   return blocks;

@@ -1,15 +1,13 @@
 /** The page of a mount: who may ask for it, and what a browser makes of it. */
 import { type ChildProcess, spawn } from "node:child_process";
-import { closeSync, openSync } from "node:fs";
 import { writeFile } from "node:fs/promises";
 import { request } from "node:http";
 import { connect } from "node:net";
 import type { Page } from "playwright-core";
 import { describe, expect, onTestFinished, test } from "vitest";
-import { Ioctl, LeaseKind } from "../../src/lease/wire.ts";
-import { addon } from "../../src/region/addon.ts";
+import { LeaseKind } from "../../src/lease/wire.ts";
 import { noBrowser, withBrowser } from "../support/browser.ts";
-import { grantRequest } from "../support/grant.ts";
+import { hold } from "../support/grant.ts";
 import { type TestMount, useMount, withMount } from "../support/mount.ts";
 import { cli, noOtherUser, OTHER_UID, programPath } from "../support/run.ts";
 
@@ -67,20 +65,6 @@ function send(
   });
 }
 
-/** Holds a lease on [0, length) until it lets go, at the latest at the end of the test. */
-function hold(path: string, kind: number, length: number): { letGo: () => void } {
-  const descriptor = openSync(path, "r+");
-  let open = true;
-  const letGo = (): void => {
-    if (open) closeSync(descriptor);
-    open = false;
-  };
-  // Or the mount would be in use when a test has failed.
-  onTestFinished(letGo);
-  addon().ioctl(descriptor, Ioctl.GRANT, grantRequest(kind, 0, length));
-  return { letGo };
-}
-
 describe("who may ask", () => {
   const mount = useMount({ options: "break_time=1" });
 
@@ -121,7 +105,7 @@ describe("who may ask", () => {
 
   test("a lease is broken by the page alone: not by a link, a form or another site's script", async () => {
     await writeFile(mount.at("file"), Buffer.alloc(MIB));
-    const holder = hold(mount.at("file"), LeaseKind.SEAL, MIB);
+    const letGo = hold(mount.at("file"), LeaseKind.SEAL, MIB);
     try {
       const url = await serve(mount);
       const path = `${url.pathname}api/break`;
@@ -153,7 +137,7 @@ describe("who may ask", () => {
       expect((await send(url, { path, method: "POST", body, headers: own })).code).toBe(200);
       expect((await state())[0]).toMatch(/breaking|revoked/);
     } finally {
-      holder.letGo();
+      letGo();
     }
   });
 
@@ -195,7 +179,7 @@ describe.skipIf(noBrowser !== undefined)(
         await withMount({ options: "break_time=600" }, async (mount) => {
           const name = '<img src=x onerror="document.title=1">&amp;';
           await writeFile(mount.at(name), Buffer.alloc(16 * MIB, 1));
-          const holder = hold(mount.at(name), LeaseKind.SEAL, 8 * MIB);
+          const letGo = hold(mount.at(name), LeaseKind.SEAL, 8 * MIB);
           const url = await serve(mount);
           await withBrowser({ colorScheme }, async (browser) => {
             const page = await browser.newPage();
@@ -247,7 +231,7 @@ describe.skipIf(noBrowser !== undefined)(
             await page.getByRole("button", { name: "Break it" }).click();
             await expect.poll(() => page.locator("#leases .state-breaking").count(), PATIENT).toBe(1);
             await expect.poll(() => page.locator("#map-cells path.breaking").count(), PATIENT).toBe(1);
-            holder.letGo();
+            letGo();
             await expect.poll(() => page.locator("#leases-count").innerText(), PATIENT).toBe("none");
             expect(await page.title()).toBe("mapdirect");
             // Nothing is cut off sideways on a laptop.

@@ -4,26 +4,12 @@ import { closeSync, openSync, readFileSync } from "node:fs";
 import { chmod, mkdir, open, stat, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { describe, expect, onTestFinished, test } from "vitest";
-import { Ioctl, LeaseKind } from "../../src/lease/wire.ts";
-import { addon } from "../../src/region/addon.ts";
-import { grantRequest } from "../support/grant.ts";
+import { LeaseKind } from "../../src/lease/wire.ts";
+import { hold } from "../support/grant.ts";
 import { useMount, withMount } from "../support/mount.ts";
 import { cli, missing, noOtherUser, noUserMount, OTHER_UID, run, succeed } from "../support/run.ts";
 
 const MESSAGE = /^mapdirect: [^\n]+: [^\n]+; [^\n]+\n$/;
-
-/** Holds a lease on [0, length) until it is let go, at the latest at the end of the test. */
-function hold(path: string, length: number): () => void {
-  const descriptor = openSync(path, "r+");
-  let open = true;
-  const letGo = (): void => {
-    if (open) closeSync(descriptor);
-    open = false;
-  };
-  onTestFinished(letGo);
-  addon().ioctl(descriptor, Ioctl.GRANT, grantRequest(LeaseKind.SEAL, 0, length));
-  return letGo;
-}
 
 /** A program that does nothing, until the end of the test. */
 function idle(command: string, args: readonly string[], cwd: string): ChildProcess {
@@ -78,7 +64,7 @@ describe("what is for files", () => {
       (JSON.parse((await cli(["extents", "--json", path])).stdout) as { extents: unknown[] }).extents.length;
     for (const path of paths) expect(await count(path)).toBeGreaterThan(1);
     const sealed = join(folder, "a");
-    const letGo = hold(sealed, 4096);
+    const letGo = hold(sealed, LeaseKind.SEAL, 4096);
     const pinned = await cli(["defrag", "--recursive", folder]);
     letGo();
     expect(pinned.code).toBe(1);
@@ -102,7 +88,7 @@ describe("leases break", () => {
     await writeFile(path, Buffer.alloc(4096));
     await chmod(path, 0o666);
     for (const leased of [false, true]) {
-      if (leased) hold(path, 4096);
+      if (leased) hold(path, LeaseKind.SEAL, 4096);
       for (const args of [
         ["--file", path],
         ["--mount", mount.path, "1"],

@@ -3,7 +3,7 @@
  * and there is no space left, wherever an operation needs some.
  */
 import { spawn } from "node:child_process";
-import { existsSync, mkdirSync, readFileSync, truncateSync, writeFileSync } from "node:fs";
+import { existsSync, readFileSync, truncateSync, writeFileSync } from "node:fs";
 import {
   chmod,
   copyFile,
@@ -94,11 +94,7 @@ describe.skipIf(noLoop !== undefined && noLoop !== null)(
     test("fails the sync that met it and every one after, takes no more changes, and has what was synced before", async () => {
       const mount = new TestMount({});
       onTestFinished(() => mount.dispose());
-      const small = join(mount.folder, "small");
-      mkdirSync(small);
-      mkdirSync(mount.path);
-      await chmod(mount.folder, 0o755);
-      await succeed("mount", ["-t", "tmpfs", "-o", "size=24M", "small", small]);
+      const small = await mount.besideSmallDisk();
       const backing = join(small, "backing");
       writeFileSync(backing, "");
       truncateSync(backing, 64 * MIB);

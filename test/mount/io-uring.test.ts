@@ -28,7 +28,7 @@ async function hold(path: string, bytes: number): Promise<FileHandle> {
   return handle;
 }
 
-/** Empties a file, and waits for that as long as it has to (truncate(1) would not). */
+/** Empties a file, and waits for that as long as it has to. */
 const cut = (path: string) => spawn("sh", ["-c", ': > "$0"', path], { stdio: "ignore" });
 
 const channelOf = async (stats: Promise<{ stdout: string }>) =>

@@ -1,5 +1,5 @@
 /** The medium under a mounted region fails: EIO where it did, a line in the log, and everything else goes on. */
-import { mkdirSync, readFileSync, truncateSync } from "node:fs";
+import { readFileSync, truncateSync } from "node:fs";
 import { chmod, open, readFile, rename, rm, stat, statfs, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -108,11 +108,7 @@ describe("a region that is cut short under its daemon", () => {
 async function onSmallDisk(): Promise<{ mount: TestMount; small: string; region: string; log: string }> {
   const mount = new TestMount({});
   onTestFinished(() => mount.dispose());
-  const small = join(mount.folder, "small");
-  mkdirSync(small);
-  mkdirSync(mount.path);
-  await chmod(mount.folder, 0o755);
-  await succeed("mount", ["-t", "tmpfs", "-o", "size=24M", "small", small]);
+  const small = await mount.besideSmallDisk();
   onTestFinished(async () => {
     await run("umount", ["-l", mount.path]);
     await run("umount", ["-l", small]);

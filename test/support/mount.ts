@@ -14,7 +14,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { afterAll, beforeAll, expect, onTestFinished } from "vitest";
 import { isRunning, lockHolder, mountAt, mountOfRegion } from "../../src/daemon/mounts.ts";
 import { folderPrefix } from "./leftovers.ts";
-import { cli, type Result, type RunOptions, run } from "./run.ts";
+import { cli, type Result, type RunOptions, run, succeed } from "./run.ts";
 import { transport, transportUnavailable } from "./transport.ts";
 
 export interface MountRequest {
@@ -83,6 +83,15 @@ export class TestMount {
     args.push("--log", debug ?? "none");
     const { code, stderr } = await this.cli(...args, this.region, this.path);
     if (code !== 0) throw new Error(`mount ended with exit code ${code}: ${stderr}`);
+  }
+
+  /** As root, in place of begin(): the mountpoint, and a disk of 24 MiB in memory beside it, to be unmounted by the caller. */
+  async besideSmallDisk(): Promise<string> {
+    const small = join(this.folder, "small");
+    for (const path of [small, this.path]) await mkdir(path);
+    await chmod(this.folder, 0o755);
+    await succeed("mount", ["-t", "tmpfs", "-o", "size=24M", "small", small]);
+    return small;
   }
 
   async unmount(): Promise<void> {

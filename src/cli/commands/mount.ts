@@ -2,6 +2,7 @@
 import { closeSync } from "node:fs";
 import { resolve } from "node:path";
 import { Command, Option } from "commander";
+import { firstFew } from "../../base/arrays.ts";
 import { askOrphans, withOpen } from "../../daemon/client.ts";
 import { LOG_FORMATS, LOG_LEVELS, type LogFormat, type LogLevel } from "../../daemon/log.ts";
 import { type LogTarget, parseLogTarget } from "../../daemon/log-target.ts";
@@ -183,8 +184,7 @@ function tellOrphans(mountpoint: string): void {
   }
   const who = new Map(found.map(({ pid, command }) => [pid, `${command} (${pid})`]));
   if (who.size === 0) return;
-  const named = [...who.values()].slice(0, NAMED_MAX);
-  if (who.size > named.length) named.push(`${who.size - named.length} more`);
+  const named = firstFew([...who.values()], NAMED_MAX);
   print(
     `${mountpoint}: still mapped from before this mount by ${named.join(", ")}; see 'mapdirect leases ${mountpoint}'`,
   );

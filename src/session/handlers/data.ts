@@ -55,8 +55,7 @@ function noteSecondCopy(
 ): void {
   const { store, leases } = session.volume;
   const inode: Inode = handle.inode;
-  const block = Number(offset >> store.blockShift);
-  const count = data.blocksFor(store, (offset & store.blockMask) + BigInt(size));
+  const { block, count } = data.blocksOver(store, offset, BigInt(size));
   if (!leases.isLeased(inode, block, count)) return;
   const mayWriteBack = (handle.flags & OpenFlag.ACCMODE) !== OpenFlag.RDONLY;
   if (leases.isAutomatic(inode, block, count)) {
@@ -76,12 +75,12 @@ export function write(session: Session, request: Request): void {
   const handle = session.handles.get(request.ioHandle);
   const { inode } = handle;
   const flags = request.ioFlags;
-  if ((flags & WriteFlag.CACHE) !== 0 && leases.size > 0) {
+  const isWriteBack = (flags & WriteFlag.CACHE) !== 0;
+  if (isWriteBack && leases.size > 0) {
     // Write-back of a page that an ordinary mapping dirtied in the moment between a fill and its end (see above): the
     // whole page would go over what the holder has stored since. msync(2) there says EIO. Nor does write-back wait for
     // a lease: meanwhile the kernel could drop no page of any file.
-    const block = Number(request.ioOffset >> store.blockShift);
-    const count = data.blocksFor(store, BigInt(request.ioSize) + (request.ioOffset & store.blockMask));
+    const { block, count } = data.blocksOver(store, request.ioOffset, BigInt(request.ioSize));
     const inPlace = inode.extents?.isWritten(block, count) === true;
     if (leases.isSettled(inode, block, count) || (leases.isLeased(inode, block, count) && !inPlace)) {
       throw new FsError("EIO", "write-back of an ordinary mapping over a range that is mapped directly");
@@ -90,7 +89,6 @@ export function write(session: Session, request: Request): void {
   const { bytes, dataAt, ioOffset, ioSize } = request;
   // Of write-back the pages are known since they were filled, and cannot be dropped before it is answered.
   const past = handle.direct || (request.ioOpenFlags & OpenFlag.DIRECT) !== 0;
-  const isWriteBack = (flags & WriteFlag.CACHE) !== 0;
   if (!past && !isWriteBack) noteWrittenThrough(session, inode, ioOffset, ioSize);
   const written = killing(session, request, inode, (flags & WriteFlag.KILL_SUIDGID) !== 0, (kill) =>
     data.write(store, inode, ioOffset, bytes, dataAt, ioSize, kill),
@@ -115,8 +113,7 @@ function noteWrittenThrough(session: Session, inode: Inode, offset: bigint, size
   const { store, leases } = session.volume;
   session.pageCache.filled(inode, offset, size);
   if (leases.size === 0) return;
-  const block = Number(offset >> store.blockShift);
-  const count = data.blocksFor(store, (offset & store.blockMask) + BigInt(size));
+  const { block, count } = data.blocksOver(store, offset, BigInt(size));
   if (leases.isLeased(inode, block, count)) session.pageCache.secondCopy(inode, offset, size);
 }
 

@@ -32,11 +32,11 @@ import { killing } from "./privileges.ts";
  */
 function opensDirect(session: Session, inode: Inode, flags: number): boolean {
   const mode = flags & OpenFlag.ACCMODE;
-  const leases = session.volume.leases.of(inode);
   if (mode === OpenFlag.WRONLY) return true;
+  const { leases } = session.volume;
   if (session.negotiated?.features.DIRECT_IO_ALLOW_MMAP === true)
-    return mode !== OpenFlag.RDONLY || session.options.cache === "never" || leases.length > 0;
-  return leases.some(({ flags: lease }) => (lease & LeaseFlag.AUTOMATIC) === 0);
+    return mode !== OpenFlag.RDONLY || session.options.cache === "never" || leases.isAnyOf(inode);
+  return leases.of(inode).some(({ flags: lease }) => (lease & LeaseFlag.AUTOMATIC) === 0);
 }
 
 /**

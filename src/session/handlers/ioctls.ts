@@ -16,7 +16,7 @@ import * as wire from "../../lease/wire.ts";
 import { SHARED } from "../../media/group.ts";
 import { SUPERBLOCK_UUID_OFFSET } from "../../media/superblock.ts";
 import { cloneRange } from "../../namespace/clone.ts";
-import { blocksFor, guardPrepare, prepareSome } from "../../namespace/data.ts";
+import { blocksFor, blocksOver, guardPrepare, prepareSome } from "../../namespace/data.ts";
 import { defragSome } from "../../namespace/defrag.ts";
 import { FILE_BYTES_MAX, type Inode } from "../../namespace/inode.ts";
 import { takeBack } from "../../namespace/sharing.ts";
@@ -259,10 +259,8 @@ function grantWish(session: Session, handle: Handle, payload: Uint8Array): MapRe
 }
 
 /** The blocks of the file that a wish is about. */
-const rangeOf = (store: Store, { offset, length }: MapRequest): BlockRange => ({
-  block: Number(offset >> store.blockShift),
-  count: blocksFor(store, length),
-});
+const rangeOf = (store: Store, { offset, length }: MapRequest): BlockRange =>
+  blocksOver(store, offset, length);
 
 /** Nothing has to be prepared, written back, dropped or made durable before the range may be leased. */
 function isReady(session: Session, inode: Inode, wish: MapRequest): boolean {
@@ -527,9 +525,7 @@ async function defrag(
   const end = wish.length === 0n ? (inode.extents?.end ?? 0) : blocksFor(store, wish.offset + wish.length);
   for (let block = Number(wish.offset >> store.blockShift); block < end; ) {
     const first = block;
-    block = await session.retry(() => {
-      return defragSome(store, inode, first, end);
-    }, signal);
+    block = await session.retry(() => defragSome(store, inode, first, end), signal);
     if (block < end) await new Promise((resolve) => setImmediate(resolve));
     if (signal.aborted) throw new FsError("EINTR");
   }
@@ -580,11 +576,7 @@ async function clone(
       length: length - done,
       killPrivileges: killOf(request, target, request.uid !== 0),
     };
-    done += BigInt(
-      await session.retry(() => {
-        return cloneRange(store, rest);
-      }, signal),
-    );
+    done += BigInt(await session.retry(() => cloneRange(store, rest), signal));
   }
   await session.invalidate(target, wish.offset, length);
   session.invalidateAttributes(target);
