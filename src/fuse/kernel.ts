@@ -690,6 +690,18 @@ export const NotifyDeleteOut = struct(
   24,
 );
 
+export const NotifyStoreOut = struct(
+  "fuse_notify_store_out",
+  "NOTIFY_STORE; the bytes follow.",
+  {
+    nodeid: u64("node id"),
+    offset: big64("byte offset of the first; the file becomes as long as they reach"),
+    size: u32("bytes that follow"),
+    padding: u32("zero"),
+  },
+  24,
+);
+
 export const NotifyRetrieveIn = struct(
   "fuse_notify_retrieve_in",
   "NOTIFY_REPLY: the answer to a retrieve notification; data follows.",
@@ -798,6 +810,7 @@ export const kernelStructs: readonly AnyStruct[] = [
   NotifyInvalInodeOut,
   NotifyInvalEntryOut,
   NotifyDeleteOut,
+  NotifyStoreOut,
   NotifyRetrieveIn,
   SetupmappingIn,
   RemovemappingIn,

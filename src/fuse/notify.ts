@@ -3,7 +3,7 @@
  * writes it later, on another thread.
  *
  * What the kernel does with them (fs/fuse/dev.c, fs/fuse/dir.c) decides when they may be sent:
- * - INVAL_INODE takes the page locks of the range and waits for reads and writes of it that are under way;
+ * - INVAL_INODE takes the page locks of the range and waits for reads and writes of it that are under way; so does STORE;
  * - INVAL_ENTRY and DELETE take the directory's inode lock, which the kernel holds while a LOOKUP, CREATE or UNLINK in it
  *   waits for us: written from the thread that answers requests they deadlock;
  * - all answer ENOENT when the kernel knows no such node or name, which is success.
@@ -16,6 +16,7 @@ import {
   NotifyInvalEntryOut,
   NotifyInvalInodeOut,
   NotifyPollWakeupOut,
+  NotifyStoreOut,
 } from "./kernel.ts";
 
 export interface Notification {
@@ -32,6 +33,18 @@ export function notifyInvalInode(nodeid: number, offset: bigint, length: bigint)
   const payload = new Uint8Array(NotifyInvalInodeOut.size);
   NotifyInvalInodeOut.encode(new DataView(payload.buffer), 0, { ino: nodeid, off: offset, len: length });
   return { code: NotifyCode.INVAL_INODE, payload };
+}
+
+/**
+ * Put bytes into the page cache. What else it does is what it is for here: a file that the kernel takes for shorter becomes
+ * as long as they reach, at once and for every descriptor (fuse_notify_store, fs/fuse/dev.c). Attributes that the kernel is
+ * told to forget are asked for by stat(2), but not by an append.
+ */
+export function notifyStore(nodeid: number, offset: bigint, bytes: Uint8Array): Notification {
+  const payload = new Uint8Array(NotifyStoreOut.size + bytes.length);
+  NotifyStoreOut.encode(new DataView(payload.buffer), 0, { nodeid, offset, size: bytes.length });
+  payload.set(bytes, NotifyStoreOut.size);
+  return { code: NotifyCode.STORE, payload };
 }
 
 /** Drop a cached name. `expireOnly` (needs HAS_EXPIRE_ONLY): look it up again, but keep mounts and open files on it. */

@@ -1,5 +1,5 @@
 /** What /proc knows of a process that asks for a lease. Reading it never touches the own mount. */
-import { existsSync, readFileSync } from "node:fs";
+import { existsSync, readFileSync, readlinkSync } from "node:fs";
 
 export interface ProcessFacts {
   /** Thread group id: what users call the process id. */
@@ -86,6 +86,22 @@ export function isReading(tid: number, ino: number): boolean | null {
     return Number(/^ino:\s*(\d+)$/m.exec(about)?.[1]) === ino;
   } catch {
     return false;
+  }
+}
+
+/**
+ * Whether a thread has a capability (its bit; linux/capability.h) and may use it here: a user namespace of its own gives it
+ * none over this mount. Null where that cannot be told.
+ */
+export function hasCapability(tid: number, bit: number): boolean | null {
+  try {
+    const status = readFileSync(`/proc/${tid}/status`, "latin1");
+    const effective = /^CapEff:\s*([0-9a-f]+)$/m.exec(status)?.[1];
+    if (effective === undefined) return null;
+    if (((BigInt(`0x${effective}`) >> BigInt(bit)) & 1n) === 0n) return false;
+    return readlinkSync(`/proc/${tid}/ns/user`) === readlinkSync(`/proc/self/ns/user`);
+  } catch {
+    return null;
   }
 }
 

@@ -16,13 +16,14 @@ import { after, fault, guarded, inBackground } from "../base/faults.ts";
 import { type Deferred, deferred, settledOrAborted, Wait } from "../base/wait.ts";
 import { type Negotiated, requestBufferBytes } from "../fuse/init.ts";
 import { Opcode } from "../fuse/kernel.ts";
-import { notifyInvalInode, notifyPollWakeup } from "../fuse/notify.ts";
+import { notifyInvalInode, notifyPollWakeup, notifyStore } from "../fuse/notify.ts";
 import { opcodeName } from "../fuse/opcodes.ts";
 import { printReply, printRequest } from "../fuse/print.ts";
 import { Request } from "../fuse/request.ts";
 import { holderIsGone, isReading } from "../lease/process.ts";
 import type { Lease } from "../lease/table.ts";
 import type { AtimeMode } from "../namespace/attributes.ts";
+import * as data from "../namespace/data.ts";
 import type { Inode } from "../namespace/inode.ts";
 import {
   addon,
@@ -33,6 +34,7 @@ import {
 } from "../region/addon.ts";
 import type { NativeBacked, Region } from "../region/region.ts";
 import { Answers } from "./answers.ts";
+import { Cloning } from "./cloning.ts";
 import { Counting } from "./counting.ts";
 import { type Handler, handlers } from "./dispatch.ts";
 import { type Handle, Handles } from "./handles.ts";
@@ -83,6 +85,7 @@ export class Session {
   readonly handles = new Handles();
   readonly answers = new Answers();
   readonly snapshots = new Snapshots();
+  readonly cloning = new Cloning();
   readonly pageCache: PageCache;
   /** Replies are built here; a handler fills it and answers before it returns. */
   readonly out: Buffer;
@@ -362,6 +365,11 @@ export class Session {
     this.volume.leases.nonBlocking = false;
   }
 
+  /** The request that is being run has waited before. */
+  get hasWaited(): boolean {
+    return this.#attempt > 0;
+  }
+
   /** What is stored now is set aside for a snapshot that is being taken: not without bounds. */
   #roomForOldBytes(): void {
     const { full } = this.snapshots;
@@ -528,13 +536,30 @@ export class Session {
     inBackground("a notification", this.invalidate(inode, -1n, 0n));
   }
 
-  /** Drop pages [offset, offset + length) of the file from the page cache, writing back dirty ones first. */
-  async invalidate(inode: Inode, offset: bigint, length: bigint): Promise<void> {
-    // The kernel waits for locked pages, and whatever else is to be dropped would wait with it, whoever's file it is.
-    for (let held = this.#lockingPages.get(inode.ino); offset >= 0n && held !== undefined; ) {
+  /** The file has become longer without the kernel: it must know before the next append, which it places itself. */
+  async tellSize(inode: Inode): Promise<void> {
+    await this.#pagesUnlocked(inode);
+    if (inode.size === 0n) return;
+    const last = inode.size - 1n;
+    const byte = Buffer.alloc(1);
+    data.read(this.volume.store, inode, last, byte, 0, 1);
+    const { code, payload } = notifyStore(inode.ino, last, byte);
+    await this.#channel?.notify(code, payload);
+    // Of the page it has what it needs no more.
+    await this.invalidate(inode, last, 1n);
+  }
+
+  /** The kernel waits for locked pages, and whatever else is to be dropped would wait with it, whoever's file it is. */
+  async #pagesUnlocked(inode: Inode): Promise<void> {
+    for (let held = this.#lockingPages.get(inode.ino); held !== undefined; ) {
       await held.gone.promise;
       held = this.#lockingPages.get(inode.ino);
     }
+  }
+
+  /** Drop pages [offset, offset + length) of the file from the page cache, writing back dirty ones first. */
+  async invalidate(inode: Inode, offset: bigint, length: bigint): Promise<void> {
+    if (offset >= 0n) await this.#pagesUnlocked(inode);
     const { code, payload } = notifyInvalInode(inode.ino, offset, length);
     await this.#channel?.notify(code, payload);
   }

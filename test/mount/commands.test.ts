@@ -4,7 +4,7 @@ import { closeSync, openSync, readFileSync } from "node:fs";
 import { chmod, mkdir, open, stat, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { describe, expect, onTestFinished, test } from "vitest";
-import { LeaseKind } from "../../src/lease/wire.ts";
+import { LeaseFlag, LeaseKind } from "../../src/lease/wire.ts";
 import { hold } from "../support/grant.ts";
 import { useMount, withMount } from "../support/mount.ts";
 import { cli, missing, noOtherUser, noUserMount, OTHER_UID, run, succeed } from "../support/run.ts";
@@ -261,5 +261,19 @@ describe("an ordinary user's mount", () => {
       await mount.unmount();
       await expect(stat(about.direct_socket)).rejects.toMatchObject({ code: "ENOENT" });
     });
+  });
+});
+
+test("what a grant has prepared shows in stat(2) at once", async () => {
+  await withMount({}, async (mount) => {
+    const path = mount.at("file");
+    await writeFile(path, "");
+    const file = await open(path, "r+");
+    await file.truncate(1024 * 1024);
+    expect((await file.stat()).blocks).toBe(0);
+    const letGo = hold(path, LeaseKind.SEAL, 1024 * 1024, LeaseFlag.PREPARE);
+    expect((await file.stat()).blocks).toBe(2048);
+    letGo();
+    await file.close();
   });
 });

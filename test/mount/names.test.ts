@@ -23,7 +23,7 @@ import { join } from "node:path";
 import { describe, expect, test } from "vitest";
 import { addon } from "../../src/region/addon.ts";
 import { useMount } from "../support/mount.ts";
-import { missing, OTHER_UID, run } from "../support/run.ts";
+import { missing, OTHER_UID, programPath, run } from "../support/run.ts";
 
 const mount = useMount();
 
@@ -375,5 +375,46 @@ describe("permissions", () => {
     await chmod(path, 0o6777);
     expect((await asOther("sh", "-c", `echo y >> ${path}`)).code).toBe(0);
     expect((await stat(path)).mode & 0o7777).toBe(0o777);
+  });
+
+  test("what takes setuid and setgid away is the lack of CAP_FSETID, and not who somebody is", async ({
+    skip,
+  }) => {
+    if (process.getuid?.() !== 0) skip("needs root");
+    const lacking = missing("setpriv", "fallocate", "cp");
+    if (lacking !== undefined) skip(lacking);
+    const folder = await mount.fresh();
+    const source = join(folder, "source");
+    await writeFile(source, "y".repeat(8192));
+    const lowly = ["--bounding-set=-fsetid", "--inh-caps=-fsetid"];
+    const other = ["--reuid", `${OTHER_UID}`, "--clear-groups"];
+    const able = [...other, "--inh-caps=+fsetid", "--ambient-caps=+fsetid"];
+    const changes = (path: string) => [
+      ["fallocate", "-l", "8192", path],
+      ["fallocate", "-z", "-l", "100", path],
+      ["cp", "--reflink=never", source, path],
+      [programPath, "clone", source, path],
+    ];
+    for (const [who, left] of [
+      [[], 0o6777],
+      [lowly, 0o777],
+      [other, 0o777],
+      [able, 0o6777],
+    ] as const) {
+      for (const index of changes("").keys()) {
+        const path = join(folder, "target");
+        await writeFile(path, "x");
+        await chmod(path, 0o6777);
+        const command = changes(path)[index] as string[];
+        const { code, stderr } = await run("setpriv", [...who, ...command]);
+        expect([command[0], who, code, stderr]).toEqual([command[0], who, 0, ""]);
+        const { mode } = await stat(path);
+        expect([command.slice(0, 2), who, (mode & 0o7777).toString(8)]).toEqual([
+          command.slice(0, 2),
+          who,
+          left.toString(8),
+        ]);
+      }
+    }
   });
 });

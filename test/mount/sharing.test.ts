@@ -2,6 +2,7 @@
 import { copyFile, mkdir, open, readFile, stat, statfs, truncate, unlink, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
+import * as wire from "../../src/lease/wire.ts";
 import { useMount } from "../support/mount.ts";
 import { cli, noOtherUser, OTHER_UID, programPath, succeed } from "../support/run.ts";
 
@@ -116,6 +117,85 @@ describe("reflink", () => {
     expect((await readFile(a)).equals(expected[0])).toBe(true);
     expect((await readFile(b)).equals(expected[1])).toBe(true);
   });
+
+  test("a descriptor from before a clone knows how long the file has become", async () => {
+    const folder = await mount.fresh();
+    const source = join(folder, "source");
+    const ends = [1, BLOCK, BLOCK + 1, 3 * BLOCK + 777];
+    for (const end of ends) {
+      const data = pattern(end, 5);
+      await writeFile(source, data);
+      const target = join(folder, `target ${end}`);
+      await writeFile(target, "");
+      const [appends, writes] = [await open(target, "a"), await open(target, "r+")];
+      expect((await writes.stat()).size).toBe(0);
+      expect((await clone(source, target)).code).toBe(0);
+      await appends.appendFile("and more");
+      expect((await writes.stat()).size).toBe(end + 8);
+      expect((await writes.readFile()).equals(Buffer.concat([data, Buffer.from("and more")]))).toBe(true);
+      await appends.close();
+      await writes.close();
+    }
+  });
+
+  test("a clone of very many extents is of one moment, and appends to its target go behind it", async () => {
+    const folder = await mount.fresh();
+    const script = `
+import fcntl, os, sys, threading
+folder, offer, clone, size = sys.argv[1], *map(int, sys.argv[2:])
+BLOCKS, ROUNDS = 6000, 20
+END = (BLOCKS - 1) * 8192 + 8
+source = os.open(folder + "/source", os.O_RDWR | os.O_CREAT)
+# Every block an extent of its own: as many slices as can be.
+for at in range(BLOCKS): os.pwrite(source, b"%08d" % 0, at * 8192)
+assert os.fstat(source).st_size == END
+stop, failures = threading.Event(), []
+def repeat(job):
+    def run():
+        try:
+            number = 1
+            while not stop.is_set(): job(number); number += 1
+        except BaseException as error: failures.append(error)
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread
+def store(number):
+    # The last never has what the first has not.
+    os.pwrite(source, b"%08d" % number, 0)
+    os.pwrite(source, b"%08d" % number, END - 8)
+writer = repeat(store)
+try:
+    for turn in range(ROUNDS):
+        path = folder + "/target %d" % turn
+        target = os.open(path, os.O_RDWR | os.O_CREAT)
+        appends = os.open(path, os.O_WRONLY | os.O_APPEND)
+        done = threading.Event()
+        def append():
+            while not done.is_set(): os.write(appends, b"line.")
+        appender = threading.Thread(target=append)
+        appender.start()
+        try:
+            wish = bytearray(size)
+            fcntl.ioctl(source, offer, wish)
+            fcntl.ioctl(target, clone, wish)
+            os.write(appends, b"line.")
+        finally:
+            done.set()
+            appender.join()
+        found = os.pread(target, os.fstat(target).st_size, 0)
+        first, last = int(found[:8]), int(found[END - 8 : END])
+        assert last <= first <= last + 1, ("of one moment", first, last)
+        assert b"line" not in found[:END], ("an append into the clone", found.index(b"line"))
+        behind = found[END:]
+        assert len(behind) >= 5 and behind == b"line." * (len(behind) // 5), behind[:100]
+        os.close(appends); os.close(target); os.unlink(path)
+finally:
+    stop.set()
+    writer.join()
+assert not failures, failures`;
+    const numbers = [wire.Ioctl.OFFER, wire.Ioctl.CLONE, wire.WireClone.size];
+    await succeed("python3", ["-S", "-c", script, folder, ...numbers.map(String)], { timeoutMs: 100_000 });
+  }, 120_000);
 
   test("what lies behind the end of a copy never shows, however it grows again", async () => {
     const folder = await mount.fresh();

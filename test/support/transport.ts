@@ -77,6 +77,7 @@ export const LACKING: Readonly<Record<string, string>> = {
   "another user is held to the mode bits": NO_CALLER,
   "in a sticky directory only the owner removes or renames a name": NO_CALLER,
   "a write by another user takes away setuid and setgid": NO_CALLER,
+  "what takes setuid and setgid away is the lack of CAP_FSETID, and not who somebody is": NO_CALLER,
   "--lazy detaches a mount in use; its daemon ends with its last user, and nothing is lost":
     "it does not say when the last user is gone: the daemon ends when the mount is detached",
   "an abort of the connection by the administrator ends the daemon, and the mountpoint is free again":

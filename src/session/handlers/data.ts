@@ -19,7 +19,7 @@ import * as data from "../../namespace/data.ts";
 import type { Inode } from "../../namespace/inode.ts";
 import type { Handle } from "../handles.ts";
 import type { Session } from "../session.ts";
-import { killing } from "./privileges.ts";
+import { killing, lacksSetIdRight } from "./privileges.ts";
 
 export function read(session: Session, request: Request): void {
   const { store, leases } = session.volume;
@@ -86,7 +86,9 @@ export function write(session: Session, request: Request): void {
       throw new FsError("EIO", "write-back of an ordinary mapping over a range that is mapped directly");
     }
   }
-  const { bytes, dataAt, ioOffset, ioSize } = request;
+  const { bytes, dataAt, ioSize } = request;
+  if (!isWriteBack) session.cloning.check(inode);
+  const ioOffset = offsetOf(session, request, inode);
   // Of write-back the pages are known since they were filled, and cannot be dropped before it is answered.
   const past = handle.direct || (request.ioOpenFlags & OpenFlag.DIRECT) !== 0;
   if (!past && !isWriteBack) noteWrittenThrough(session, inode, ioOffset, ioSize);
@@ -108,6 +110,13 @@ export function write(session: Session, request: Request): void {
   session.reply(request, putWriteOut(session.outView, 0, written));
 }
 
+/** An append goes where the kernel takes the end of the file to be; after a clone that may be where it was. */
+function offsetOf(session: Session, request: Request, inode: Inode): bigint {
+  const appends = (request.ioOpenFlags & OpenFlag.APPEND) !== 0 && (request.ioFlags & WriteFlag.CACHE) === 0;
+  const isLate = appends && (session.hasWaited || session.cloning.isUntold(inode));
+  return isLate && inode.size > request.ioOffset ? inode.size : request.ioOffset;
+}
+
 /** write(2) through the page cache leaves there what it wrote. */
 function noteWrittenThrough(session: Session, inode: Inode, offset: bigint, size: number): void {
   const { store, leases } = session.volume;
@@ -121,8 +130,9 @@ export function fallocate(session: Session, request: Request): void {
   const { store } = session.volume;
   const wish = request.body(FallocateIn);
   const { inode } = session.handles.get(wish.fh);
+  session.cloning.check(inode);
   // fallocate(2) strips setuid and setgid as write(2) does, unless the caller is privileged.
-  killing(session, request, inode, request.uid !== 0, (kill) =>
+  killing(session, request, inode, lacksSetIdRight(request, inode), (kill) =>
     data.fallocate(store, inode, wish.mode, wish.offset, wish.length, kill),
   );
   session.reply(request, 0);
@@ -138,11 +148,12 @@ export function copyFileRange(session: Session, request: Request): void {
   const source = session.handles.get(wish.fhIn).inode;
   const { inode: target, flags } = session.handles.get(wish.fhOut);
   if (wish.flags !== 0n) throw new FsError("EINVAL", `copy_file_range flags ${wish.flags}`);
+  session.cloning.check(target);
   const range = {
     ...{ source, sourceOffset: wish.offIn, target, targetOffset: wish.offOut },
     length: wish.len < COPY_BYTES_MAX ? wish.len : COPY_BYTES_MAX,
   };
-  const copied = killing(session, request, target, request.uid !== 0, (killPrivileges) =>
+  const copied = killing(session, request, target, lacksSetIdRight(request, target), (killPrivileges) =>
     copyRange(store, { ...range, killPrivileges }),
   );
   noteAccess(store, source, session.options.atime);

@@ -27,7 +27,7 @@ import type { Handle } from "../handles.ts";
 import type { Session } from "../session.ts";
 import { letGo } from "./files.ts";
 import { decode } from "./payload.ts";
-import { killOf } from "./privileges.ts";
+import { killOf, lacksSetIdRight } from "./privileges.ts";
 import { snapshot } from "./snapshot.ts";
 
 const knownCommands = new Set<number>(Object.values(wire.Ioctl));
@@ -322,6 +322,7 @@ function makeLease(session: Session, request: Request, handle: Handle, wish: Map
   const { inode } = handle;
   const { block, count } = rangeOf(store, wish);
   refuseTail(session, inode, block, count);
+  session.cloning.check(inode);
   // Of two requests at a time one gets it.
   if (handle.lease !== null) throw new FsError("EBUSY", "this open file has a lease already");
   const holder = new Caller(request.pid, request.uid);
@@ -470,8 +471,6 @@ async function prepareRange(
   if (to < wish.offset) throw new FsError("EINVAL", "offset beyond the end of the file");
   await prepareBlocks(session, inode, wish.offset, to, signal);
   await session.volume.store.sync();
-  // Blocks and ctime changed without the kernel's knowledge.
-  session.invalidateAttributes(inode);
 }
 
 /** Bytes zeroed before others get a turn. */
@@ -505,11 +504,17 @@ async function prepareBlocks(
     throw new FsError("ENOSPC", `${lacking} blocks wanted, ${store.allocator.freeBlocks} free`);
   }
   await session.retry(() => guardPrepare(store, inode, begin, end - begin), signal);
-  for (let block = begin; block < end; ) {
-    const first = block;
-    block = await session.retry(() => prepareSome(store, inode, first, end - first, slice), signal);
-    if (block < end) await new Promise((resolve) => setImmediate(resolve));
-    if (signal.aborted) throw new FsError("EINTR");
+  const lsnBefore = inode.mapLsn;
+  try {
+    for (let block = begin; block < end; ) {
+      const first = block;
+      block = await session.retry(() => prepareSome(store, inode, first, end - first, slice), signal);
+      if (block < end) await new Promise((resolve) => setImmediate(resolve));
+      if (signal.aborted) throw new FsError("EINTR");
+    }
+  } finally {
+    // Blocks and ctime are others than the kernel knows, also where it ends half way.
+    if (inode.mapLsn !== lsnBefore) session.forgetAttributes(inode);
   }
 }
 
@@ -567,19 +572,52 @@ async function clone(
   // What ordinary mappings have changed goes to the blocks first.
   await session.invalidate(source, wish.sourceOffset, length);
   await session.invalidate(target, wish.offset, length);
-  for (let done = 0n; done < length; ) {
+  const killPrivileges = killOf(request, target, lacksSetIdRight(request, target));
+  const sizeBefore = target.size;
+  let done = 0n;
+  let release: (() => void) | null = null;
+  let told: (() => void) | null = null;
+  const some = (): void => {
+    if (release === null) for (const inode of [source, target]) session.cloning.check(inode);
     const rest = {
       source,
       sourceOffset: wish.sourceOffset + done,
       target,
       targetOffset: wish.offset + done,
       length: length - done,
-      killPrivileges: killOf(request, target, request.uid !== 0),
+      killPrivileges,
     };
-    done += BigInt(await session.retry(() => cloneRange(store, rest), signal));
+    done += BigInt(cloneRange(store, rest));
+    if (done < length) release ??= session.cloning.hold(source, target);
+    if (target.size > sizeBefore) told ??= session.cloning.grown(target);
+  };
+  try {
+    while (done < length) {
+      await session.retry(some, signal);
+      if (done < length) await new Promise((resolve) => setImmediate(resolve));
+    }
+  } finally {
+    // Before the kernel is told: that waits for those whose pages are locked, and they wait for this.
+    (release as (() => void) | null)?.();
+    await changedUnasked(session, target, wish.offset, done, sizeBefore);
+    (told as (() => void) | null)?.();
   }
-  await session.invalidate(target, wish.offset, length);
-  session.invalidateAttributes(target);
+}
+
+/**
+ * An ioctl has changed what the kernel keeps of a file: its pages of a range, its attributes, and perhaps its size. Also
+ * where the ioctl has failed half way.
+ */
+async function changedUnasked(
+  session: Session,
+  inode: Inode,
+  offset: bigint,
+  length: bigint,
+  sizeBefore: bigint,
+): Promise<void> {
+  if (inode.size > sizeBefore) await session.tellSize(inode);
+  if (length > 0n) await session.invalidate(inode, offset, length);
+  session.invalidateAttributes(inode);
 }
 
 async function control(

@@ -3,19 +3,31 @@
  * and goes on believing in the mode that it has cached, unless it is told.
  */
 import type { Request } from "../../fuse/request.ts";
-import { groupsOfThread } from "../../lease/process.ts";
+import { groupsOfThread, hasCapability } from "../../lease/process.ts";
 import type { Kill } from "../../namespace/attributes.ts";
-import { type Inode, S_ISGID, S_IXGRP } from "../../namespace/inode.ts";
+import { type Inode, S_ISGID, S_ISUID, S_IXGRP } from "../../namespace/inode.ts";
 import type { Session } from "../session.ts";
 
 /** What a change by this caller takes from the file. `wanted`: the caller is not privileged. */
 export function killOf(request: Request, inode: Inode, wanted: boolean): Kill {
   if (!wanted || (inode.mode & (S_ISGID | S_IXGRP)) !== S_ISGID) return wanted;
-  // A chown takes setuid away whoever asks for it: then even root is here.
+  // A chown takes setuid away whoever asks for it: then even who is privileged is here.
   const isMember =
-    request.uid === 0 || request.gid === inode.gid || groupsOfThread(request.pid).includes(inode.gid);
+    request.gid === inode.gid || groupsOfThread(request.pid).includes(inode.gid) || hasSetIdRight(request);
   return isMember ? true : "stranger";
 }
+
+/** CAP_FSETID (linux/capability.h): its holder's writes leave setuid and setgid alone. */
+const CAP_FSETID = 4;
+
+/** For requests in which the kernel does not say so. */
+export function hasSetIdRight({ pid, uid }: Request): boolean {
+  return hasCapability(pid, CAP_FSETID) ?? uid === 0;
+}
+
+/** As `wanted` of killOf() for those requests: whether the caller is not privileged is looked up where it matters. */
+export const lacksSetIdRight = (request: Request, inode: Inode): boolean =>
+  (inode.mode & (S_ISUID | S_ISGID)) !== 0 && !hasSetIdRight(request);
 
 /** Run a change; if it takes setuid or setgid away, the kernel forgets the mode before the caller has its answer. */
 export function killing<T>(
