@@ -7,6 +7,7 @@
 import { InvariantError, invariant } from "../base/errors.ts";
 import { GroupBuilder, SHARED } from "../media/group.ts";
 import { ROOT_INO } from "../media/mkfs.ts";
+import type { Extent } from "../space/extent-map.ts";
 import { FILE_BYTES_MAX, type Inode, LINK_MAX, S_IFDIR, S_IFLNK, S_IFREG } from "./inode.ts";
 import type { Store } from "./store.ts";
 
@@ -46,21 +47,25 @@ function checkBlocks(store: Store): void {
   };
   for (const run of store.metadataRuns()) claim(run.name, run.start, run.count);
   for (const run of allocator.withheldRuns()) claim("withheld", run.start, run.count);
+  for (const rows of store.claimed)
+    for (const { value, count } of rows) claim("a change under way", value, count);
   let pending = 0;
-  for (const run of allocator.pendingRuns()) {
+  for (const run of store.pendingRuns()) {
     claim("pending", run.start, run.count);
     pending += run.count;
   }
   const references = new Map<number, number>();
+  const refer = ({ physical, count }: Readonly<Extent>): void => {
+    for (let block = physical; block < physical + count; block += 1)
+      references.set(block, (references.get(block) ?? 0) + 1);
+  };
   for (const inode of store.state.inodes.values()) {
     for (const extent of inode.extents ?? []) {
-      if (extent.state !== SHARED) claim(`inode ${inode.ino}`, extent.physical, extent.count);
-      else {
-        for (let block = extent.physical; block < extent.physical + extent.count; block += 1)
-          references.set(block, (references.get(block) ?? 0) + 1);
-      }
+      if (extent.state === SHARED) refer(extent);
+      else claim(`inode ${inode.ino}`, extent.physical, extent.count);
     }
   }
+  for (const extent of store.freeing.left()) if (extent.state === SHARED) refer(extent);
   store.state.references.check();
   let shared = 0;
   for (const run of store.state.references) {
@@ -74,10 +79,7 @@ function checkBlocks(store: Store): void {
     }
   }
   invariant(shared === references.size, () => `${references.size} blocks shared, ${shared} counted`);
-  invariant(
-    pending === allocator.pendingBlocks,
-    () => `${pending} blocks pending, not ${allocator.pendingBlocks}`,
-  );
+  invariant(pending === store.pendingBlocks, () => `${pending} blocks pending, not ${store.pendingBlocks}`);
   if (used + allocator.freeBlocks !== blocks) {
     let lost = 0;
     while (owned[lost] !== 0 || allocator.isFree(lost)) lost += 1;

@@ -96,13 +96,13 @@ export class SegmentClearer {
 
   /** Segments in which blocks lie that are nobody's to move. */
   #withOthers(): Set<number> {
-    const { allocator, state } = this.#store;
+    const { state } = this.#store;
     const blocked = new Set<number>();
     const block = ({ start, count }: Run): void => {
       for (let at = start - (start % this.#blocks); at < start + count; at += this.#blocks) blocked.add(at);
     };
     for (const run of this.#store.metadataRuns()) block(run);
-    for (const run of allocator.pendingRuns()) block(run);
+    for (const run of this.#store.pendingRuns()) block(run);
     for (const run of state.references) block(run);
     return blocked;
   }

@@ -26,14 +26,10 @@ import { FILE_BYTES_MAX, fieldsOf, type Inode } from "./inode.ts";
 import { takeBack } from "./sharing.ts";
 import type { BlockRange, Store } from "./store.ts";
 
-export const FALLOC_KEEP_SIZE = 0x01;
-export const FALLOC_PUNCH_HOLE = 0x02;
-export const FALLOC_ZERO_RANGE = 0x10;
-
 /** Most runs in one group of records: bounds its size. A longer allocation is several groups. */
-const RUNS_MAX = 1024;
+export const RUNS_MAX = 1024;
 
-function extentsOf(inode: Inode): ExtentMap {
+export function extentsOf(inode: Inode): ExtentMap {
   if (inode.extents === null) throw new FsError(inode.isDirectory ? "EISDIR" : "EINVAL");
   return inode.extents;
 }
@@ -123,7 +119,7 @@ export function zeroBehindEnd(store: Store, inode: Inode, limit: bigint): void {
 }
 
 /** The block is written, and the file's own, or a hole: one that is shared is copied. Returns whether it was. */
-function ownBlock(store: Store, inode: Inode, block: number): boolean {
+export function ownBlock(store: Store, inode: Inode, block: number): boolean {
   const map = extentsOf(inode);
   if (map.at(block, 1).state !== SHARED) return false;
   takeBack(store, inode, block, 1);
@@ -416,7 +412,7 @@ function storeBytes(
   }
 }
 
-function touch(group: GroupBuilder, inode: Inode, size: bigint, mode: number): void {
+export function touch(group: GroupBuilder, inode: Inode, size: bigint, mode: number): void {
   const time = now();
   group.touch(inode.ino, size, mode, time.sec, time.nsec, time.sec, time.nsec);
   dropCapabilities(group, inode);
@@ -441,181 +437,6 @@ export function truncate(store: Store, inode: Inode, size: bigint, killPrivilege
   else if (map.end > keep) group.extentGone(inode.ino, keep, map.end - keep);
   touch(group, inode, size, withoutPrivileges(inode.mode, killPrivileges));
   store.commit();
-}
-
-/**
- * fallocate(2): 0, KEEP_SIZE, PUNCH_HOLE | KEEP_SIZE, ZERO_RANGE with or without KEEP_SIZE.
- * @throws FsError EOPNOTSUPP for other modes, EINVAL, EFBIG, ENOSPC (then nothing was allocated); ETXTBSY; Wait.
- */
-export function fallocate(
-  store: Store,
-  inode: Inode,
-  mode: number,
-  offset: bigint,
-  length: bigint,
-  killPrivileges: Kill,
-): void {
-  const map = extentsOf(inode);
-  store.writable();
-  if (length <= 0n || offset < 0n) throw new FsError("EINVAL");
-  const end = offset + length;
-  if (end > FILE_BYTES_MAX) throw new FsError("EFBIG");
-  const keepSize = (mode & FALLOC_KEEP_SIZE) !== 0;
-  const action = mode & ~FALLOC_KEEP_SIZE;
-  const privileges = withoutPrivileges(inode.mode, killPrivileges);
-  if (action === FALLOC_PUNCH_HOLE) {
-    if (!keepSize) throw new FsError("EOPNOTSUPP", "punch hole without keep size");
-  } else if (action !== 0 && action !== FALLOC_ZERO_RANGE) {
-    throw new FsError("EOPNOTSUPP", `fallocate mode ${mode}`);
-  }
-  const size = !keepSize && end > inode.size ? end : inode.size;
-  if (size !== inode.size) store.guard.beforeSizeChange(inode);
-
-  // Blocks that lie wholly in the range, and the parts of blocks at its edges.
-  const innerFirst = blocksFor(store, offset);
-  const innerEnd = Number(end >> store.blockShift);
-  if (action === FALLOC_PUNCH_HOLE) {
-    const lastEnd = map.end;
-    const first = Math.min(innerFirst, lastEnd);
-    const count = Math.min(innerEnd, lastEnd) - first;
-    const mapped = count > 0 ? mappedPieces(map, first, count) : [];
-    if (mapped.length > 0) store.guard.beforeMapChange(inode, mapped);
-    // A hole in the middle of an extent makes two of one: many such holes are more metadata, and a full volume, where
-    // they free no whole segment, must keep room for its next checkpoint.
-    ownEdges(store, inode, offset, end);
-    const splits = count > 0 && map.splitBy(first, count);
-    const group = splits && store.reserveIsLow() ? store.begin(true) : store.beginFreeing();
-    zeroEdges(store, inode, offset, end, innerFirst, innerEnd);
-    if (count > 0) group.extentGone(inode.ino, first, count);
-    touch(group, inode, inode.size, privileges);
-    store.commit();
-    return;
-  }
-
-  const first = Number(offset >> store.blockShift);
-  const last = blocksFor(store, end);
-  const pieces: Piece[] = [];
-  for (let at = first; at < last; ) {
-    const piece = map.at(at, last - at);
-    pieces.push(piece);
-    at += piece.count;
-  }
-  const zeroRange = action === FALLOC_ZERO_RANGE;
-  /** The part that needs new blocks: a hole, or what is shared and to be zeros. */
-  const lacking = (piece: Piece): Piece | null =>
-    piece.state === 0
-      ? piece
-      : zeroRange && piece.state === SHARED
-        ? clip(piece, innerFirst, innerEnd)
-        : null;
-  const changes = (piece: Piece): boolean =>
-    piece.state === 0 || (zeroRange && holdsData(piece.state) && clip(piece, innerFirst, innerEnd) !== null);
-  const changing = pieces.filter(changes);
-  if (changing.length > 0) store.guard.beforeMapChange(inode, changing);
-  const wanted = pieces.reduce((sum, piece) => sum + (lacking(piece)?.count ?? 0), 0);
-  if (wanted > store.allocator.freeBlocks) {
-    store.waitForPending("space");
-    throw new FsError("ENOSPC", `${wanted} blocks wanted, ${store.allocator.freeBlocks} free`);
-  }
-  if (zeroRange) ownEdges(store, inode, offset, end);
-  ownEnd(store, inode, size);
-  let group = store.begin(true);
-  const taken: Run[] = [];
-  let takenRecorded = 0;
-  let records = 0;
-  // A change of very many runs is several groups; each is a state in which the file reads the same.
-  const record = (block: number, run: Run): void => {
-    if (records === RUNS_MAX) {
-      touch(group, inode, inode.size, privileges);
-      store.commit();
-      // What is taken and not recorded yet is still to be given back if the rest fails.
-      taken.splice(0, takenRecorded);
-      takenRecorded = 0;
-      records = 0;
-      group = store.begin(true);
-    }
-    group.extent(inode.ino, block, run.start, run.count, UNWRITTEN);
-    records += 1;
-  };
-  try {
-    if (size > inode.size) zeroBehindEnd(store, inode, size);
-    if (zeroRange) zeroEdges(store, inode, offset, end, innerFirst, innerEnd);
-    for (const piece of pieces) {
-      const fresh = lacking(piece);
-      if (fresh !== null) {
-        const runs = store.allocate(fresh.count, goalFor(store, inode, fresh.block), fresh.block);
-        let count = 0;
-        for (const run of runs) {
-          taken.push(run);
-          count += run.count;
-        }
-        if (count < fresh.count) throw new FsError("ENOSPC");
-        let at = fresh.block;
-        for (const run of runs) {
-          record(at, run);
-          takenRecorded += 1;
-          at += run.count;
-        }
-      } else if (zeroRange && piece.state === WRITTEN) {
-        const inner = clip(piece, innerFirst, innerEnd);
-        if (inner !== null) record(inner.block, { start: inner.physical, count: inner.count });
-      }
-    }
-    touch(group, inode, size, privileges);
-    store.commit();
-  } catch (error) {
-    store.giveBack(taken);
-    throw error;
-  }
-}
-
-/** The mapped parts of a run: making a hole of a hole changes nothing. */
-function mappedPieces(map: ExtentMap, block: number, count: number): BlockRange[] {
-  const end = block + count;
-  const pieces: BlockRange[] = [];
-  for (let piece = map.next(block); piece !== null && piece.block < end; ) {
-    pieces.push({ block: piece.block, count: Math.min(piece.count, end - piece.block) });
-    piece = map.next(piece.block + piece.count);
-  }
-  return pieces;
-}
-
-function clip(piece: Piece, from: number, to: number): Piece | null {
-  const block = Math.max(piece.block, from);
-  const end = Math.min(piece.block + piece.count, to);
-  if (end <= block) return null;
-  return { block, count: end - block, physical: piece.physical + (block - piece.block), state: piece.state };
-}
-
-/** The blocks at the edges of [offset, end) that are not wholly in it will be stored to: they must be the file's own. */
-function ownEdges(store: Store, inode: Inode, offset: bigint, end: bigint): void {
-  if ((offset & store.blockMask) !== 0n) ownBlock(store, inode, Number(offset >> store.blockShift));
-  if ((end & store.blockMask) !== 0n) ownBlock(store, inode, Number(end >> store.blockShift));
-}
-
-/** Zero the written parts of [offset, end) that are not whole blocks: in place, no change of the map. */
-function zeroEdges(
-  store: Store,
-  inode: Inode,
-  offset: bigint,
-  end: bigint,
-  innerFirst: number,
-  innerEnd: number,
-): void {
-  const zero = (block: number, from: number, to: number): void => {
-    const piece = extentsOf(inode).at(block, 1);
-    if (piece.state === WRITTEN && to > from)
-      store.region.zero(piece.physical * store.blockBytes + from, to - from);
-  };
-  const head = Number(offset & store.blockMask);
-  const tail = Number(end & store.blockMask);
-  if (innerFirst > innerEnd) {
-    // Both ends in one block.
-    zero(innerEnd, head, tail);
-    return;
-  }
-  if (head > 0) zero(innerFirst - 1, head, store.blockBytes);
-  if (tail > 0) zero(innerEnd, 0, tail);
 }
 
 /**

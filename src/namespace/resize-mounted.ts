@@ -109,7 +109,7 @@ async function mustFit(store: Store, sharers: Sharers, pace: Pace): Promise<void
       else blocks += behind(physical, count, end);
     }
   });
-  if (blocks > allocator.freeBlocks + allocator.pendingBlocks) throw doesNotFit(blocks * store.blockBytes);
+  if (blocks > allocator.freeBlocks + store.pendingBlocks) throw doesNotFit(blocks * store.blockBytes);
 }
 
 const behind = (start: number, count: number, end: number): number =>

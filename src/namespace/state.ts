@@ -25,8 +25,9 @@ import { type GroupBuilder, type InodeFields, type MappedState, SHARED } from ".
 import { ROOT_INO } from "../media/mkfs.ts";
 import type { RecoverySink } from "../media/recovery.ts";
 import type { Run } from "../space/allocator.ts";
-import type { OnCut } from "../space/extent-map.ts";
+import type { Extent, OnCut, OnManyCut } from "../space/extent-map.ts";
 import { References } from "../space/references.ts";
+import type { RunTable } from "../tables/run-table.ts";
 import { FIRST_COOKIE } from "./directory.ts";
 import {
   FILE_BLOCKS_MAX,
@@ -44,7 +45,8 @@ import {
 
 const pad8 = (bytes: number): number => (bytes + 7) & ~7;
 const INODE_BYTES = RecordHeader.size + InodeRecord.size;
-const EXTENT_BYTES = RecordHeader.size + ExtentRecord.size;
+/** What an extent takes in a checkpoint. */
+export const EXTENT_BYTES = RecordHeader.size + ExtentRecord.size;
 const dentryBytes = (name: string): number => pad8(RecordHeader.size + DentryRecord.size + name.length);
 const symlinkBytes = (target: string): number => pad8(RecordHeader.size + SymlinkRecord.size + target.length);
 const xattrBytes = (name: string, value: Uint8Array): number =>
@@ -57,8 +59,10 @@ export class State implements RecoverySink, Snapshot {
   /** Counted from countReferences() on: recovery, where nothing is freed, has no use for them. */
   readonly references = new References();
   #counting = false;
-  /** Blocks that no map has any more. */
-  onFreed: (physical: number, count: number) => void = () => {};
+  /** Blocks that no map has any more since the group with this number. */
+  onFreed: (physical: number, count: number, lsn: number) => void = () => {};
+  /** So very many extents that whoever takes them hands them to extentCut() one by one, later. */
+  onManyCut: ((extents: RunTable, own: number, lsn: number) => void) | null = null;
   /** A record is about to change this inode, or what belongs to it. */
   beforeChange: ((inode: Inode) => void) | null = null;
   /** Blocks of the region are shared by this file from now on, from this block of it on. */
@@ -236,22 +240,35 @@ export class State implements RecoverySink, Snapshot {
     if (inode === null || inode.extents === null) return;
     if (count === 0) throw new CorruptionError(`EXTENT_GONE record of inode ${ino}`, "blocks", "none");
     const before = inode.extents.length;
-    inode.extents.remove(block, count, this.#onCut);
+    inode.extents.remove(block, count, this.#onCut, this.#onManyCut);
     inode.mapLsn = this.lsn;
     this.#snapshotBytes += (inode.extents.length - before) * EXTENT_BYTES;
   }
 
   readonly #onCut: OnCut = (physical, count, state, stays) => {
-    if (!this.#counting) return;
+    if (this.#counting) this.#cut(physical, count, state, stays, this.lsn);
+  };
+
+  readonly #onManyCut: OnManyCut = (extents, own) => {
+    if (this.onManyCut !== null) this.onManyCut(extents, own, this.lsn);
+    else for (const row of extents) this.#onCut(row.value, row.count, row.tag as MappedState, false);
+  };
+
+  /** An extent of onManyCut(). */
+  extentCut({ physical, count, state }: Readonly<Extent>, lsn: number): void {
+    this.#cut(physical, count, state, false, lsn);
+  }
+
+  #cut(physical: number, count: number, state: MappedState, stays: boolean, lsn: number): void {
     if (state !== SHARED) {
-      if (!stays) this.onFreed(physical, count);
+      if (!stays) this.onFreed(physical, count, lsn);
       return;
     }
-    this.unsharedLsn = this.lsn;
+    this.unsharedLsn = Math.max(this.unsharedLsn, lsn);
     for (const run of this.references.remove(physical, count)) {
-      if (!stays) this.onFreed(run.start, run.count);
+      if (!stays) this.onFreed(run.start, run.count, lsn);
     }
-  };
+  }
 
   symlink(ino: number, target: string): void {
     const inode = this.#inode(ino, "SYMLINK");

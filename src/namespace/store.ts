@@ -17,7 +17,7 @@ import { retrying, Wait } from "../base/wait.ts";
 import { ChainWriter, groupCapacity, isSegmentPlace } from "../media/chain.ts";
 import { Checkpoint } from "../media/checkpoint.ts";
 import { RESERVED_BYTES, SegmentRole, VolumeState } from "../media/format.ts";
-import { GroupBuilder, readRecords } from "../media/group.ts";
+import { GroupBuilder, readRecords, SHARED } from "../media/group.ts";
 import { Journal } from "../media/journal.ts";
 import { ROOT_INO } from "../media/mkfs.ts";
 import type { Recovery } from "../media/recovery.ts";
@@ -32,8 +32,10 @@ import {
 import { currentBootId, mustBeReadOnly, type SuperblockValue, writeSuperblock } from "../media/superblock.ts";
 import type { Region } from "../region/region.ts";
 import type { Allocator, Run } from "../space/allocator.ts";
+import { Freeing } from "../space/freeing.ts";
 import { Quarantine } from "../space/quarantine.ts";
 import { SegmentPool } from "../space/segment-pool.ts";
+import type { RunTable } from "../tables/run-table.ts";
 import { SegmentClearer } from "./clear-segments.ts";
 import { fieldsOf, type Inode } from "./inode.ts";
 import { type BroughtBack, bringBack } from "./recovered.ts";
@@ -47,6 +49,13 @@ export interface BlockRange {
 }
 
 /** Who may object to a change of a file's block map (the lease floor). Throws FsError ETXTBSY or Wait to refuse. */
+/** Room for metadata that is about to grow. */
+export interface Room {
+  /** So many bytes of it are in use now. */
+  used(bytes: number): void;
+  end(): void;
+}
+
 export interface MapGuard {
   /**
    * These blocks of the file would be mapped otherwise than now. All that an operation changes has to be named at once:
@@ -113,6 +122,9 @@ export class Store {
   superblock: SuperblockValue;
   guard: MapGuard = noGuard;
   readonly quarantine: Quarantine;
+  /** Blocks that changes under way have claimed and not written a record of: the region's are the `value` of each row. */
+  readonly claimed = new Set<RunTable>();
+  readonly freeing = new Freeing((extent, lsn) => this.state.extentCut(extent, lsn));
   /** It is being given another size. */
   resizing = false;
   /** Inodes whose times are newer than in the log. */
@@ -124,6 +136,8 @@ export class Store {
   #segmentBudget: number;
   /** Size of the state when a checkpoint found no room; Infinity after one that did. */
   #tooManyBytes = Number.POSITIVE_INFINITY;
+  /** By which metadata may still grow in changes that have been promised room. */
+  #promisedBytes = 0;
   #closing = false;
   #toldNoRoom = false;
   readonly #clearer: SegmentClearer;
@@ -162,13 +176,15 @@ export class Store {
     this.#checkpointSegments = checkpointSegments;
     this.#clearer = new SegmentClearer(this);
     this.#segmentBudget = this.#budget(superblock.regionBytes);
-    state.onFreed = (physical, count) => {
-      if (journal === null) return;
-      for (const run of this.quarantine.hold(physical, count, journal.lastLsn)) {
-        this.allocator.freeAfter(run.start, run.count, journal.lastLsn);
+    if (journal === null) return;
+    state.onFreed = (physical, count, lsn) => {
+      for (const run of this.quarantine.hold(physical, count, lsn)) {
+        if (lsn > journal.durableLsn) this.allocator.freeAfter(run.start, run.count, lsn);
+        else this.allocator.free(run.start, run.count);
       }
     };
-    if (journal !== null) journal.onDurable = (lsn) => this.allocator.releaseThrough(lsn);
+    state.onManyCut = (extents, own, lsn) => this.freeing.add(extents, own, lsn);
+    journal.onDurable = (lsn) => this.#releaseThrough(lsn);
   }
 
   /**
@@ -307,15 +323,40 @@ export class Store {
    */
   begin(grows: boolean): GroupBuilder {
     const journal = this.writable();
-    if (grows ? !this.pool.ensure(this.#reserveTarget()) : this.#reserveIsSpent()) {
-      this.waitForPending("no space for metadata");
-      // A checkpoint gives back the log behind it, and the checkpoint before.
-      if (this.#checkpointing !== null || (journal.chain.segments.length > 1 && this.#checkpointFits()))
-        throw new Wait("no space for metadata", this.checkpoint());
-      this.#waitForClearing();
-      throw this.#noRoomForMetadata();
-    }
+    if (grows ? !this.pool.ensure(this.#reserveTarget()) : this.#reserveIsSpent()) this.#waitForRoom(journal);
     return this.#beginAnyway(journal);
+  }
+
+  /** @throws FsError ENOSPC; Wait */
+  #waitForRoom(journal: Journal): never {
+    this.waitForPending("no space for metadata");
+    // A checkpoint gives back the log behind it, and the checkpoint before.
+    if (this.#checkpointing !== null || (journal.chain.segments.length > 1 && this.#checkpointFits()))
+      throw new Wait("no space for metadata", this.checkpoint());
+    this.#waitForClearing();
+    throw this.#noRoomForMetadata();
+  }
+
+  /**
+   * For a change of more than one group: room for metadata that grows by `bytes`, which no other change takes; no begin() of
+   * it fails for want of room. @throws FsError ENOSPC; Wait
+   */
+  makeRoom(bytes: number): Room {
+    this.#promisedBytes += bytes;
+    try {
+      const journal = this.writable();
+      if (!this.pool.ensure(this.#reserveTarget())) this.#waitForRoom(journal);
+    } catch (error) {
+      this.#promisedBytes -= bytes;
+      throw error;
+    }
+    let left = bytes;
+    const used = (some: number): void => {
+      const less = Math.min(some, left);
+      left -= less;
+      this.#promisedBytes -= less;
+    };
+    return { used, end: () => used(left) };
   }
 
   /**
@@ -425,7 +466,7 @@ export class Store {
       throw error;
     }
     // On cache-line granularity the record is durable already, and so are the blocks that it freed.
-    this.allocator.releaseThrough(journal.durableLsn);
+    this.#releaseThrough(journal.durableLsn);
     return lsn;
   }
 
@@ -444,9 +485,22 @@ export class Store {
     if (this.journal !== null) this.journal.failure ??= why instanceof Error ? why : new Error(String(why));
   }
 
+  /** Blocks that become free without anybody doing anything more than waiting. */
+  get pendingBlocks(): number {
+    return this.allocator.pendingBlocks + this.freeing.pendingBlocks;
+  }
+
+  /** Runs that nobody has any more and nobody can have yet. */
+  *pendingRuns(): IterableIterator<Readonly<Run>> {
+    yield* this.allocator.pendingRuns();
+    for (const { physical, count, state } of this.freeing.left())
+      if (state !== SHARED) yield { start: physical, count };
+  }
+
   /** If space is on its way (freed, but not yet durably so), wait for it; otherwise return. */
   waitForPending(reason: string): void {
-    if (this.allocator.pendingBlocks > 0 && this.journal !== null && this.journal.failure === null) {
+    if (this.freeing.running !== null) throw new Wait(reason, this.freeing.running);
+    if (this.pendingBlocks > 0 && this.journal !== null && this.journal.failure === null) {
       throw new Wait(reason, this.journal.sync());
     }
   }
@@ -484,7 +538,7 @@ export class Store {
       left -= run.count;
       next = run.start + run.count;
     }
-    if (left > 0 && this.allocator.pendingBlocks > 0) {
+    if (left > 0 && this.pendingBlocks > 0) {
       this.giveBack(runs);
       this.waitForPending("space");
     }
@@ -542,9 +596,10 @@ export class Store {
     return logBudget({ ...this.#size(), regionBytes });
   }
 
-  #size(): ReserveOf {
+  /** @param more bytes of records beyond those that there are */
+  #size(more = 0): ReserveOf {
     const { segmentBytes, regionBytes } = this.superblock;
-    return { segmentBytes, regionBytes, snapshotBytes: this.state.snapshotBytes };
+    return { segmentBytes, regionBytes, snapshotBytes: this.state.snapshotBytes + more };
   }
 
   /** Nobody has these blocks, but somebody can reach them: what is free of them goes into quarantine. */
@@ -553,10 +608,15 @@ export class Store {
       this.quarantine.adopt(run.start, run.count);
   }
 
+  #releaseThrough(lsn: number): void {
+    this.allocator.releaseThrough(lsn);
+    this.freeing.releaseThrough(lsn);
+  }
+
   /** Nobody named `owner` can reach blocks any more: those that nobody else can reach are free. */
   releaseQuarantine(owner: number): void {
     for (const run of this.quarantine.release(owner)) this.allocator.freeAfter(run.start, run.count, run.lsn);
-    if (this.journal !== null) this.allocator.releaseThrough(this.journal.durableLsn);
+    if (this.journal !== null) this.#releaseThrough(this.journal.durableLsn);
   }
 
   /** Times were changed in memory alone. */
@@ -641,7 +701,15 @@ export class Store {
     const log = this.journal?.chain.segments.length ?? 0;
     // The checkpoint under way takes from the reserve, and gives back the one before when it is complete.
     const running = Math.max(0, this.#checkpointNeeds() - this.#checkpointSegments.length);
-    return Math.max(fullReserve(this.#size(), log, this.#segmentBudget) + running, this.#tailReserve());
+    const full = fullReserve(this.#size(this.#promisedBytes), log, this.#segmentBudget) + running;
+    return Math.max(full + this.#promisedSegments(), this.#tailReserve());
+  }
+
+  /** What the checkpoint that is there will be larger by when all that was promised room is in it. */
+  #promisedSegments(): number {
+    if (this.#promisedBytes === 0) return 0;
+    const { snapshotBytes, segmentBytes } = this.#size(this.#promisedBytes);
+    return Math.max(0, checkpointSegments(snapshotBytes, segmentBytes) - this.#checkpointSegments.length);
   }
 
   /** The log is long, or takes what the next checkpoint needs; a log of one segment gives nothing back. */

@@ -66,7 +66,7 @@ const rows: readonly (readonly [number, Handler])[] = [
   [Opcode.POLL, now(files.poll)],
   [Opcode.READ, now(data.read)],
   [Opcode.WRITE, now(data.write)],
-  [Opcode.FALLOCATE, now(data.fallocate)],
+  [Opcode.FALLOCATE, later(data.fallocate, data.fallocateAtOnce)],
   [Opcode.LSEEK, now(data.lseek)],
   [Opcode.COPY_FILE_RANGE, now(data.copyFileRange)],
   [Opcode.COPY_FILE_RANGE_64, now(data.copyFileRange)],

@@ -34,10 +34,10 @@ import {
 } from "../region/addon.ts";
 import type { NativeBacked, Region } from "../region/region.ts";
 import { Answers } from "./answers.ts";
-import { Cloning } from "./cloning.ts";
 import { Counting } from "./counting.ts";
 import { type Handler, handlers } from "./dispatch.ts";
 import { type Handle, Handles } from "./handles.ts";
+import { HeldFiles } from "./held-files.ts";
 import { type CacheMode, PageCache } from "./page-cache.ts";
 import { Snapshots } from "./snapshots.ts";
 import type { Volume } from "./volume.ts";
@@ -85,7 +85,7 @@ export class Session {
   readonly handles = new Handles();
   readonly answers = new Answers();
   readonly snapshots = new Snapshots();
-  readonly cloning = new Cloning();
+  readonly heldFiles = new HeldFiles();
   readonly pageCache: PageCache;
   /** Replies are built here; a handler fills it and answers before it returns. */
   readonly out: Buffer;
@@ -298,6 +298,7 @@ export class Session {
     this.#enter(attempt);
     this.#answered = false;
     try {
+      if (changesData.has(request.opcode)) this.#roomForOldBytes();
       if (handler.waits && handler.atOnce?.(this, request) !== true) {
         // It goes on after this turn of the event loop: it needs a request of its own.
         const own = request.isCopy ? request : request.clone();
@@ -312,10 +313,7 @@ export class Session {
         );
         return;
       }
-      if (!handler.waits) {
-        if (changesData.has(request.opcode)) this.#roomForOldBytes();
-        handler.run(this, request);
-      }
+      if (!handler.waits) handler.run(this, request);
       if (!this.#answered && request.row?.reply !== false) {
         throw new Error(`${opcodeName(request.opcode)} was not answered`);
       }

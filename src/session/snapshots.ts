@@ -41,7 +41,7 @@ export class Snapshots {
       throw new FsError("ETXTBSY", "files are mapped directly");
     }
     const { region, blockBytes, allocator, pool, quarantine } = store;
-    const except = [...pool.runs(), ...quarantine.heldRuns(), ...allocator.pendingRuns()];
+    const except = [...pool.runs(), ...quarantine.heldRuns(), ...store.pendingRuns()];
     this.#copy = new CopyBeforeWrite({ region, blockBytes, allocator, except });
     this.#handle = handle;
   }

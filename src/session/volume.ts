@@ -198,7 +198,7 @@ export class Volume {
    */
   get freeBlocks(): number {
     const { allocator, region, blockBytes } = this.store;
-    const free = allocator.freeBlocks + allocator.pendingBlocks;
+    const free = allocator.freeBlocks + this.store.pendingBlocks;
     const below = region.below?.() ?? null;
     if (below === null) return free;
     const usedBytes = (allocator.blockCount - free) * blockBytes;

@@ -33,6 +33,14 @@ export interface Piece {
  * What a change took out of the map. `stays`: the same blocks lie at the same place again, in another state perhaps.
  */
 export type OnCut = (physical: number, count: number, state: MappedState, stays: boolean) => void;
+/**
+ * The same of very many extents at once, none of which stays: each is a row, as in the map. `own`: blocks of those that are
+ * not SHARED.
+ */
+export type OnManyCut = (extents: RunTable, own: number) => void;
+
+/** Leaves of its table from which on extents are taken out as a table of their own. */
+const MANY_LEAVES = 8;
 
 /** Reading there gives what was written, not zeros. */
 export function holdsData(state: Piece["state"]): boolean {
@@ -49,7 +57,7 @@ const rowOf = (block: number, count: number, physical: number, state: MappedStat
   value: physical,
   tag: state,
 });
-const extentOf = ({ start, count, value, tag }: Row): Extent => ({
+export const extentOf = ({ start, count, value, tag }: Row): Extent => ({
   block: start,
   count,
   physical: value,
@@ -148,9 +156,26 @@ export class ExtentMap {
     return row !== undefined && row.start < block && row.start + row.count > block + count;
   }
 
-  /** Make [block, block + count) a hole. */
-  remove(block: number, count: number, onCut: OnCut): void {
-    this.#change(block, Math.min(block + count, HOLE_END), null, onCut);
+  /** Make [block, block + count) a hole, in time that does not grow with what lay there if `onManyCut` takes it. */
+  remove(block: number, count: number, onCut: OnCut, onManyCut?: OnManyCut): void {
+    const end = Math.min(block + count, HOLE_END);
+    const many = this.#many;
+    if (many === null || onManyCut === undefined || many.leavesOf(block, end) < MANY_LEAVES) {
+      this.#change(block, end, null, onCut);
+      return;
+    }
+    // First what reaches beyond on either side.
+    for (const edge of [many.first(block), many.lastBefore(end)]) {
+      if (edge === undefined) continue;
+      const from = Math.max(block, edge.start);
+      const upTo = Math.min(end, edge.start + edge.count);
+      if (from > edge.start || upTo < edge.start + edge.count) this.#change(from, upTo, null, onCut);
+    }
+    const taken = many.take(block, end);
+    const { all, tagged } = taken.sums(SHARED);
+    this.#blocks -= all;
+    this.#replace(block, block, []);
+    onManyCut(taken, all - tagged);
   }
 
   /** What lies in [block, end) is reported, and goes; `put` comes there. Neighbours that fit are joined. */

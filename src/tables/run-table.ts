@@ -81,6 +81,54 @@ export class RunTable {
     for (const row of rows) this.#insert(row);
   }
 
+  /** Leaves that hold the rows that start in [from, end): of each but the first and the last, all rows are among them. */
+  leavesOf(from: number, end: number): number {
+    this.#seekLeaf(from);
+    const first = this.#leaf;
+    this.#seekLeaf(end);
+    return this.#leaves.length === 0 ? 0 : this.#leaf - first + 1;
+  }
+
+  /** Rows that start in [from, end) become a table of their own: whole leaves move as they are. */
+  take(from: number, end: number): RunTable {
+    const taken = new RunTable();
+    this.#seekStart(from);
+    const first = this.#leaf;
+    for (let index = first; index < this.#leaves.length; index += 1) {
+      const leaf = this.#leaves[index] as Leaf;
+      const begin = index === first ? this.#row : 0;
+      const behind = rowsBefore(leaf, end);
+      if (behind > begin) taken.#adopt(leaf, begin, behind, index === first);
+      if (behind < leaf.rows) break;
+    }
+    taken.#merge(0);
+    taken.#merge(taken.#leaves.length - 2);
+    this.#remove(from, end);
+    return taken;
+  }
+
+  /** Behind all other rows. With `copied`, the leaf stays somebody else's. */
+  #adopt(leaf: Leaf, begin: number, behind: number, copied: boolean): void {
+    const whole = begin === 0 && behind === leaf.rows && !copied;
+    const rows = behind - begin;
+    this.#leaves.push(whole ? leaf : { rows, cells: leaf.cells.slice(begin * CELLS, behind * CELLS) });
+    this.#length += rows;
+  }
+
+  /** The counts of all rows added up, and of those with this tag. */
+  sums(tag: number): { all: number; tagged: number } {
+    let all = 0;
+    let tagged = 0;
+    for (const { rows, cells } of this.#leaves) {
+      for (let at = 0; at < rows * CELLS; at += CELLS) {
+        const count = cells[at + COUNT] as number;
+        all += count;
+        if (cells[at + TAG] === tag) tagged += count;
+      }
+    }
+    return { all, tagged };
+  }
+
   /** As replace(), if all that goes and comes is in one leaf, which does not become smaller: the common case. */
   #replaceInLeaf(from: number, end: number, rows: readonly Readonly<Row>[]): boolean {
     this.#seekStart(from);

@@ -16,8 +16,9 @@ import { GroupHeader, RecordHeader, SegmentHeader, Superblock } from "../../src/
 import { setXattr } from "../../src/namespace/attributes.ts";
 import { checkVolume } from "../../src/namespace/check.ts";
 import { cloneRange } from "../../src/namespace/clone.ts";
-import { fallocate, prepareSome, read, truncate, write } from "../../src/namespace/data.ts";
+import { prepareSome, read, truncate, write } from "../../src/namespace/data.ts";
 import { defragSome } from "../../src/namespace/defrag.ts";
+import { fallocate } from "../../src/namespace/fallocate.ts";
 import { type Inode, S_IFDIR, S_IFREG } from "../../src/namespace/inode.ts";
 import { create, link, rename, rmdir, unlink } from "../../src/namespace/names.ts";
 import { Store } from "../../src/namespace/store.ts";

@@ -11,6 +11,7 @@ import { checkVolume } from "../../src/namespace/check.ts";
 import { cloneRange, copyRange } from "../../src/namespace/clone.ts";
 import * as data from "../../src/namespace/data.ts";
 import { defragSome } from "../../src/namespace/defrag.ts";
+import { fallocate } from "../../src/namespace/fallocate.ts";
 import { FILE_BYTES_MAX, type Inode, S_IFDIR, S_IFIFO, S_IFLNK, S_IFREG } from "../../src/namespace/inode.ts";
 import * as names from "../../src/namespace/names.ts";
 import { Store } from "../../src/namespace/store.ts";
@@ -411,7 +412,7 @@ export class Bench {
         const ino = touched;
         await this.#both(
           () => this.model.fallocate(ino, command.mode, command.offset, command.length, false),
-          () => data.fallocate(store, store.inode(ino), command.mode, command.offset, command.length, false),
+          () => fallocate(store, store.inode(ino), command.mode, command.offset, command.length, false),
         );
         break;
       }

@@ -12,7 +12,8 @@ import {
   pathsOf,
 } from "../../src/namespace/blockmap.ts";
 import { cloneRange } from "../../src/namespace/clone.ts";
-import { fallocate, write } from "../../src/namespace/data.ts";
+import { write } from "../../src/namespace/data.ts";
+import { fallocate } from "../../src/namespace/fallocate.ts";
 import { type Inode, S_IFDIR, S_IFREG } from "../../src/namespace/inode.ts";
 import { create } from "../../src/namespace/names.ts";
 import { Store } from "../../src/namespace/store.ts";

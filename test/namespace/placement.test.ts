@@ -3,14 +3,8 @@ import { describe, expect, test } from "vitest";
 import { WRITTEN } from "../../src/media/group.ts";
 import { checkVolume } from "../../src/namespace/check.ts";
 import { cloneRange } from "../../src/namespace/clone.ts";
-import {
-  FALLOC_KEEP_SIZE,
-  FALLOC_PUNCH_HOLE,
-  fallocate,
-  read,
-  truncate,
-  write,
-} from "../../src/namespace/data.ts";
+import { read, truncate, write } from "../../src/namespace/data.ts";
+import { FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, fallocate } from "../../src/namespace/fallocate.ts";
 import { type Inode, S_IFREG } from "../../src/namespace/inode.ts";
 import { create } from "../../src/namespace/names.ts";
 import { Store } from "../../src/namespace/store.ts";

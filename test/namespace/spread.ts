@@ -2,7 +2,8 @@
 import { expect } from "vitest";
 import { checkVolume } from "../../src/namespace/check.ts";
 import { cloneRange } from "../../src/namespace/clone.ts";
-import { fallocate, write } from "../../src/namespace/data.ts";
+import { write } from "../../src/namespace/data.ts";
+import { fallocate } from "../../src/namespace/fallocate.ts";
 import { type Inode, S_IFREG } from "../../src/namespace/inode.ts";
 import { create, unlink } from "../../src/namespace/names.ts";
 import { Store } from "../../src/namespace/store.ts";

@@ -2,7 +2,8 @@
 import { beforeEach, describe, expect, test } from "vitest";
 import { type Lease, LeaseTable } from "../../src/lease/table.ts";
 import { LeaseKind } from "../../src/lease/wire.ts";
-import { fallocate, write } from "../../src/namespace/data.ts";
+import { write } from "../../src/namespace/data.ts";
+import { fallocate } from "../../src/namespace/fallocate.ts";
 import type { Inode } from "../../src/namespace/inode.ts";
 import * as names from "../../src/namespace/names.ts";
 import { Store } from "../../src/namespace/store.ts";

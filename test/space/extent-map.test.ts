@@ -1,7 +1,8 @@
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
 import { UNWRITTEN, WRITTEN } from "../../src/media/group.ts";
-import { ExtentMap, type OnCut } from "../../src/space/extent-map.ts";
+import { ExtentMap, extentOf, type OnCut } from "../../src/space/extent-map.ts";
+import type { RunTable } from "../../src/tables/run-table.ts";
 
 const runs = Number(process.env.MAPDIRECT_RUNS ?? 200);
 const SPAN = 60;
@@ -147,5 +148,43 @@ describe("an extent map", () => {
     }
     expect(longest).toBeGreaterThan(20_000);
     expect([...map]).toEqual([{ block: 0, count: blocks, physical: 1_000_000, state: WRITTEN }]);
+  });
+
+  test("hands over very many extents at once, those that reach beyond cut, and keeps the others", () => {
+    fc.assert(
+      fc.property(fc.integer({ min: 0, max: 30_000 }), fc.integer({ min: 0, max: 30_000 }), (one, other) => {
+        const [from, end] = [Math.min(one, other), Math.max(one, other) + 1];
+        const map = new ExtentMap();
+        const naive = new Map<number, number>();
+        for (let block = 0; block < 30_000; block += 6) {
+          // Each three blocks long, and no neighbour of the next.
+          map.set(block, 3, 1_000_000 - block, block % 4 === 0 ? WRITTEN : UNWRITTEN, () => {});
+          for (let at = 0; at < 3; at += 1) naive.set(block + at, 1_000_000 - block + at);
+        }
+        const freed: number[] = [];
+        const free = (physical: number, count: number): void => {
+          for (let at = 0; at < count; at += 1) freed.push(physical + at);
+        };
+        let many = 0;
+        const onMany = (extents: RunTable): void => {
+          many += 1;
+          for (const row of extents) free(extentOf(row).physical, row.count);
+        };
+        map.remove(from, end - from, free, onMany);
+        map.check();
+        expect(many).toBeLessThanOrEqual(1);
+        if (end - from > 20_000) expect(many).toBe(1);
+        const gone = [...naive]
+          .filter(([block]) => block >= from && block < end)
+          .map(([, physical]) => physical);
+        expect(freed.sort((a, b) => a - b)).toEqual(gone.sort((a, b) => a - b));
+        expect(map.blocks).toBe(naive.size - gone.length);
+        expect(map.end).toBe(
+          Math.max(0, ...[...naive.keys()].filter((block) => block < from || block >= end).slice(-1)) +
+            (naive.size > gone.length ? 1 : 0),
+        );
+      }),
+      { numRuns: Math.ceil(runs / 4) },
+    );
   });
 });

@@ -60,6 +60,46 @@ describe("a table of runs", () => {
     );
   });
 
+  test("a part of it becomes a table of its own, and both are what they should be", () => {
+    fc.assert(
+      fc.property(
+        fc.array(fc.integer({ min: 1, max: STEP }), { maxLength: 3000 }),
+        fc.nat({ max: 3000 }),
+        fc.nat({ max: 3000 }),
+        (counts, one, other) => {
+          const rows = counts.map((count, index) => ({
+            start: index * STEP,
+            count,
+            value: index,
+            tag: index % 3,
+          }));
+          const table = new RunTable();
+          table.replace(0, 0, rows);
+          const [from, end] = [Math.min(one, other) * STEP + 1, Math.max(one, other) * STEP + 1];
+          const among = ({ start }: Row): boolean => start >= from && start < end;
+          expect(table.leavesOf(from, end) * 256).toBeGreaterThanOrEqual(rows.filter(among).length);
+          const taken = table.take(from, end);
+          agree(
+            table,
+            rows.filter((row) => !among(row)),
+          );
+          agree(taken, rows.filter(among));
+          const sum = (of: readonly Row[]): number => of.reduce((all, row) => all + row.count, 0);
+          for (const tag of [0, 1, 2]) {
+            expect(taken.sums(tag)).toEqual({
+              all: sum(rows.filter(among)),
+              tagged: sum(rows.filter((row) => among(row) && row.tag === tag)),
+            });
+          }
+          // They share nothing: a change of the one leaves the other as it was.
+          for (const { start } of rows) table.replace(start, start + 1, []);
+          agree(taken, rows.filter(among));
+        },
+      ),
+      { numRuns: Math.ceil(runs / 4) },
+    );
+  });
+
   test("takes rows one by one in any order, and gives them back one by one", () => {
     fc.assert(
       fc.property(fc.integer({ min: 1, max: 3000 }), fc.nat(), (rows, seed) => {

@@ -40,7 +40,7 @@ export function setattr(session: Session, request: Request): void {
   const valid = wish.valid;
   const kill = killOf(request, inode, (valid & Fattr.KILL_SUIDGID) !== 0);
   if ((valid & Fattr.SIZE) !== 0) {
-    session.cloning.check(inode);
+    session.heldFiles.check(inode);
     truncate(store, inode, wish.size, kill);
     session.pageCache.cut(inode, wish.size);
   }

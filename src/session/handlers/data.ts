@@ -16,10 +16,12 @@ import type { Request } from "../../fuse/request.ts";
 import { noteAccess } from "../../namespace/attributes.ts";
 import { copyRange } from "../../namespace/clone.ts";
 import * as data from "../../namespace/data.ts";
+import type { Fallocation } from "../../namespace/fallocate.ts";
+import * as fallocating from "../../namespace/fallocate.ts";
 import type { Inode } from "../../namespace/inode.ts";
 import type { Handle } from "../handles.ts";
 import type { Session } from "../session.ts";
-import { killing, lacksSetIdRight } from "./privileges.ts";
+import { killing, killOf, lacksSetIdRight } from "./privileges.ts";
 
 export function read(session: Session, request: Request): void {
   const { store, leases } = session.volume;
@@ -35,6 +37,10 @@ export function read(session: Session, request: Request): void {
   noteAccess(store, inode, session.options.atime);
   session.replyRegion(request, count, total);
 }
+
+/** How long a change of many extents keeps the event loop, milliseconds. */
+const SLICE_MS = 2;
+const NEVER = new AbortController().signal;
 
 /** What a fault has to have; the kernel reads more than that only ahead. */
 const PAGE_BYTES = 4096;
@@ -87,7 +93,7 @@ export function write(session: Session, request: Request): void {
     }
   }
   const { bytes, dataAt, ioSize } = request;
-  if (!isWriteBack) session.cloning.check(inode);
+  if (!isWriteBack) session.heldFiles.check(inode);
   const ioOffset = offsetOf(session, request, inode);
   // Of write-back the pages are known since they were filled, and cannot be dropped before it is answered.
   const past = handle.direct || (request.ioOpenFlags & OpenFlag.DIRECT) !== 0;
@@ -113,7 +119,7 @@ export function write(session: Session, request: Request): void {
 /** An append goes where the kernel takes the end of the file to be; after a clone that may be where it was. */
 function offsetOf(session: Session, request: Request, inode: Inode): bigint {
   const appends = (request.ioOpenFlags & OpenFlag.APPEND) !== 0 && (request.ioFlags & WriteFlag.CACHE) === 0;
-  const isLate = appends && (session.hasWaited || session.cloning.isUntold(inode));
+  const isLate = appends && (session.hasWaited || session.heldFiles.isUntold(inode));
   return isLate && inode.size > request.ioOffset ? inode.size : request.ioOffset;
 }
 
@@ -126,15 +132,59 @@ function noteWrittenThrough(session: Session, inode: Inode, offset: bigint, size
   if (leases.isLeased(inode, block, count)) session.pageCache.secondCopy(inode, offset, size);
 }
 
-export function fallocate(session: Session, request: Request): void {
+function beginFallocate(
+  session: Session,
+  request: Request,
+): { inode: Inode; fallocation: Fallocation; blocks: number } {
   const { store } = session.volume;
-  const wish = request.body(FallocateIn);
-  const { inode } = session.handles.get(wish.fh);
-  session.cloning.check(inode);
+  const { fh, mode, offset, length } = request.body(FallocateIn);
+  const { inode } = session.handles.get(fh);
   // fallocate(2) strips setuid and setgid as write(2) does, unless the caller is privileged.
-  killing(session, request, inode, lacksSetIdRight(request, inode), (kill) =>
-    data.fallocate(store, inode, wish.mode, wish.offset, wish.length, kill),
-  );
+  const kill = killOf(request, inode, lacksSetIdRight(request, inode));
+  const fallocation = fallocating.beginFallocate(store, inode, mode, offset, length, kill);
+  return { inode, fallocation, blocks: data.blocksOver(store, offset, length).count };
+}
+
+/** Blocks of a range that is allocated, or made a hole, in one turn. */
+const AT_ONCE_BLOCKS = 512;
+
+/** What is small is done at once; false: it may take long. */
+export function fallocateAtOnce(session: Session, request: Request): boolean {
+  const { inode, fallocation, blocks } = beginFallocate(session, request);
+  if (blocks > AT_ONCE_BLOCKS) return false;
+  const { mode } = inode;
+  session.heldFiles.check(inode);
+  try {
+    while (!fallocation.step());
+  } finally {
+    fallocation.abandon();
+  }
+  if (inode.mode !== mode) session.forgetAttributes(inode);
+  session.reply(request, 0);
+  return true;
+}
+
+export async function fallocate(session: Session, request: Request, signal: AbortSignal): Promise<void> {
+  const { inode, fallocation } = beginFallocate(session, request);
+  const { mode } = inode;
+  let release: (() => void) | null = null;
+  const some = (): boolean => {
+    if (release === null) session.heldFiles.check(inode);
+    const from = performance.now();
+    do {
+      if (fallocation.step()) return true;
+      release ??= session.heldFiles.hold(inode);
+    } while (performance.now() - from < SLICE_MS);
+    return false;
+  };
+  try {
+    while (!(await session.retry(some, fallocation.hasRecords ? NEVER : signal)))
+      await new Promise((resolve) => setImmediate(resolve));
+  } finally {
+    fallocation.abandon();
+    (release as (() => void) | null)?.();
+  }
+  if (inode.mode !== mode) session.forgetAttributes(inode);
   session.reply(request, 0);
 }
 
@@ -148,7 +198,8 @@ export function copyFileRange(session: Session, request: Request): void {
   const source = session.handles.get(wish.fhIn).inode;
   const { inode: target, flags } = session.handles.get(wish.fhOut);
   if (wish.flags !== 0n) throw new FsError("EINVAL", `copy_file_range flags ${wish.flags}`);
-  session.cloning.check(target);
+  session.heldFiles.check(source);
+  session.heldFiles.check(target);
   const range = {
     ...{ source, sourceOffset: wish.offIn, target, targetOffset: wish.offOut },
     length: wish.len < COPY_BYTES_MAX ? wish.len : COPY_BYTES_MAX,

@@ -51,7 +51,7 @@ export function open(session: Session, request: Request): void {
   const inode = store.inode(request.nodeid);
   const wish = request.body(OpenIn);
   if ((wish.flags & OpenFlag.TRUNC) !== 0) {
-    session.cloning.check(inode);
+    session.heldFiles.check(inode);
     session.volume.leases.nonBlocking = (wish.flags & OpenFlag.NONBLOCK) !== 0;
     const kill = (wish.openFlags & OpenInFlag.KILL_SUIDGID) !== 0;
     killing(session, request, inode, kill, (how) => truncate(store, inode, 0n, how));

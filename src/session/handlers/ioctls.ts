@@ -322,7 +322,7 @@ function makeLease(session: Session, request: Request, handle: Handle, wish: Map
   const { inode } = handle;
   const { block, count } = rangeOf(store, wish);
   refuseTail(session, inode, block, count);
-  session.cloning.check(inode);
+  session.heldFiles.check(inode);
   // Of two requests at a time one gets it.
   if (handle.lease !== null) throw new FsError("EBUSY", "this open file has a lease already");
   const holder = new Caller(request.pid, request.uid);
@@ -500,7 +500,7 @@ async function prepareBlocks(
   const begin = Number(from >> store.blockShift);
   const lacking = lackingBlocks(inode, begin, end);
   // All or nothing, as fallocate(2): not everything that is left, and then an error.
-  if (lacking > store.allocator.freeBlocks + store.allocator.pendingBlocks) {
+  if (lacking > store.allocator.freeBlocks + store.pendingBlocks) {
     throw new FsError("ENOSPC", `${lacking} blocks wanted, ${store.allocator.freeBlocks} free`);
   }
   await session.retry(() => guardPrepare(store, inode, begin, end - begin), signal);
@@ -508,7 +508,11 @@ async function prepareBlocks(
   try {
     for (let block = begin; block < end; ) {
       const first = block;
-      block = await session.retry(() => prepareSome(store, inode, first, end - first, slice), signal);
+      const some = (): number => {
+        session.heldFiles.check(inode);
+        return prepareSome(store, inode, first, end - first, slice);
+      };
+      block = await session.retry(some, signal);
       if (block < end) await new Promise((resolve) => setImmediate(resolve));
       if (signal.aborted) throw new FsError("EINTR");
     }
@@ -530,7 +534,11 @@ async function defrag(
   const end = wish.length === 0n ? (inode.extents?.end ?? 0) : blocksFor(store, wish.offset + wish.length);
   for (let block = Number(wish.offset >> store.blockShift); block < end; ) {
     const first = block;
-    block = await session.retry(() => defragSome(store, inode, first, end), signal);
+    const some = (): number => {
+      session.heldFiles.check(inode);
+      return defragSome(store, inode, first, end);
+    };
+    block = await session.retry(some, signal);
     if (block < end) await new Promise((resolve) => setImmediate(resolve));
     if (signal.aborted) throw new FsError("EINTR");
   }
@@ -578,7 +586,7 @@ async function clone(
   let release: (() => void) | null = null;
   let told: (() => void) | null = null;
   const some = (): void => {
-    if (release === null) for (const inode of [source, target]) session.cloning.check(inode);
+    if (release === null) for (const inode of [source, target]) session.heldFiles.check(inode);
     const rest = {
       source,
       sourceOffset: wish.sourceOffset + done,
@@ -588,8 +596,8 @@ async function clone(
       killPrivileges,
     };
     done += BigInt(cloneRange(store, rest));
-    if (done < length) release ??= session.cloning.hold(source, target);
-    if (target.size > sizeBefore) told ??= session.cloning.grown(target);
+    if (done < length) release ??= session.heldFiles.hold(source, target);
+    if (target.size > sizeBefore) told ??= session.heldFiles.grown(target);
   };
   try {
     while (done < length) {

@@ -1,19 +1,19 @@
 /**
- * Files that a clone is changing, or reading from, slice by slice.
+ * Files that a long change is under way on, slice by slice: a clone, or an allocation of very many runs.
  *
  * Invariants:
- * - from its first slice to its last no other request changes what either file contains, or maps a part of it directly: a
- *   clone is of one moment, and meets no lease half way. Nobody is held before the first slice: until then a clone may
- *   itself wait for a lease;
- * - who is held waits in the way of every request (base/wait.ts), with nothing changed yet;
+ * - from its first slice to its last no other request changes what such a file contains, or maps a part of it directly: a
+ *   clone is of one moment, an allocation whole or absent, and neither meets a lease half way. Nobody is held before the
+ *   first slice: until then the change may itself wait for a lease;
+ * - who is held waits as for a lease (base/wait.ts), with nothing changed yet;
  * - an append to a file whose new size the kernel has not been told of goes behind the end that the file has.
  */
 import { type Deferred, deferred, Wait } from "../base/wait.ts";
 import type { Inode } from "../namespace/inode.ts";
 
-export class Cloning {
+export class HeldFiles {
   readonly #held = new Map<Inode, { count: number; readonly over: Deferred }>();
-  /** Targets whose size the kernel may not know, and in how many clones. */
+  /** Whose size the kernel may not know, and in how many clones. */
   readonly #untold = new Map<Inode, number>();
 
   /** Until the function that is returned is called. */
@@ -37,10 +37,10 @@ export class Cloning {
     known.over.resolve();
   }
 
-  /** Before its contents change, or a part of it is leased. @throws Wait while a clone goes on */
+  /** Before its contents or its map change, or a part of it is leased. @throws Wait while a long change goes on */
   check(inode: Inode): void {
     const known = this.#held.get(inode);
-    if (known !== undefined) throw new Wait("clone", known.over.promise);
+    if (known !== undefined) throw new Wait("a long change", known.over.promise);
   }
 
   /** The target has become longer; until the function that is returned is called the kernel may think otherwise. */
