@@ -327,9 +327,9 @@ export function write(
     let writtenPart = 0;
     for (const run of becomes) {
       // Zeros, or what was there, around the caller's bytes in blocks that become visible.
-      if (run.block === first && head > 0) fill(store, run, 0, head);
+      if (run.block === first && head > 0) fill(store, inode, run, 0, head);
       if (run.block + run.count - 1 === lastBlock && tail < store.blockBytes) {
-        fill(store, run, (run.count - 1) * store.blockBytes + tail, store.blockBytes - tail);
+        fill(store, inode, run, (run.count - 1) * store.blockBytes + tail, store.blockBytes - tail);
       }
       const from = run.block === first ? head : 0;
       const byteStart = (run.block - first) * store.blockBytes + from - head;
@@ -382,11 +382,16 @@ interface Becoming extends Filled {
   readonly after: number;
 }
 
-/** The bytes from `from` on in such a run are what they were: copied, or zeros. */
-function fill(store: Store, run: Filled, from: number, bytes: number): void {
+/**
+ * The bytes from `from` on in such a run are what they were: copied, or zeros. Of what was shared, only what this file shows:
+ * behind its end may lie what is another file's.
+ */
+function fill(store: Store, inode: Inode, run: Filled, from: number, bytes: number): void {
   const at = run.physical * store.blockBytes + from;
-  if (run.copyOf < 0) store.region.zero(at, bytes);
-  else store.region.copy(run.copyOf * store.blockBytes + from, at, bytes);
+  const shown = run.copyOf < 0 ? 0n : inode.size - (BigInt(run.block) << store.blockShift) - BigInt(from);
+  const kept = shown >= BigInt(bytes) ? bytes : shown > 0n ? Number(shown) : 0;
+  if (kept > 0) store.region.copy(run.copyOf * store.blockBytes + from, at, kept);
+  if (kept < bytes) store.region.zero(at + kept, bytes - kept);
 }
 
 /** Store bytes into blocks that are all written. */
@@ -500,12 +505,7 @@ export function prepareSome(store: Store, inode: Inode, block: number, count: nu
   }
   try {
     for (const run of runs) {
-      const bytes = run.count * store.blockBytes;
-      // Of what was shared, only what this file shows: behind its end may lie what is another file's.
-      const shown = run.copyOf < 0 ? 0n : inode.size - (BigInt(run.block) << store.blockShift);
-      const kept = shown >= BigInt(bytes) ? bytes : shown > 0n ? Number(shown) : 0;
-      if (kept > 0) fill(store, run, 0, kept);
-      if (kept < bytes) store.region.zero(run.physical * store.blockBytes + kept, bytes - kept);
+      fill(store, inode, run, 0, run.count * store.blockBytes);
       group.extent(inode.ino, run.block, run.physical, run.count, WRITTEN);
     }
     const time = now();

@@ -2,7 +2,8 @@
  * The entries of one directory.
  *
  * Invariants (check()):
- * - a name occurs once; cookies are unique, and a new entry's is higher than all before;
+ * - a name occurs once; cookies are unique, and that of a new name is higher than all before. A name that comes to stand for
+ *   another inode (rename over it, exchange) keeps its own: it was there all the time;
  * - `order`, where built, holds every live entry in the order of cookies, and `dead` removed ones besides. An entry
  *   keeps its place while it lives, so that a reader who remembers a cookie neither skips nor repeats others (POSIX readdir).
  */
@@ -29,8 +30,14 @@ export class Directory {
 
   /** Bind the name; the previous entry of that name is gone. Returns it, if there was one. */
   set(name: string, ino: number, type: number, cookie: number): Dentry | undefined {
-    const previous = this.remove(name);
     const entry: Dentry = { name, ino, cookie, type };
+    const known = this.names.get(name);
+    if (known?.cookie === cookie) {
+      this.names.set(name, entry);
+      if (this.#order !== null) this.#order[this.#firstBehind(this.#order, cookie - 1)] = entry;
+      return known;
+    }
+    const previous = this.remove(name);
     this.names.set(name, entry);
     if (this.#order !== null) {
       // Replay may bring cookies out of order; then the order is built anew when somebody reads.
@@ -58,13 +65,7 @@ export class Directory {
     return removed;
   }
 
-  /** Live entries with a cookie above the given one, in order. */
-  *after(cookie: number): IterableIterator<Readonly<Dentry>> {
-    if (this.#order === null) {
-      this.#order = [...this.names.values()].sort((a, b) => a.cookie - b.cookie);
-      this.#dead = 0;
-    }
-    const order = this.#order;
+  #firstBehind(order: readonly Dentry[], cookie: number): number {
     let low = 0;
     let high = order.length;
     while (low < high) {
@@ -72,7 +73,27 @@ export class Directory {
       if ((order[middle] as Dentry).cookie <= cookie) low = middle + 1;
       else high = middle;
     }
-    for (let index = low; index < order.length; index += 1) {
+    return low;
+  }
+
+  /** All live entries. Names are added in the order of their cookies, except by a replay. */
+  #inOrder(): Dentry[] {
+    const order = [...this.names.values()];
+    for (let index = 1; index < order.length; index += 1) {
+      if ((order[index - 1] as Dentry).cookie > (order[index] as Dentry).cookie)
+        return order.sort((a, b) => a.cookie - b.cookie);
+    }
+    return order;
+  }
+
+  /** Live entries with a cookie above the given one, in order. */
+  *after(cookie: number): IterableIterator<Readonly<Dentry>> {
+    if (this.#order === null) {
+      this.#order = this.#inOrder();
+      this.#dead = 0;
+    }
+    const order = this.#order;
+    for (let index = this.#firstBehind(order, cookie); index < order.length; index += 1) {
       const entry = order[index] as Dentry;
       if (entry.ino !== 0) yield entry;
     }

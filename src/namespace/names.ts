@@ -68,10 +68,16 @@ export function lookup(store: Store, parent: Inode, name: string): Inode {
 }
 
 /** A position for another entry: none is used twice, so they can run out (in a volume that somebody else has written). */
-function newCookie(directory: Directory, ahead = 0): number {
-  const cookie = directory.nextCookie + ahead;
+function newCookie(directory: Directory): number {
+  const cookie = directory.nextCookie;
   if (cookie >= COUNTER_MAX) throw new FsError("ENOSPC", "no position is left in the directory");
   return cookie;
+}
+
+/** The position of a name, which it keeps whatever it comes to stand for; a new one's. */
+function cookieOf(parent: Inode, name: string): number {
+  const directory = directoryOf(parent);
+  return directory.names.get(name)?.cookie ?? newCookie(directory);
 }
 
 /** The directory's own record after a change of its entries. */
@@ -284,11 +290,14 @@ export function rename(
   const moved = source.isDirectory && sourceParent !== targetParent;
   const group = store.begin(target === null);
   group.dentryGone(sourceParent.ino, sourceName);
-  if (target !== null) {
-    group.dentryGone(targetParent.ino, targetName);
-    relink(group, target, target.isDirectory ? 0 : target.nlink - 1);
-  }
-  group.dentry(targetParent.ino, targetName, source.ino, source.mode >>> 12, newCookie(targetDirectory));
+  if (target !== null) relink(group, target, target.isDirectory ? 0 : target.nlink - 1);
+  group.dentry(
+    targetParent.ino,
+    targetName,
+    source.ino,
+    source.mode >>> 12,
+    cookieOf(targetParent, targetName),
+  );
   relink(group, source, source.nlink, source.isDirectory ? targetParent.ino : source.parent);
   const gained = (moved ? 1 : 0) - (target?.isDirectory === true ? 1 : 0);
   if (sourceParent === targetParent) {
@@ -311,10 +320,11 @@ function exchange(
   target: Inode,
 ): void {
   const group = store.begin(true);
-  const sourceDirectory = directoryOf(sourceParent);
-  const targetDirectory = directoryOf(targetParent);
-  const sourceCookie = newCookie(sourceDirectory);
-  const targetCookie = newCookie(targetDirectory, targetDirectory === sourceDirectory ? 1 : 0);
+  // Both names were there before, and stay where they are for whoever reads the directory.
+  const [sourceCookie, targetCookie] = [
+    cookieOf(sourceParent, sourceName),
+    cookieOf(targetParent, targetName),
+  ];
   group.dentry(sourceParent.ino, sourceName, target.ino, target.mode >>> 12, sourceCookie);
   group.dentry(targetParent.ino, targetName, source.ino, source.mode >>> 12, targetCookie);
   relink(group, source, source.nlink, source.isDirectory ? targetParent.ino : 0);

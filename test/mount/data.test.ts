@@ -349,6 +349,30 @@ describe("times", () => {
     }
   });
 
+  test("beyond what can be kept exactly become the nearest that can", async () => {
+    const path = join(await mount.fresh(), "file");
+    await writeFile(path, "");
+    const most = 2n ** 53n - 1n;
+    for (const [seconds, kept] of [
+      [most, most],
+      [most + 2n, most],
+      [2n ** 62n, most],
+      [-most, -most],
+      [-(2n ** 62n), -most],
+    ]) {
+      await succeed("python3", [
+        "-c",
+        "import os, sys; os.utime(sys.argv[1], (0, int(sys.argv[2])))",
+        path,
+        `${seconds}`,
+      ]);
+      const found = async (): Promise<string> => (await succeed("stat", ["-c", "%Y", path])).trim();
+      expect(await found()).toBe(`${kept}`);
+      await mount.remount();
+      expect(await found()).toBe(`${kept}`);
+    }
+  });
+
   test("a write moves mtime and ctime, chmod ctime alone, a read neither", async () => {
     const path = join(await mount.fresh(), "file");
     await writeFile(path, "x");

@@ -262,6 +262,32 @@ describe("rename", () => {
     await old.close();
   });
 
+  test("a listing under way names each file once that others are renamed over, or exchanged with, meanwhile", async () => {
+    const folder = await mount.fresh();
+    const [listed, beside] = [join(folder, "listed"), join(folder, "beside")];
+    await mkdir(listed);
+    await mkdir(beside);
+    const names = Array.from({ length: 3000 }, (_, index) => `name-${index}`);
+    for (const name of names) {
+      await writeFile(join(listed, name), "");
+      await writeFile(join(beside, name), "");
+    }
+    const directory = await opendir(listed, { bufferSize: 32 });
+    const seen = [(await directory.read())?.name];
+    for (const [index, name] of names.entries()) {
+      const pair = [join(beside, name), join(listed, name)] as const;
+      if (index % 3 === 0) await rename(...pair);
+      else if (index % 3 === 1) addon().renameat2(...pair, RENAME_EXCHANGE);
+      else if (index > 3)
+        addon().renameat2(join(listed, names[index - 3] as string), pair[1], RENAME_EXCHANGE);
+    }
+    for await (const { name } of directory) seen.push(name);
+    expect(seen).toHaveLength(names.length);
+    expect(seen.sort()).toEqual(names.sort());
+    await mount.remount();
+    expect((await readdir(listed)).sort()).toEqual(names);
+  });
+
   test("RENAME_NOREPLACE refuses, RENAME_EXCHANGE swaps, files and directories alike", async () => {
     const folder = await mount.fresh();
     await writeFile(join(folder, "a"), "file");

@@ -46,6 +46,26 @@ async function openVolume(granularity: Granularity = "cacheline", sizeBytes = 4 
 }
 
 describe("shared extents", () => {
+  test("a write to a copy takes along nothing that lies behind the end of either", async () => {
+    const store = await openVolume();
+    const a = file(store, "a", pattern(100, 1));
+    const b = file(store, "b");
+    // As a direct mapping of the whole block may have stored.
+    const [extent] = a.extents ?? [];
+    store.region.write(extent!.physical * store.blockBytes + 100, Buffer.alloc(3000, "secret"), 0, 3000);
+    cloneRange(store, whole(a, b));
+    write(store, b, 50n, Buffer.from("x"), 0, 1, false);
+    const [own] = b.extents ?? [];
+    expect(own!.physical).not.toBe(extent!.physical);
+    const block = Buffer.alloc(store.blockBytes);
+    store.region.read(own!.physical * store.blockBytes, block, 0, block.length);
+    const expected = Buffer.alloc(store.blockBytes);
+    expected.set(pattern(100, 1));
+    expected.write("x", 50);
+    expect(block.equals(expected)).toBe(true);
+    await store.close();
+  });
+
   test("in blocks that others have to themselves are damage", async () => {
     const store = await openVolume();
     const [a, b] = [file(store, "a", pattern(BYTES, 1)), file(store, "b", pattern(BYTES, 2))];

@@ -64,6 +64,7 @@ export const LACKING: Readonly<Record<string, string>> = {
   "a file can be 2^63 - 1 bytes long, and nothing longer": LARGE,
   "at offsets beyond 2^53, up to the last byte of a file of 2^63 - 1 bytes, data is written and read": LARGE,
   "are kept to the nanosecond, before 1970 and after 2038": TIMES,
+  "beyond what can be kept exactly become the nearest that can": TIMES,
   "cp -a copies a tree that compares equal, there and back": TIMES,
   "rsync copies a tree that compares equal, there and back": TIMES,
   "tar copies a tree that compares equal, there and back": TIMES,
@@ -74,6 +75,8 @@ export const LACKING: Readonly<Record<string, string>> = {
   "a directory that was removed while open lists nothing and takes no new names": HIDDEN,
   "a name is bytes, not text: what is no UTF-8 comes back as it went in": "names are UTF-8",
   "RENAME_NOREPLACE refuses, RENAME_EXCHANGE swaps, files and directories alike": "no renameat2",
+  "a listing under way names each file once that others are renamed over, or exchanged with, meanwhile":
+    "no renameat2",
   "another user is held to the mode bits": NO_CALLER,
   "in a sticky directory only the owner removes or renames a name": NO_CALLER,
   "a write by another user takes away setuid and setgid": NO_CALLER,

@@ -1,5 +1,5 @@
 /** GETATTR, SETATTR, STATX. */
-import { now } from "../../base/clock.ts";
+import { now, type Timestamp } from "../../base/clock.ts";
 import { putAttrOut, putStatxOut } from "../../fuse/encode.ts";
 import { Fattr, GetattrFlag, SetattrIn } from "../../fuse/kernel.ts";
 import type { Request } from "../../fuse/request.ts";
@@ -31,6 +31,15 @@ export function getattr(session: Session, request: Request): void {
   session.replyAfter(request.clone(), fresh, () => putAttributes(session, inode));
 }
 
+const SECONDS_MAX = BigInt(Number.MAX_SAFE_INTEGER);
+
+/** Times that cannot be kept become the nearest that can, as timestamp_truncate() in fs/inode.c has it: 285 million years. */
+function timeOf(seconds: bigint, nsec: number): Timestamp {
+  if (seconds > SECONDS_MAX) return { sec: Number.MAX_SAFE_INTEGER, nsec: 0 };
+  if (seconds < -SECONDS_MAX) return { sec: -Number.MAX_SAFE_INTEGER, nsec: 0 };
+  return { sec: Number(seconds), nsec };
+}
+
 type Changes = { -readonly [K in keyof AttributeChange]: AttributeChange[K] };
 
 export function setattr(session: Session, request: Request): void {
@@ -50,10 +59,10 @@ export function setattr(session: Session, request: Request): void {
   if ((valid & Fattr.UID) !== 0) change.uid = wish.uid;
   if ((valid & Fattr.GID) !== 0) change.gid = wish.gid;
   if ((valid & Fattr.ATIME) !== 0) {
-    change.atime = (valid & Fattr.ATIME_NOW) !== 0 ? time : { sec: Number(wish.atime), nsec: wish.atimensec };
+    change.atime = (valid & Fattr.ATIME_NOW) !== 0 ? time : timeOf(wish.atime, wish.atimensec);
   }
   if ((valid & Fattr.MTIME) !== 0) {
-    change.mtime = (valid & Fattr.MTIME_NOW) !== 0 ? time : { sec: Number(wish.mtime), nsec: wish.mtimensec };
+    change.mtime = (valid & Fattr.MTIME_NOW) !== 0 ? time : timeOf(wish.mtime, wish.mtimensec);
   }
   // chown(2) takes setuid and setgid away, whoever calls it; under HANDLE_KILLPRIV_V2 that is our work. A chmod in the
   // same request has the last word.
