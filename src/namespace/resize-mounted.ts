@@ -261,13 +261,18 @@ interface Owner extends BlockRange {
   readonly physical: number;
 }
 
+/** Blocks of a file that lay in one chunk of the tail. */
+interface Note extends BlockRange {
+  readonly inode: Inode;
+}
+
 /**
- * Who shares blocks of the tail: noted when a file is found or becomes one of them, looked up by chunk. What is noted may
- * be over by now, so each is looked at again; nobody is missing.
+ * Who shares blocks of the tail: noted when a file is found or becomes one of them, looked up by the place of the blocks. What
+ * is noted may be over by now, so each is looked at again; nobody is missing.
  */
 class Sharers {
   readonly #store: Store;
-  readonly #byChunk = new Map<number, { inode: Inode; block: number; count: number }[]>();
+  readonly #notes = new Map<number, Note[]>();
 
   constructor(store: Store) {
     this.#store = store;
@@ -276,12 +281,13 @@ class Sharers {
   note(inode: Inode, block: number, physical: number, count: number): void {
     const { end, chunkBlocks } = this.#store.allocator;
     for (let at = Math.max(physical, end); at < physical + count; ) {
-      const chunk = Math.floor(at / chunkBlocks);
-      const upTo = Math.min(physical + count, (chunk + 1) * chunkBlocks);
-      const noted = this.#byChunk.get(chunk);
-      const entry = { inode, block: block + at - physical, count: upTo - at };
-      if (noted === undefined) this.#byChunk.set(chunk, [entry]);
-      else noted.push(entry);
+      const upTo = Math.min(physical + count, (Math.floor(at / chunkBlocks) + 1) * chunkBlocks);
+      const note = { inode, block: block + at - physical, count: upTo - at };
+      for (const group of groupsOf(at, upTo)) {
+        const noted = this.#notes.get(group);
+        if (noted === undefined) this.#notes.set(group, [note]);
+        else noted.push(note);
+      }
       at = upTo;
     }
   }
@@ -291,23 +297,34 @@ class Sharers {
     const from = piece.physical;
     const owner = { inode, block: piece.block, physical: from, count };
     const found = new Map<string, Owner>([[`${inode.ino} ${piece.block}`, owner]]);
-    const chunk = Math.floor(from / this.#store.allocator.chunkBlocks);
-    for (const noted of this.#byChunk.get(chunk) ?? []) {
-      if (this.#store.state.inodes.get(noted.inode.ino) !== noted.inode) continue;
-      const last = noted.block + noted.count;
-      for (let at = noted.block; at < last; ) {
-        const there = (noted.inode.extents as ExtentMap).at(at, last - at);
-        at += there.count;
-        const first = Math.max(there.physical, from);
-        const blocks = Math.min(there.physical + there.count, from + count) - first;
-        if (there.state !== SHARED || blocks <= 0) continue;
-        const block = there.block + first - there.physical;
-        const key = `${noted.inode.ino} ${block}`;
-        const known = found.get(key);
-        if (known === undefined || known.count < blocks)
-          found.set(key, { inode: noted.inode, block, physical: first, count: blocks });
+    const looked = new Set<Note>();
+    for (const group of groupsOf(from, from + count)) {
+      for (const note of this.#notes.get(group) ?? []) {
+        if (looked.has(note)) continue;
+        looked.add(note);
+        if (this.#store.state.inodes.get(note.inode.ino) !== note.inode) continue;
+        const last = note.block + note.count;
+        for (let at = note.block; at < last; ) {
+          const there = (note.inode.extents as ExtentMap).at(at, last - at);
+          at += there.count;
+          const first = Math.max(there.physical, from);
+          const blocks = Math.min(there.physical + there.count, from + count) - first;
+          if (there.state !== SHARED || blocks <= 0) continue;
+          const block = there.block + first - there.physical;
+          const key = `${note.inode.ino} ${block}`;
+          const known = found.get(key);
+          if (known === undefined || known.count < blocks)
+            found.set(key, { inode: note.inode, block, physical: first, count: blocks });
+        }
       }
     }
     return [...found.values()];
   }
+}
+
+/** Blocks of the region whose sharers are noted together: a file that random writes have cut has a note for each block. */
+const GROUP_BLOCKS = 16;
+
+function* groupsOf(start: number, end: number): IterableIterator<number> {
+  for (let group = Math.floor(start / GROUP_BLOCKS); group * GROUP_BLOCKS < end; group += 1) yield group;
 }
