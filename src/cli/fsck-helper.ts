@@ -26,7 +26,7 @@ export function fsckArguments(args: readonly string[]): string[] {
   }
   const [region] = regions;
   if (region === undefined || regions.length !== 1) throw new Error("fsck.mapdirect: it wants one region");
-  return ["fsck", ...(repair ? ["--repair"] : []), region];
+  return ["fsck", ...(repair ? ["--repair", "--yes"] : []), region];
 }
 
 /** Set the exit code; never throws. */

@@ -74,6 +74,8 @@ magic.writeUInt32LE(GROUP_MAGIC);
 export class ChainReader {
   readonly segments: number[] = [];
   readonly damages: Damage[] = [];
+  /** Byte ranges of the region that hold nothing whole, where transactions of the chain were. */
+  readonly passedOver: { readonly from: number; readonly to: number }[] = [];
   /** Its END was found. */
   complete = false;
   nextLsn = 0;
@@ -109,11 +111,18 @@ export class ChainReader {
       if (this.complete) return;
       named = linked ?? head?.next ?? 0;
       // The log may end anywhere; that it went on, only a later segment of it can tell.
+      if (linked === null && this.#role === SegmentRole.CHECKPOINT)
+        this.#passOver(place + offset, place + this.#geometry.segmentBytes);
       if (linked !== null || this.#role === SegmentRole.CHECKPOINT) continue;
       const following = this.#segment(named, index + 1, incarnation);
       if (following === null || (following.head !== null && following.head.firstLsn < this.nextLsn)) return;
+      this.#passOver(place + offset, place + this.#geometry.segmentBytes);
       this.#damaged(place + offset, `group ${this.nextLsn}`, "none, though the log goes on elsewhere");
     }
+  }
+
+  #passOver(from: number, to: number): void {
+    this.passedOver.push({ from, to });
   }
 
   #damaged(at: number, expected: string, found: string): void {
@@ -163,9 +172,10 @@ export class ChainReader {
       const later = laterGroup(data, offset, this.#geometry, incarnation, this.nextLsn);
       if (later === null) return { offset, linked: null };
       const { group, at } = later;
-      if (at !== offset)
+      if (at !== offset) {
         this.#damaged(place + offset, `group ${this.nextLsn}`, `nothing whole up to byte ${place + at}`);
-      else if (group.lsn > this.nextLsn)
+        this.#passOver(place + offset, place + at);
+      } else if (group.lsn > this.nextLsn)
         this.#damaged(place + offset, `group ${this.nextLsn}`, `group ${group.lsn}`);
       this.nextLsn = group.lsn + 1;
       offset = at + group.length;

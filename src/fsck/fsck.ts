@@ -13,7 +13,7 @@
 import { CorruptionError, FsError, InvariantError } from "../base/errors.ts";
 import { COUNTER_MAX, COUNTER_ROOM, FeatureIncompatible, RESERVED_BYTES } from "../media/format.ts";
 import type { Recovery } from "../media/recovery.ts";
-import { leastReserve } from "../media/reserve.ts";
+import { leastReserve, rewriteReserve } from "../media/reserve.ts";
 import { mustBeReadOnly, type SuperblockValue } from "../media/superblock.ts";
 import { type BroughtBack, bringBack, checkTree, claimAll } from "../namespace/recovered.ts";
 import { rewrite } from "../namespace/rewrite.ts";
@@ -22,6 +22,7 @@ import type { Region } from "../region/region.ts";
 import { Allocator } from "../space/allocator.ts";
 import { SegmentPool } from "../space/segment-pool.ts";
 import { judgeBlocks } from "./blocks.ts";
+import { type Loss, LossCounter } from "./loss.ts";
 import { type Problem, Problems } from "./problem.ts";
 import { type Survey, survey } from "./survey.ts";
 import { TreeJudge } from "./tree.ts";
@@ -29,6 +30,17 @@ import { TreeJudge } from "./tree.ts";
 export interface FsckOptions {
   /** Write what was made to fit. */
   readonly repair: boolean;
+  /** Asked before a repair that loses something; if left out, the answer is yes. */
+  readonly mayLose?: (loss: Loss) => boolean;
+  /** Where to keep what such a repair overwrites, and what it was concluded from; if left out, nowhere. */
+  readonly undo?: () => Undo;
+}
+
+export interface Undo {
+  /** Bytes of the region as they are now. */
+  keep(region: Region, offset: number, length: number): void;
+  /** All of them are durable. */
+  finish(): void;
 }
 
 export interface FsckReport {
@@ -41,6 +53,8 @@ export interface FsckReport {
   readonly refusal: string | null;
   /** All of it can be repaired. */
   readonly repairable: boolean;
+  /** What a repair gives up, or has given up; null: nothing. */
+  readonly loss: Loss | null;
   /** It has been. */
   readonly repaired: boolean;
   /** What is no damage and should be known. */
@@ -59,12 +73,14 @@ export async function fsck(region: Region, options: FsckOptions): Promise<FsckRe
     return reportOf(
       problems,
       { ...strict, superblock },
-      { refusal: null, repairable: true, repaired: false },
+      { refusal: null, repairable: true, loss: null, repaired: false },
     );
   }
   const refusal = "state" in strict ? null : strict.refusal.message;
   const found = survey(region, problems);
-  if (found === null) return reportOf(problems, null, { refusal, repairable: false, repaired: false });
+  if (found === null) {
+    return reportOf(problems, null, { refusal, repairable: false, loss: null, repaired: false });
+  }
   // But for a copy of the superblock nothing may be wrong.
   const whole =
     "state" in strict ? { ...strict, superblock: strict.recovery.superblock } : madeToFit(found, problems);
@@ -75,7 +91,7 @@ export async function fsck(region: Region, options: FsckOptions): Promise<FsckRe
       error instanceof CorruptionError
         ? error
         : new CorruptionError("metadata", "to be readable", error.message);
-    problems.add("record", seen.where, seen.expected, seen.found, "all metadata is written anew");
+    problems.add("layout", seen.where, seen.expected, seen.found, "all metadata is written anew");
   }
   const { superblock, allocator, state } = whole;
   const highest = Math.max(superblock.sequence, superblock.incarnations, found.nextIndex, found.nextLsn);
@@ -84,14 +100,34 @@ export async function fsck(region: Region, options: FsckOptions): Promise<FsckRe
     problems.add("superblock", "superblock or log", limit, `${highest}`, null);
   }
   const repairable = !problems.beyondRepair && mustBeReadOnly(superblock) === null;
-  const repaired = options.repair && repairable;
-  const report = reportOf(problems, whole, { refusal, repairable, repaired });
+  const loss = problems.losesSomething ? (whole.loss ?? null) : null;
+  const allowed = loss === null || options.mayLose === undefined || options.mayLose(loss);
+  const repaired = options.repair && repairable && allowed;
+  const report = reportOf(problems, whole, { refusal, repairable, loss, repaired });
   if (repaired) {
     const pool = new SegmentPool(allocator, superblock.segmentBytes, superblock.blockBytes, region);
+    if (loss !== null && options.undo !== undefined) keep(region, options.undo(), whole, found, pool);
     const from = { index: found.nextIndex, lsn: found.nextLsn + 1 };
     await rewrite(region, found.geometry, pool, state, superblock, from, true);
   }
   return report;
+}
+
+/** What the repair was concluded from, and what it will overwrite. */
+function keep(
+  region: Region,
+  undo: Undo,
+  { superblock, state }: Whole,
+  found: Survey,
+  pool: SegmentPool,
+): void {
+  const { segmentBytes } = superblock;
+  undo.keep(region, 0, RESERVED_BYTES);
+  for (const at of found.segments) undo.keep(region, at, segmentBytes);
+  pool.ensure(rewriteReserve({ ...superblock, snapshotBytes: state.snapshotBytes }));
+  for (const { start, count } of pool.runs())
+    undo.keep(region, start * superblock.blockBytes, count * superblock.blockBytes);
+  undo.finish();
 }
 
 /** A volume in which nothing contradicts anything. */
@@ -101,12 +137,14 @@ interface Whole {
   readonly allocator: Allocator;
   /** Where a mount would find it as it is. */
   readonly recovery?: Pick<Recovery, "label" | "log">;
+  /** What it lacks of what the volume seems to have had. */
+  readonly loss?: Loss;
 }
 
 function reportOf(
   problems: Problems,
   whole: Whole | null,
-  verdict: Pick<FsckReport, "refusal" | "repairable" | "repaired">,
+  verdict: Pick<FsckReport, "refusal" | "repairable" | "loss" | "repaired">,
 ): FsckReport {
   return {
     superblock: whole?.superblock ?? null,
@@ -156,7 +194,9 @@ function madeToFit(found: Survey, problems: Problems): Whole {
     start: at / blockBytes,
     count: Math.ceil(bytes / blockBytes),
   });
-  new TreeJudge(draft, problems, { nowSec: Math.floor(Date.now() / 1000), blockBytes }).run();
+  const losses = new LossCounter(draft, found.glimpsed, found.passedOver);
+  const tree = new TreeJudge(draft, problems, { nowSec: Math.floor(Date.now() / 1000), blockBytes });
+  tree.run();
   const shared = judgeBlocks(
     draft,
     {
@@ -182,7 +222,8 @@ function madeToFit(found: Survey, problems: Problems): Whole {
   }
   state.nextIno = Math.max(state.nextIno, draft.nextIno);
   state.nextGeneration = Math.max(state.nextGeneration, draft.nextGeneration);
-  return { state, superblock, allocator: spaceOf(state, found, superblock) };
+  const loss = losses.count(draft, tree.rescued, blockBytes);
+  return { state, superblock, allocator: spaceOf(state, found, superblock), loss };
 }
 
 /** The strict way again: what was made to fit has to, or we have made a mistake. */

@@ -10,6 +10,8 @@ export type ProblemCode =
   /** A part of the checkpoint or of the log is damaged or missing. */
   | "checkpoint"
   | "log"
+  /** Links and headers contradict each other, though all transactions were found without them. */
+  | "layout"
   /** A record says what cannot be. */
   | "record"
   | "root"
@@ -33,6 +35,14 @@ export interface Problem {
   readonly repair: string | null;
 }
 
+/** What is wrong here is known from elsewhere: a repair of nothing else loses nothing. */
+const LOSES_NOTHING: ReadonlySet<ProblemCode> = new Set([
+  "superblock-copy",
+  "layout",
+  "link-count",
+  "parent",
+]);
+
 /** More are counted, not kept: a damaged image decides how many there are. */
 const KEPT_MAX = 10_000;
 
@@ -40,11 +50,18 @@ export class Problems {
   readonly list: Problem[] = [];
   count = 0;
   #beyondRepair = false;
+  #losesSomething = false;
 
   add(code: ProblemCode, place: string, expected: string, found: string, repair: string | null): void {
     this.count += 1;
     if (repair === null) this.#beyondRepair = true;
+    if (!LOSES_NOTHING.has(code)) this.#losesSomething = true;
     if (this.list.length < KEPT_MAX) this.list.push({ code, place, expected, found, repair });
+  }
+
+  /** A repair gives up something that the volume had before it was damaged. */
+  get losesSomething(): boolean {
+    return this.#losesSomething;
   }
 
   /** Something cannot be repaired at all. */

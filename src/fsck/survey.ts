@@ -15,7 +15,9 @@ import { currentBootId, type SuperblockValue } from "../media/superblock.ts";
 import type { Region } from "../region/region.ts";
 import { ChainReader, type FoundGroup, SegmentFinder } from "./chains.ts";
 import { Draft } from "./draft.ts";
+import { type Glimpsed, glimpse } from "./loss.ts";
 import type { Problems } from "./problem.ts";
+import { readSome } from "./reading.ts";
 import { findSuperblock } from "./superblock.ts";
 
 export interface Survey {
@@ -24,6 +26,10 @@ export interface Survey {
   readonly namedBytes: number;
   readonly geometry: ChainGeometry;
   readonly draft: Draft;
+  /** What can be seen of records that were passed over. */
+  readonly glimpsed: Glimpsed;
+  /** Parts of the metadata hold nothing whole. */
+  readonly passedOver: boolean;
   /** Byte offsets of the segments that metadata was read from. */
   readonly segments: readonly number[];
   /** Above every number that the log was found to use. */
@@ -42,8 +48,11 @@ export function survey(region: Region, problems: Problems): Survey | null {
   const finder = new SegmentFinder(region, geometry);
   const checkpoint = readCheckpoint(region, superblock, finder, draft, problems);
   const log = readLog(region, superblock, finder, checkpoint.endLsn, draft, problems);
+  const glimpsed: Glimpsed = new Map();
+  const passedOver = [...checkpoint.passedOver, ...log.passedOver];
+  for (const { from, to } of passedOver) glimpse(readSome(region, from, to - from), geometry, glimpsed);
   return {
-    ...{ superblock, namedBytes, geometry, draft },
+    ...{ superblock, namedBytes, geometry, draft, glimpsed, passedOver: passedOver.length > 0 },
     segments: [...new Set([...checkpoint.segments, ...log.segments])],
     nextLsn: Math.max(log.nextLsn, superblock.logLsn, checkpoint.endLsn) + 1,
     nextIndex: log.lastIndex + 1,
@@ -56,7 +65,7 @@ function readCheckpoint(
   finder: SegmentFinder,
   draft: Draft,
   problems: Problems,
-): { segments: readonly number[]; endLsn: number } {
+): Pick<ChainReader, "segments" | "passedOver"> & { endLsn: number } {
   const place = `checkpoint at byte ${superblock.checkpointSegment}`;
   const chain = new ChainReader(region, geometryOf(superblock), SegmentRole.CHECKPOINT, finder);
   let records = 0;
@@ -80,7 +89,7 @@ function readCheckpoint(
     problems.add("checkpoint", `checkpoint at byte ${at}`, expected, found, "it is passed over");
   if (!chain.complete)
     problems.add("checkpoint", place, "its end", "none", "what could be read of it counts");
-  return { segments: chain.segments, endLsn };
+  return { segments: chain.segments, passedOver: chain.passedOver, endLsn };
 }
 
 function readLog(
@@ -90,7 +99,7 @@ function readLog(
   checkpointEndLsn: number,
   draft: Draft,
   problems: Problems,
-): { segments: readonly number[]; nextLsn: number; lastIndex: number } {
+): ChainReader {
   const chain = new ChainReader(region, geometryOf(superblock), SegmentRole.LOG, finder);
   const { logSegment, logIndex, logIncarnation, logLsn, tailLsn } = superblock;
   const records: FoundGroup[] = [];

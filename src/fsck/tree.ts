@@ -34,6 +34,8 @@ export class TreeJudge {
   /** What a directory named when it was first asked: a search of its entries for each child would be quadratic. */
   readonly #children = new Map<DraftInode, Set<number>>();
   #inos: FreeNumbers | null = null;
+  /** Inodes that had no name and got one in lost+found. */
+  readonly rescued = new Set<number>();
 
   constructor(draft: Draft, problems: Problems, volume: { nowSec: number; blockBytes: number }) {
     this.#draft = draft;
@@ -279,6 +281,7 @@ export class TreeJudge {
         "none that leads to the root",
         `it becomes /${LOST_AND_FOUND}/#${inode.ino}`,
       );
+      this.rescued.add(inode.ino);
       const home = this.#lostAndFound();
       if (isDirectory(inode)) {
         // In a cycle every directory has a name: the one of it that is taken out loses it.

@@ -363,6 +363,35 @@ describe("fsck finds, and a repair mends", () => {
     checkVolume(store);
   });
 
+  test("nothing without being told to, if something would be lost; and says how much before", async () => {
+    const cases = [
+      { record: (group: GroupBuilder) => group.dentryGone(1, "one"), loss: { inodes: 1, bytes: 0 } },
+      { record: (group: GroupBuilder) => group.extent(3, 1, 5000, 1, 2), loss: { inodes: 1, bytes: 4096 } },
+      { record: (group: GroupBuilder) => group.inodeGone(1), loss: { inodes: 2, bytes: 0 } },
+    ];
+    for (const { record, loss } of cases) {
+      const image = await withRecord(record);
+      const region = MemoryRegion.fromImage(image);
+      const asked: unknown[] = [];
+      const report = await fsck(region, {
+        repair: true,
+        mayLose: (what) => {
+          asked.push(what);
+          return false;
+        },
+      });
+      expect(report).toMatchObject({ repairable: true, repaired: false, loss: { ...loss, atLeast: false } });
+      expect(asked).toEqual([report.loss]);
+      expect(Buffer.compare(region.image(), image)).toBe(0);
+    }
+    const image = await withRecord((group, store) =>
+      group.inode({ ...fieldsOf(at(store, "one")), nlink: 7 }),
+    );
+    const mayLose = (): boolean => false;
+    const report = await fsck(MemoryRegion.fromImage(image), { repair: true, mayLose });
+    expect(report).toMatchObject({ loss: null, repaired: true });
+  });
+
   test("two superblocks that are damaged in different places", async () => {
     const region = await makeVolume(4 * MIB, "page");
     const image = region.image();

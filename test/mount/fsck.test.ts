@@ -1,9 +1,10 @@
 /** fsck and check as commands, on real regions. test/fsck/ has what they find. */
-import { closeSync, openSync, readFileSync, writeFileSync, writeSync } from "node:fs";
+import { closeSync, openSync, readFileSync, statSync, writeFileSync, writeSync } from "node:fs";
 import { cp, mkdir, readdir, readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
 import { withMount } from "../support/mount.ts";
+import { succeed } from "../support/run.ts";
 
 /** Overwrite bytes of the region, as a failing medium does. */
 function damage(region: string, at: number, bytes: number): void {
@@ -108,10 +109,33 @@ describe("fsck", () => {
       expect(found.code).toBe(4);
       expect(found.stdout).toContain("A mount is refused: ");
       expect(readFileSync(mount.region).equals(readFileSync(copy))).toBe(true);
-      const done = await mount.cli("fsck", "--repair", "--json", mount.region);
+      // It says how much it would lose, and does not without being told to.
+      const lost = /^(\d+) of 303 inodes, \d+ bytes would be lost, as far as the damaged parts can be read$/m;
+      for (const args of [["--dry-run"], []]) {
+        const refusal = await mount.cli("fsck", "--repair", ...args, mount.region);
+        expect(refusal.code).toBe(4);
+        const [, inodes] = lost.exec(refusal.stdout) ?? [];
+        // The names of all lay in the part that is damaged.
+        expect(Number(inodes), refusal.stdout).toBe(302);
+        expect(refusal.stdout).toContain("nothing was written");
+      }
+      expect(readFileSync(mount.region).equals(readFileSync(copy))).toBe(true);
+      const undo = join(mount.folder, "undo");
+      const done = await mount.cli("fsck", "--repair", "--yes", "--undo", undo, "--json", mount.region);
       expect(done.code).toBe(1);
-      expect(JSON.parse(done.stdout)).toMatchObject({ repaired: true, repairable: true });
+      expect(JSON.parse(done.stdout)).toMatchObject({ repaired: true, repairable: true, undo });
       expect(await mount.cli("fsck", mount.region)).toMatchObject({ code: 0 });
+      // Put back at its places, what was kept takes the repair back.
+      const { mode, size, blocks } = statSync(undo);
+      expect([mode & 0o777, size]).toEqual([0o600, 32 << 20]);
+      expect(blocks * 512).toBeLessThan(4 << 20);
+      const undone = join(mount.folder, "undone");
+      await cp(mount.region, undone);
+      await succeed("dd", [`if=${undo}`, `of=${undone}`, "bs=4096", "conv=notrunc,sparse"]);
+      expect((await mount.cli("fsck", undone)).stdout.replaceAll(undone, mount.region)).toBe(found.stdout);
+      // Another time, with a name of its own choosing.
+      const again = await mount.cli("fsck", "--repair", "--yes", undone);
+      expect(again.stdout).toContain(`What the repair has overwritten is kept in ${undone}.before-repair\n`);
       await mount.mount();
       await mount.check();
       // The group that was lost held the root and the first files of the directory.

@@ -214,7 +214,7 @@ describe("fsck.mapdirect", () => {
     expect(fsckArguments(["-a", "/r"])).toEqual(["fsck", "/r"]);
     expect(fsckArguments(["-p", "-C", "3", "/r"])).toEqual(["fsck", "/r"]);
     expect(fsckArguments(["-C0", "-T", "/r"])).toEqual(["fsck", "/r"]);
-    expect(fsckArguments(["-fy", "/r"])).toEqual(["fsck", "--repair", "/r"]);
+    expect(fsckArguments(["-fy", "/r"])).toEqual(["fsck", "--repair", "--yes", "/r"]);
     for (const args of [[], ["/r", "/s"], ["--frobnicate", "/r"]])
       expect(() => fsckArguments(args)).toThrow();
   });

@@ -4,7 +4,9 @@ import { asFailure, Failure, usage } from "../../daemon/failure.ts";
 import { lockHolder } from "../../daemon/mounts.ts";
 import { inUse, openRegionOrExplain, refuseMapped } from "../../daemon/region.ts";
 import { resolveRegion } from "../../daemon/start.ts";
+import { UndoFile, undoPathFor } from "../../daemon/undo-file.ts";
 import { type FsckReport, fsck } from "../../fsck/fsck.ts";
+import type { Loss } from "../../fsck/loss.ts";
 import { formatUuid } from "../../media/mkfs.ts";
 import { FsckExit } from "../exit-codes.ts";
 import { print, toJson } from "../output.ts";
@@ -13,6 +15,8 @@ import { showingProgress } from "../progress.ts";
 interface FsckFlags {
   repair: boolean;
   dryRun: boolean;
+  yes: boolean;
+  undo?: string;
   json: boolean;
 }
 
@@ -23,11 +27,15 @@ export function fsckCommand(): Command {
       "Check everything: superblocks, checkpoint and log, names and link counts, and that every block belongs to one\n" +
         "file, or to several that share it. Without --repair nothing is written.\n" +
         "A repair keeps what can be kept: what has lost its name goes to lost+found, what several files claim becomes\n" +
-        "shared. Interrupted at any moment, it has changed nothing.",
+        "shared. Interrupted at any moment, it has changed nothing.\n" +
+        "One that loses something says how much, and wants --yes. What it overwrites is kept in a file first, sparse and\n" +
+        "with each byte at its place: 'dd if=FILE of=REGION bs=4096 conv=notrunc,sparse' takes the repair back.",
     )
     .argument("<region>", "file or device")
     .option("--repair", "write what was made to fit", false)
     .option("--dry-run", "with --repair: say what it would do, and write nothing", false)
+    .option("--yes", "with --repair: also if that loses something", false)
+    .option("--undo <file>", "where such a repair keeps what it overwrites (default: REGION.before-repair)")
     .option("--json", "print JSON", false)
     .addHelpText(
       "after",
@@ -38,7 +46,7 @@ Exit codes, as fsck(8): 0 nothing is wrong, 1 it was and is repaired, 4 somethin
 Examples:
   mapdirect fsck /srv/volume.region
   mapdirect fsck --repair --dry-run /srv/volume.region
-  mapdirect fsck --repair /dev/pmem0`,
+  mapdirect fsck --repair --yes /dev/pmem0`,
     )
     .action(run);
 }
@@ -47,8 +55,11 @@ async function run(path: string, flags: FsckFlags): Promise<void> {
   if (flags.dryRun && !flags.repair) {
     throw usage("--dry-run", "it says what a repair would do", "give --repair as well, or neither");
   }
-  const repair = flags.repair && !flags.dryRun;
-  const report = await examine(resolveRegion(path), repair);
+  for (const name of ["yes", "undo"] as const) {
+    if (flags[name] && !flags.repair)
+      throw usage(`--${name}`, "it goes with a repair", "give --repair as well");
+  }
+  const { report, undo } = await examine(resolveRegion(path), flags);
   const { superblock, problems, ...rest } = report;
   if (flags.json) {
     print(
@@ -57,23 +68,43 @@ async function run(path: string, flags: FsckFlags): Promise<void> {
         uuid: superblock === null ? null : formatUuid(superblock.uuid),
         label: superblock?.label ?? null,
         ...rest,
+        undo,
         problems,
       }),
     );
-  } else print(inWords(path, report, flags));
+  } else print(inWords(path, report, undo, flags));
   process.exitCode =
     report.problemCount === 0 ? FsckExit.CLEAN : report.repaired ? FsckExit.CORRECTED : FsckExit.UNCORRECTED;
 }
 
-async function examine(path: string, repair: boolean): Promise<FsckReport> {
+interface Examined {
+  readonly report: FsckReport;
+  /** The file that keeps what the repair has overwritten. */
+  readonly undo: string | null;
+}
+
+async function examine(path: string, flags: FsckFlags): Promise<Examined> {
   if (lockHolder(path) !== undefined) {
     const { what, why, todo } = inUse(path);
     throw new Failure(what, why, `${todo}, or use 'mapdirect check MOUNTPOINT'`);
   }
+  const repair = flags.repair && !flags.dryRun;
   const region = openRegionOrExplain(path, { readOnly: !repair });
+  let undo: UndoFile | null = null;
   try {
     if (repair) await refuseMapped(region);
-    return await showingProgress(() => fsck(region, { repair }));
+    const report = await showingProgress(() =>
+      fsck(region, {
+        repair,
+        mayLose: () => flags.yes,
+        undo: () => {
+          const { sizeBytes, kind } = region.facts;
+          undo = new UndoFile(flags.undo ?? undoPathFor(path, kind === "file"), sizeBytes);
+          return undo;
+        },
+      }),
+    );
+    return { report, undo: (undo as UndoFile | null)?.path ?? null };
   } catch (error) {
     throw asFailure(error, path, "see 'mapdirect fsck --help'");
   } finally {
@@ -81,13 +112,13 @@ async function examine(path: string, repair: boolean): Promise<FsckReport> {
   }
 }
 
-function inWords(path: string, report: FsckReport, flags: FsckFlags): string {
+function inWords(path: string, report: FsckReport, undo: string | null, flags: FsckFlags): string {
   const lines = report.problems.map(({ place, expected, found, repair }) => {
     const what = `${place}: expected ${expected}, found ${found}`;
     if (repair === null) return `${what}; nothing can be done`;
     return flags.repair ? `${what}; ${repair}` : what;
   });
-  const { problemCount, problems, refusal, repaired, repairable, superblock } = report;
+  const { problemCount, problems, refusal, repaired, repairable, loss, superblock } = report;
   if (problemCount > problems.length) lines.push(`… and ${problemCount - problems.length} more`);
   for (const warning of report.warnings) lines.push(`warning: ${warning}`);
   if (lines.length > 0) lines.push("");
@@ -97,10 +128,21 @@ function inWords(path: string, report: FsckReport, flags: FsckFlags): string {
     lines.push(`${path}: nothing is wrong: ${report.inodes} inodes, ${used} bytes in use`);
     return lines.join("\n");
   }
+  if (loss !== null && repairable) lines.push(lossInWords(loss, repaired));
+  if (undo !== null) lines.push(`What the repair has overwritten is kept in ${undo}`);
   const count = `${problemCount} ${problemCount === 1 ? "problem" : "problems"}`;
   if (repaired) lines.push(`${path}: ${count}, repaired`);
   else if (!repairable) lines.push(`${path}: ${count}, beyond repair`);
   else if (flags.dryRun) lines.push(`${path}: ${count}; nothing was written`);
-  else lines.push(`${path}: ${count}; 'mapdirect fsck --repair ${path}' repairs what it can`);
+  else if (flags.repair) {
+    lines.push(
+      `${path}: ${count}; nothing was written: 'mapdirect fsck --repair --yes ${path}' repairs all the same`,
+    );
+  } else lines.push(`${path}: ${count}; 'mapdirect fsck --repair ${path}' repairs what it can`);
   return lines.join("\n");
+}
+
+function lossInWords({ inodes, ofInodes, bytes, atLeast }: Loss, repaired: boolean): string {
+  const how = atLeast ? ", as far as the damaged parts can be read" : "";
+  return `${inodes} of ${ofInodes} inodes, ${bytes} bytes ${repaired ? "were" : "would be"} lost${how}`;
 }
