@@ -5,7 +5,7 @@
 import { closeSync, existsSync, fsyncSync, ftruncateSync, openSync, writeSync } from "node:fs";
 import { basename, dirname, resolve } from "node:path";
 import type { Undo } from "../fsck/fsck.ts";
-import { readSome } from "../fsck/reading.ts";
+import { readSome } from "../media/reading.ts";
 import { syncDirectory } from "../region/create.ts";
 import type { Region } from "../region/region.ts";
 import { Failure, reason } from "./failure.ts";

@@ -17,16 +17,15 @@ import {
 } from "../media/chain.ts";
 import { GROUP_MAGIC, GroupKind, RESERVED_BYTES, SegmentHeader, SegmentRole } from "../media/format.ts";
 import { type GroupInfo, groupAt, readRecords, refusingSink } from "../media/group.ts";
-import type { Region } from "../region/region.ts";
-import { readSome } from "./reading.ts";
+import { type Media, readSome } from "../media/reading.ts";
 
 /** Where a segment is whose predecessor does not tell. Looks at every place once, when first asked. */
 export class SegmentFinder {
-  readonly #region: Region;
+  readonly #region: Media;
   readonly #geometry: ChainGeometry;
   #places: Map<string, number> | null = null;
 
-  constructor(region: Region, geometry: ChainGeometry) {
+  constructor(region: Media, geometry: ChainGeometry) {
     this.#region = region;
     this.#geometry = geometry;
   }
@@ -80,12 +79,12 @@ export class ChainReader {
   complete = false;
   nextLsn = 0;
   lastIndex = 0;
-  readonly #region: Region;
+  readonly #region: Media;
   readonly #geometry: ChainGeometry;
   readonly #role: number;
   readonly #finder: SegmentFinder;
 
-  constructor(region: Region, geometry: ChainGeometry, role: number, finder: SegmentFinder) {
+  constructor(region: Media, geometry: ChainGeometry, role: number, finder: SegmentFinder) {
     this.#region = region;
     this.#geometry = geometry;
     this.#role = role;

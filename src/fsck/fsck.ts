@@ -22,6 +22,7 @@ import type { Region } from "../region/region.ts";
 import { Allocator } from "../space/allocator.ts";
 import { SegmentPool } from "../space/segment-pool.ts";
 import { judgeBlocks } from "./blocks.ts";
+import { checkCopies } from "./copies.ts";
 import { type Loss, LossCounter } from "./loss.ts";
 import { type Problem, Problems } from "./problem.ts";
 import { type Survey, survey } from "./survey.ts";
@@ -70,18 +71,16 @@ export async function fsck(region: Region, options: FsckOptions): Promise<FsckRe
   const strict = mountable(region);
   if ("state" in strict && strict.recovery.warnings.length === 0) {
     const { superblock } = strict.recovery;
-    return reportOf(
-      problems,
-      { ...strict, superblock },
-      { refusal: null, repairable: true, loss: null, repaired: false },
-    );
+    checkCopies(region, strict.recovery, problems);
+    const verdict = { refusal: null, repairable: true, loss: null, repaired: false };
+    if (problems.count === 0) return reportOf(problems, { ...strict, superblock }, verdict);
   }
   const refusal = "state" in strict ? null : strict.refusal.message;
   const found = survey(region, problems);
   if (found === null) {
     return reportOf(problems, null, { refusal, repairable: false, loss: null, repaired: false });
   }
-  // But for a copy of the superblock nothing may be wrong.
+  // But for copies nothing may be wrong.
   const whole =
     "state" in strict ? { ...strict, superblock: strict.recovery.superblock } : madeToFit(found, problems);
   if (!("state" in strict) && problems.count === 0) {
@@ -105,6 +104,9 @@ export async function fsck(region: Region, options: FsckOptions): Promise<FsckRe
   const repaired = options.repair && repairable && allowed;
   const report = reportOf(problems, whole, { refusal, repairable, loss, repaired });
   if (repaired) {
+    // Until the superblocks name the new metadata, the old stays as it is, with what it was read from.
+    for (const at of found.copies)
+      allocator.claim(at / superblock.blockBytes, superblock.segmentBytes / superblock.blockBytes);
     const pool = new SegmentPool(allocator, superblock.segmentBytes, superblock.blockBytes, region);
     if (loss !== null && options.undo !== undefined) keep(region, options.undo(), whole, found, pool);
     const from = { index: found.nextIndex, lsn: found.nextLsn + 1 };
@@ -123,8 +125,9 @@ function keep(
 ): void {
   const { segmentBytes } = superblock;
   undo.keep(region, 0, RESERVED_BYTES);
-  for (const at of found.segments) undo.keep(region, at, segmentBytes);
-  pool.ensure(rewriteReserve({ ...superblock, snapshotBytes: state.snapshotBytes }));
+  for (const at of [...found.segments, ...found.copies]) undo.keep(region, at, segmentBytes);
+  // All of it twice, at most.
+  pool.ensure(2 * rewriteReserve({ ...superblock, snapshotBytes: state.snapshotBytes }));
   for (const { start, count } of pool.runs())
     undo.keep(region, start * superblock.blockBytes, count * superblock.blockBytes);
   undo.finish();

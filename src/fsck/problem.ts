@@ -10,6 +10,9 @@ export type ProblemCode =
   /** A part of the checkpoint or of the log is damaged or missing. */
   | "checkpoint"
   | "log"
+  /** A segment is damaged that has a whole copy, or a copy is. */
+  | "segment"
+  | "copy"
   /** Links and headers contradict each other, though all transactions were found without them. */
   | "layout"
   /** A record says what cannot be. */

@@ -2,11 +2,11 @@
 import { CorruptionError } from "../base/errors.ts";
 import { isSegmentPlace } from "../media/chain.ts";
 import { REGION_BYTES_MIN, SUPERBLOCK_OFFSETS, Superblock } from "../media/format.ts";
+import { readSome } from "../media/reading.ts";
 import { geometryOf } from "../media/recovery.ts";
 import { judgeCopy, readSuperblock, type SuperblockValue } from "../media/superblock.ts";
 import type { Region } from "../region/region.ts";
 import type { Problems } from "./problem.ts";
-import { readSome } from "./reading.ts";
 
 export interface FoundSuperblock {
   /** With the size that the region has now. */

@@ -8,8 +8,10 @@
 import { CorruptionError } from "../base/errors.ts";
 import { viewOf } from "../layout/struct.ts";
 import type { ChainGeometry } from "../media/chain.ts";
+import { findCopies, Mended } from "../media/copies.ts";
 import { GroupHeader, GroupKind, SegmentRole, VolumeState } from "../media/format.ts";
 import { type GroupInfo, readRecords, refusingSink } from "../media/group.ts";
+import { type Media, readSome } from "../media/reading.ts";
 import { geometryOf } from "../media/recovery.ts";
 import { currentBootId, type SuperblockValue } from "../media/superblock.ts";
 import type { Region } from "../region/region.ts";
@@ -17,7 +19,6 @@ import { ChainReader, type FoundGroup, SegmentFinder } from "./chains.ts";
 import { Draft } from "./draft.ts";
 import { type Glimpsed, glimpse } from "./loss.ts";
 import type { Problems } from "./problem.ts";
-import { readSome } from "./reading.ts";
 import { findSuperblock } from "./superblock.ts";
 
 export interface Survey {
@@ -32,6 +33,8 @@ export interface Survey {
   readonly passedOver: boolean;
   /** Byte offsets of the segments that metadata was read from. */
   readonly segments: readonly number[];
+  /** Of the copies that were used where these are damaged. */
+  readonly copies: readonly number[];
   /** Above every number that the log was found to use. */
   readonly nextLsn: number;
   /** Above every index of the log's segments. */
@@ -45,22 +48,28 @@ export function survey(region: Region, problems: Problems): Survey | null {
   const { value: superblock, namedBytes } = superblockFound;
   const geometry = geometryOf(superblock);
   const draft = new Draft(problems);
-  const finder = new SegmentFinder(region, geometry);
-  const checkpoint = readCheckpoint(region, superblock, finder, draft, problems);
-  const log = readLog(region, superblock, finder, checkpoint.endLsn, draft, problems);
+  const media = new Mended(region, geometry, findCopies(region, geometry, superblock, "anywhere"));
+  const finder = new SegmentFinder(media, geometry);
+  const checkpoint = readCheckpoint(media, superblock, finder, draft, problems);
+  const log = readLog(media, superblock, finder, checkpoint.endLsn, draft, problems);
+  for (const [segment, copy] of media.segments) {
+    const place = `metadata segment at byte ${segment}`;
+    problems.add("segment", place, "to be whole", "damage", `it is read from its copy at byte ${copy}`);
+  }
   const glimpsed: Glimpsed = new Map();
   const passedOver = [...checkpoint.passedOver, ...log.passedOver];
-  for (const { from, to } of passedOver) glimpse(readSome(region, from, to - from), geometry, glimpsed);
+  for (const { from, to } of passedOver) glimpse(readSome(media, from, to - from), geometry, glimpsed);
   return {
     ...{ superblock, namedBytes, geometry, draft, glimpsed, passedOver: passedOver.length > 0 },
     segments: [...new Set([...checkpoint.segments, ...log.segments])],
+    copies: [...media.segments.values()],
     nextLsn: Math.max(log.nextLsn, superblock.logLsn, checkpoint.endLsn) + 1,
     nextIndex: log.lastIndex + 1,
   };
 }
 
 function readCheckpoint(
-  region: Region,
+  region: Media,
   superblock: SuperblockValue,
   finder: SegmentFinder,
   draft: Draft,
@@ -93,7 +102,7 @@ function readCheckpoint(
 }
 
 function readLog(
-  region: Region,
+  region: Media,
   superblock: SuperblockValue,
   finder: SegmentFinder,
   checkpointEndLsn: number,

@@ -11,8 +11,11 @@ import { CorruptionError, FsError } from "../base/errors.ts";
 import { getU64, type StructValue, viewOf } from "../layout/struct.ts";
 import type { Region } from "../region/region.ts";
 import { crc32c } from "./checksum.ts";
+import { encodeCopyTable } from "./copy-table.ts";
 import {
   BarrierRecord,
+  COPY_ROLE,
+  COPY_TABLE_OFFSETS,
   GROUP_MAGIC,
   GroupHeader,
   GroupKind,
@@ -24,12 +27,30 @@ import {
   SegmentRole,
 } from "./format.ts";
 import { GroupBuilder, type GroupInfo, groupAt, readRecords, refusingSink } from "./group.ts";
+import type { Media } from "./reading.ts";
 
 /** Where segments come from: the space floor's reserve, or a simple counter in mkfs. */
 export interface SegmentSource {
   /** Byte offset of a free segment. @throws FsError ENOSPC */
   take(): number;
   give(segment: number): void;
+  /** For second copies (copies.ts); without, none are made. */
+  readonly copies?: CopySource;
+}
+
+/** A segment that is lent for a second copy. */
+export interface LentSegment {
+  /** Byte offset. */
+  readonly place: number;
+}
+
+/** Lends segments for second copies: what cannot do without a segment gets them back. */
+export interface CopySource {
+  /** null if none is to be had. */
+  take(): LentSegment | null;
+  /** It was not taken back. */
+  holds(copy: LentSegment): boolean;
+  give(copy: LentSegment): void;
 }
 
 export interface ChainGeometry {
@@ -66,6 +87,8 @@ export class ChainWriter {
   readonly #link: GroupBuilder;
   /** Segments in use, oldest first; the last one is being written. */
   readonly segments: number[] = [];
+  /** Their second copies; null where there is none. */
+  readonly #copies: (LentSegment | null)[] = [];
   #next = 0;
   #index: number;
   #incarnation: number;
@@ -109,6 +132,7 @@ export class ChainWriter {
     }
     chain.#writeHeader(first, start.index, start.lsn, chain.#next);
     chain.segments.push(first);
+    chain.#beginCopy();
     return chain;
   }
 
@@ -121,9 +145,12 @@ export class ChainWriter {
     end: Pick<ChainEnd, "segments" | "offset" | "lsn" | "index" | "incarnation" | "spare">,
   ): ChainWriter {
     const chain = new ChainWriter(region, geometry, role, source, end);
-    for (const segment of end.segments) chain.segments.push(segment);
     chain.#tail = end.offset;
     chain.#next = end.spare;
+    for (const segment of end.segments) {
+      chain.segments.push(segment);
+      chain.#beginCopy();
+    }
     return chain;
   }
 
@@ -146,6 +173,7 @@ export class ChainWriter {
     region.drain();
     region.write(this.#current() + this.#tail, group.data, 0, group.length);
     region.drain();
+    this.#writeCopy(group.data, group.length);
     this.#tail += group.length;
     this.bytesWritten += group.length;
     this.#lsn += 1;
@@ -157,10 +185,11 @@ export class ChainWriter {
    * header goes, and with it replay ends before it.
    */
   retract(length: number): void {
-    const at = this.#tail - length;
-    this.#region.write(this.#current() + at, Buffer.alloc(GroupHeader.size), 0, GroupHeader.size);
+    this.#tail -= length;
+    const nothing = Buffer.alloc(GroupHeader.size);
+    this.#region.write(this.#current() + this.#tail, nothing, 0, nothing.length);
+    this.#writeCopy(nothing, nothing.length);
     this.#region.drain();
-    this.#tail = at;
     this.#lsn -= 1;
   }
 
@@ -185,7 +214,11 @@ export class ChainWriter {
   /** Forget segments before this one: a checkpoint has taken their place. Returns them. */
   dropBefore(segment: number): number[] {
     const at = this.segments.indexOf(segment);
-    return at <= 0 ? [] : this.segments.splice(0, at);
+    if (at <= 0) return [];
+    for (const copy of this.#copies.splice(0, at)) if (copy !== null) this.#source.copies?.give(copy);
+    const dropped = this.segments.splice(0, at);
+    this.#listCopies();
+    return dropped;
   }
 
   /** The chain is complete: give the spare segment back. */
@@ -196,6 +229,56 @@ export class ChainWriter {
 
   #current(): number {
     return this.segments[this.segments.length - 1] as number;
+  }
+
+  /** Begin the copy of the segment that was added last, with what is in it already. */
+  #beginCopy(): void {
+    const { copies } = this.#source;
+    // A checkpoint is copied when it is complete.
+    if (this.#role !== SegmentRole.LOG || copies === undefined) return;
+    const segment = this.#current();
+    let copy = copies.take();
+    try {
+      if (copy !== null) copySegment(this.#region, this.#geometry, segment, copy.place, this.#tail);
+    } catch (error) {
+      if (copy !== null) copies.give(copy);
+      copy = null;
+      if (!(error instanceof FsError)) throw error;
+    }
+    this.#copies.push(copy);
+    this.#listCopies();
+  }
+
+  /** What was stored at the tail, once more. A copy that fails is one less, and no harm to what it is a copy of. */
+  #writeCopy(data: Uint8Array, length: number): void {
+    const copy = this.#copies.at(-1) ?? null;
+    if (copy === null) return;
+    try {
+      if (this.#source.copies?.holds(copy) === true) {
+        this.#region.write(copy.place + this.#tail, data, 0, length);
+        return;
+      }
+    } catch (error) {
+      if (!(error instanceof FsError)) throw error;
+    }
+    this.#copies[this.#copies.length - 1] = null;
+  }
+
+  /** For the next mount. */
+  #listCopies(): void {
+    const { copies } = this.#source;
+    if (this.#role !== SegmentRole.LOG || copies === undefined) return;
+    const firstIndex = this.#index + 1 - this.segments.length;
+    const held = this.#copies.map((copy) => (copy !== null && copies.holds(copy) ? copy.place : 0));
+    const table = encodeCopyTable(
+      { incarnation: this.#incarnation, firstIndex, copies: held },
+      this.#geometry.seed,
+    );
+    try {
+      this.#region.write(COPY_TABLE_OFFSETS[SegmentRole.LOG] as number, table, 0, table.length);
+    } catch (error) {
+      if (!(error instanceof FsError)) throw error;
+    }
   }
 
   /** A segment for what follows; 0 if none is free: then the chain ends in the segment before it. */
@@ -218,30 +301,54 @@ export class ChainWriter {
     this.#link.finish(GroupKind.LINK, this.#lsn, this.#incarnation, this.#geometry.seed);
     this.#region.write(this.#current() + this.#tail, this.#link.data, 0, this.#link.length);
     this.#region.drain();
+    this.#writeCopy(this.#link.data, this.#link.length);
     this.bytesWritten += this.#link.length;
     this.segments.push(next);
     this.#next = spare;
     this.#index += 1;
     this.#lsn += 1;
     this.#tail = SegmentHeader.size;
+    this.#beginCopy();
   }
 
   #writeHeader(segment: number, index: number, firstLsn: number, next: number): void {
-    const data = Buffer.alloc(SegmentHeader.size);
-    const view = viewOf(data);
-    SegmentHeader.encode(view, 0, {
-      magic: SEGMENT_MAGIC,
-      role: this.#role,
-      index,
-      incarnation: this.#incarnation,
-      firstLsn,
-      self: segment,
-      next,
-    });
-    view.setUint32(SegmentHeader.at.crc, crc32c(data, 0, data.length, this.#geometry.seed), true);
+    const head = { role: this.#role, index, incarnation: this.#incarnation, firstLsn, self: segment, next };
+    const data = encodeSegmentHeader(head, this.#geometry.seed);
     this.#region.write(segment, data, 0, data.length);
     this.bytesWritten += data.length;
   }
+
+  /** Bytes of the last segment that are in use. */
+  get tail(): number {
+    return this.#tail;
+  }
+}
+
+export function encodeSegmentHeader(head: SegmentHead & { readonly self: number }, seed: number): Buffer {
+  const data = Buffer.alloc(SegmentHeader.size);
+  const view = viewOf(data);
+  SegmentHeader.encode(view, 0, { magic: SEGMENT_MAGIC, ...head, crc: 0 });
+  view.setUint32(SegmentHeader.at.crc, crc32c(data, 0, data.length, seed), true);
+  return data;
+}
+
+/** Copy the first `bytes` of a segment (copies.ts). @throws FsError EIO */
+export function copySegment(
+  region: Region,
+  geometry: ChainGeometry,
+  segment: number,
+  copy: number,
+  bytes: number,
+): void {
+  const header = Buffer.alloc(SegmentHeader.size);
+  region.read(segment, header, 0, header.length);
+  const head = segmentHead(header, segment, geometry);
+  if (typeof head === "string") throw new FsError("EIO", `segment at byte ${segment}: ${head}`);
+  const behind = SegmentHeader.size;
+  if (bytes > behind) region.copy(segment + behind, copy + behind, bytes - behind);
+  const role = head.role + COPY_ROLE;
+  const own = encodeSegmentHeader({ ...head, role, self: copy, next: segment }, geometry.seed);
+  region.write(copy, own, 0, own.length);
 }
 
 export interface SegmentHead {
@@ -318,7 +425,7 @@ export interface Beyond {
  *   that has no place in it.
  */
 export function walkChain(
-  region: Region,
+  region: Media,
   geometry: ChainGeometry,
   role: number,
   start: ChainStart,
@@ -498,7 +605,7 @@ function isBehind(
 
 /** Search what follows a break for groups that prove that the chain went on. */
 function lookBeyond(
-  region: Region,
+  region: Media,
   firstData: Buffer,
   firstOffset: number,
   firstNext: number,
@@ -541,7 +648,7 @@ function lookBeyond(
  * place where a segment can be: the one that would name the next is not there. After a mere power cut it finds nothing.
  */
 function searchBarrier(
-  region: Region,
+  region: Media,
   geometry: ChainGeometry,
   where: { role: number; index: number; incarnation: number; lsn: number },
 ): number {

@@ -19,6 +19,7 @@ import {
   groupCapacity,
   type SegmentSource,
 } from "./chain.ts";
+import type { CheckpointPlaces } from "./copies.ts";
 import { GroupKind, SegmentRole, VolumeState } from "./format.ts";
 import { GroupBuilder } from "./group.ts";
 import type { Journal } from "./journal.ts";
@@ -83,6 +84,12 @@ export class Checkpoint {
 
   get segments(): readonly number[] {
     return this.#chain.segments;
+  }
+
+  /** Where it is, without copies as yet. */
+  get places(): CheckpointPlaces {
+    const { segments, tail: lastBytes } = this.#chain;
+    return { incarnation: this.#incarnation, segments: [...segments], lastBytes, copies: [] };
   }
 
   /** The segment that its chain has set aside; 0 once complete. */

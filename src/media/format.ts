@@ -80,7 +80,9 @@ export const Superblock = struct(
 );
 
 export const SEGMENT_MAGIC = 0x4753_444d; // "MDSG"
-export const SegmentRole = { LOG: 1, CHECKPOINT: 2 } as const;
+export const SegmentRole = { LOG: 1, CHECKPOINT: 2, LOG_COPY: 3, CHECKPOINT_COPY: 4 } as const;
+/** From the role of a segment to that of its copy. */
+export const COPY_ROLE = 2;
 
 export const SegmentHeader = struct(
   "mapdirect_segment",
@@ -88,16 +90,39 @@ export const SegmentHeader = struct(
   {
     magic: u32('"MDSG"'),
     crc: u32("CRC32C of these 64 bytes with this field zero, seeded with the volume uuid"),
-    role: u32("1 log, 2 checkpoint"),
+    role: u32("1 log, 2 checkpoint, 3 copy of a log segment, 4 copy of a checkpoint segment"),
     reserved0: u32("zero"),
     index: u64("position in the chain; grows by one"),
     incarnation: u64("of the chain; a chain that a superblock names has a number of its own"),
     firstLsn: u64("number of the first group here"),
     self: u64("byte offset of this segment"),
-    next: u64("byte offset of the segment that will follow; 0 if none is set aside"),
+    next: u64(
+      "byte offset of the segment that will follow; 0 if none is set aside; of a copy: of the segment that it is a copy of",
+    ),
     reserved1: u64("zero"),
   },
   64,
+);
+
+/** Byte offsets of the tables of copies, and their size at most: behind the superblocks, where nothing else ever is. */
+export const COPY_TABLE_OFFSETS: Readonly<Record<number, number>> = {
+  [SegmentRole.CHECKPOINT]: SUPERBLOCK_OFFSETS[0] + 4096,
+  [SegmentRole.LOG]: SUPERBLOCK_OFFSETS[1] + 4096,
+};
+export const COPY_TABLE_BYTES_MAX = 61440;
+export const COPY_TABLE_MAGIC = 0x5443_444d; // "MDCT"
+
+export const CopyTable = struct(
+  "mapdirect_copy_table",
+  "Where the second copies of a chain's segments are. The byte offsets of the copies follow, 8 bytes each; 0 for none.",
+  {
+    magic: u32('"MDCT"'),
+    crc: u32("CRC32C of the table with this field zero, seeded with the volume uuid"),
+    incarnation: u64("of the chain"),
+    firstIndex: u64("index of the segment that the first copy is one of"),
+    count: u64("number of copies that follow, at most 7676"),
+  },
+  32,
 );
 
 export const GROUP_MAGIC = 0x5047_444d; // "MDGP"

@@ -2,9 +2,10 @@
 import { randomBytes } from "node:crypto";
 import { FsError } from "../base/errors.ts";
 import type { Region } from "../region/region.ts";
-import { ChainWriter } from "./chain.ts";
+import { ChainWriter, type SegmentSource } from "./chain.ts";
 import { Checkpoint, type Snapshot } from "./checkpoint.ts";
 import { crc32c } from "./checksum.ts";
+import { copyCheckpoint } from "./copies.ts";
 import {
   BLOCK_BYTES_MAX,
   BLOCK_BYTES_MIN,
@@ -88,12 +89,15 @@ export async function makeFileSystem(region: Region, options: MkfsOptions): Prom
   // Sparse as a file may be, what metadata cannot do without is there: its first segments, and the least reserve.
   const ahead = 4 + leastReserve({ segmentBytes, regionBytes, snapshotBytes: segmentBytes / 4 });
   region.allocate?.(0, free + ahead * segmentBytes);
-  const source = {
-    take: () => {
-      free += segmentBytes;
-      return free - segmentBytes;
-    },
-    give: () => {},
+  const take = (): number => {
+    free += segmentBytes;
+    return free - segmentBytes;
+  };
+  const give = (): void => {};
+  const source: SegmentSource = {
+    take,
+    give,
+    copies: { take: () => ({ place: take() }), give, holds: () => true },
   };
   const nowMs = Date.now();
   const seconds = Math.floor(nowMs / 1000);
@@ -159,6 +163,8 @@ export async function makeFileSystem(region: Region, options: MkfsOptions): Prom
     reserved: new Uint8Array(280),
   };
   await checkpoint.finish(superblock, true);
+  await copyCheckpoint(region, geometry, source, checkpoint.places);
+  await region.sync();
   return blockBytes;
 }
 

@@ -10,9 +10,11 @@ import { progress } from "../base/progress.ts";
 import type { Region } from "../region/region.ts";
 import { type ChainEnd, type ChainGeometry, type ChainGroup, walkChain } from "./chain.ts";
 import { crc32c } from "./checksum.ts";
+import { Mended } from "./copies.ts";
 import { GroupHeader, GroupKind, SegmentRole, VolumeState } from "./format.ts";
 import { type RecordSink, readRecords, refusingSink } from "./group.ts";
-import { currentBootId, readSuperblock, type SuperblockValue } from "./superblock.ts";
+import type { Media } from "./reading.ts";
+import { currentBootId, readSuperblock, type SuperblockChoice, type SuperblockValue } from "./superblock.ts";
 
 /** What is known when the log has been walked. */
 export interface RecoveryFacts {
@@ -130,6 +132,8 @@ export interface Recovery {
   readonly superblock: SuperblockValue;
   readonly geometry: ChainGeometry;
   readonly warnings: readonly string[];
+  /** Segments that are damaged, and the copy that was used. */
+  readonly mended: ReadonlyMap<number, number>;
   readonly checkpoint: ChainEnd;
   readonly log: ChainEnd;
   /** Groups of the log that were applied, and valid ones that were not. */
@@ -160,16 +164,23 @@ interface CheckpointEnd {
   readonly nextGeneration: number;
 }
 
+/** Where metadata is read from: the region itself, as its superblock says, if nothing else is named. */
+export interface Sources {
+  readonly media: Media;
+  readonly superblock?: SuperblockChoice;
+}
+
 /** @throws CorruptionError (refused by the table, or damage in a structure), FsError EINVAL (no volume, unknown version). */
-export function recover(region: Region, sink: RecoverySink): Recovery {
-  const { value: superblock, warnings } = readSuperblock(region);
+export function recover(region: Region, sink: RecoverySink, found: Sources = { media: region }): Recovery {
+  const { media } = found;
+  const { value: superblock, warnings } = found.superblock ?? readSuperblock(region);
   const geometry = geometryOf(superblock);
 
   let end: CheckpointEnd | null = null;
   let records = 0;
   sink.phase("checkpoint");
   const checkpoint = walkChain(
-    region,
+    media,
     geometry,
     SegmentRole.CHECKPOINT,
     {
@@ -212,7 +223,7 @@ export function recover(region: Region, sink: RecoverySink): Recovery {
     lsn: superblock.logLsn,
   };
   let vouchedLsn = superblock.logLsn - 1;
-  const log = walkChain(region, geometry, SegmentRole.LOG, logStart, (group) => {
+  const log = walkChain(media, geometry, SegmentRole.LOG, logStart, (group) => {
     if (group.kind === GroupKind.BARRIER) {
       tell(group, {
         ...refusingSink("barrier"),
@@ -248,7 +259,7 @@ export function recover(region: Region, sink: RecoverySink): Recovery {
   let applied = 0;
   let dropped = 0;
   if (log.lsn > superblock.logLsn) {
-    walkChain(region, geometry, SegmentRole.LOG, logStart, (group) => {
+    walkChain(media, geometry, SegmentRole.LOG, logStart, (group) => {
       if (group.kind !== GroupKind.RECORDS) return;
       progress("replaying the log", group.lsn - superblock.logLsn, log.lsn - superblock.logLsn);
       if (group.lsn > through) {
@@ -260,12 +271,14 @@ export function recover(region: Region, sink: RecoverySink): Recovery {
       applied += 1;
     });
   }
+  const mended = media instanceof Mended ? media.segments : new Map<number, number>();
   return {
     label: verdict.label,
     why: verdict.why,
     superblock,
     geometry,
-    warnings,
+    warnings: [...warnings, ...[...mended].map(mendedInWords)],
+    mended,
     checkpoint,
     log,
     groupsApplied: applied,
@@ -276,6 +289,10 @@ export function recover(region: Region, sink: RecoverySink): Recovery {
     nextIno: checkpointEnd.nextIno,
     nextGeneration: checkpointEnd.nextGeneration,
   };
+}
+
+function mendedInWords([segment, copy]: [number, number]): string {
+  return `metadata segment at byte ${segment}: damaged, and read from its copy at byte ${copy}`;
 }
 
 function tell(group: ChainGroup, sink: RecordSink): void {

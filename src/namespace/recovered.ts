@@ -5,13 +5,15 @@
  * check.ts looks for the same in a volume in use, where it would be our own bug, and goes about it another way on purpose:
  * a mistake in one is not repeated in the other.
  */
-import { CorruptionError, InvariantError } from "../base/errors.ts";
+import { CorruptionError, FsError, InvariantError } from "../base/errors.ts";
 import { PROGRESS_STRIDE, progress } from "../base/progress.ts";
+import { findCopies, Mended } from "../media/copies.ts";
 import { COUNTER_MAX, COUNTER_ROOM, FeatureIncompatible, RESERVED_BYTES } from "../media/format.ts";
 import { SHARED } from "../media/group.ts";
 import { ROOT_INO } from "../media/mkfs.ts";
-import { type Recovery, recover } from "../media/recovery.ts";
-import type { SuperblockValue } from "../media/superblock.ts";
+import { readSome } from "../media/reading.ts";
+import { geometryOf, type Recovery, recover, type Sources } from "../media/recovery.ts";
+import { readSuperblock, type SuperblockValue } from "../media/superblock.ts";
 import type { Region } from "../region/region.ts";
 import { Allocator } from "../space/allocator.ts";
 import type { Dentry } from "./directory.ts";
@@ -27,10 +29,59 @@ export interface BroughtBack {
   readonly segments: readonly number[];
 }
 
-/** Recover and judge; nothing is written. @throws CorruptionError, FsError EINVAL (no volume that we know), EIO. */
+/**
+ * Recover and judge; nothing is written. What is damaged and has a second copy is taken from there.
+ * @throws CorruptionError, FsError EINVAL (no volume that we know), EIO.
+ */
 export function bringBack(region: Region): BroughtBack {
+  let found: BroughtBack;
+  try {
+    found = bringBackFrom(region, { media: region });
+  } catch (error) {
+    if (!(error instanceof CorruptionError || (error instanceof FsError && error.code === "EIO")))
+      throw error;
+    const mended = withCopies(region, "anywhere");
+    if (mended === null) throw error;
+    try {
+      return bringBackFrom(region, mended);
+    } catch (again) {
+      if (again instanceof CorruptionError || again instanceof FsError) throw error;
+      throw again;
+    }
+  }
+  if (found.recovery.label === "clean") return found;
+  // Damage at the very end of the log looks like a write that was interrupted; its copy may go on.
+  const mended = withCopies(region, "listed");
+  if (mended === null) return found;
+  for (const segment of found.recovery.log.segments)
+    readSome(mended.media, segment, found.recovery.geometry.segmentBytes);
+  if (mended.media.segments.size === 0) return found;
+  try {
+    return bringBackFrom(region, mended);
+  } catch (error) {
+    if (error instanceof CorruptionError || error instanceof FsError) return found;
+    throw error;
+  }
+}
+
+/** null: there are none, or no superblock says of what. */
+function withCopies(region: Region, where: "listed" | "anywhere"): { media: Mended } | null {
+  let superblock: SuperblockValue;
+  try {
+    superblock = readSuperblock(region).value;
+  } catch (error) {
+    if (error instanceof CorruptionError || error instanceof FsError) return null;
+    throw error;
+  }
+  const geometry = geometryOf(superblock);
+  const copies = findCopies(region, geometry, superblock, where);
+  return copies.size === 0 ? null : { media: new Mended(region, geometry, copies) };
+}
+
+/** As bringBack(), from what `found` names alone. */
+export function bringBackFrom(region: Region, found: Sources): BroughtBack {
   const state = new State();
-  const recovery = recover(region, state);
+  const recovery = recover(region, state, found);
   const { superblock } = recovery;
   const { regionBytes, blockBytes } = superblock;
   state.phase("exact");

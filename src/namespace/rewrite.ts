@@ -7,6 +7,7 @@
 import { progress } from "../base/progress.ts";
 import { type ChainGeometry, ChainWriter, type SegmentSource } from "../media/chain.ts";
 import { Checkpoint } from "../media/checkpoint.ts";
+import { type CheckpointPlaces, copyCheckpoint } from "../media/copies.ts";
 import { SegmentRole } from "../media/format.ts";
 import type { SuperblockValue } from "../media/superblock.ts";
 import type { Region } from "../region/region.ts";
@@ -17,7 +18,7 @@ const STEP_MS = 100;
 
 export interface Rewritten {
   readonly log: ChainWriter;
-  readonly checkpointSegments: readonly number[];
+  readonly checkpoint: CheckpointPlaces;
   readonly superblock: SuperblockValue;
 }
 
@@ -43,5 +44,9 @@ export async function rewrite(
     progress("writing metadata", Math.min(bytes, state.snapshotBytes), state.snapshotBytes);
   }
   const written = await checkpoint.finish(superblock, clean);
-  return { log, checkpointSegments: checkpoint.segments, superblock: written };
+  const places = checkpoint.places;
+  await copyCheckpoint(region, geometry, source, places);
+  // Who closes the region next may have nothing else to make durable.
+  if (clean) await region.sync();
+  return { log, checkpoint: places, superblock: written };
 }

@@ -16,6 +16,8 @@ import { guarded } from "../base/faults.ts";
 import { retrying, Wait } from "../base/wait.ts";
 import { ChainWriter, groupCapacity, isSegmentPlace } from "../media/chain.ts";
 import { Checkpoint } from "../media/checkpoint.ts";
+import { type CheckpointPlaces, copyCheckpoint, isCopyOf } from "../media/copies.ts";
+import { readCopyTable } from "../media/copy-table.ts";
 import { RESERVED_BYTES, SegmentRole, VolumeState } from "../media/format.ts";
 import { GroupBuilder, readRecords, SHARED } from "../media/group.ts";
 import { Journal } from "../media/journal.ts";
@@ -130,7 +132,7 @@ export class Store {
   /** Inodes whose times are newer than in the log. */
   readonly dirtyTimes = new Set<Inode>();
   readonly #group: GroupBuilder;
-  #checkpointSegments: readonly number[];
+  #checkpointPlaces: CheckpointPlaces;
   #checkpointing: Promise<void> | null = null;
   #checkpoint: Checkpoint | null = null;
   #segmentBudget: number;
@@ -157,7 +159,7 @@ export class Store {
     space: { allocator: Allocator; pool: SegmentPool; quarantine: Quarantine },
     journal: Journal | null,
     superblock: SuperblockValue,
-    checkpointSegments: readonly number[],
+    checkpointPlaces: CheckpointPlaces,
     readOnlyReason: string | null,
   ) {
     this.region = region;
@@ -173,7 +175,7 @@ export class Store {
     this.blockShift = BigInt(Math.log2(superblock.blockBytes));
     this.blockMask = BigInt(superblock.blockBytes - 1);
     this.#group = new GroupBuilder(groupCapacity(recovery.geometry));
-    this.#checkpointSegments = checkpointSegments;
+    this.#checkpointPlaces = checkpointPlaces;
     this.#clearer = new SegmentClearer(this);
     this.#segmentBudget = this.#budget(superblock.regionBytes);
     if (journal === null) return;
@@ -199,7 +201,7 @@ export class Store {
 
     const forced = mustBeReadOnly(superblock);
     const readOnly = (reason: string): Store =>
-      new Store(region, state, recovery, space, null, superblock, recovery.checkpoint.segments, reason);
+      new Store(region, state, recovery, space, null, superblock, placesOf(recovery), reason);
     if (options.readOnly || forced !== null) return readOnly(forced ?? "mounted read-only");
     const tell = options.tell ?? (() => {});
     try {
@@ -242,7 +244,9 @@ export class Store {
     };
     // The log's spare segment is named on the media: it is ours, whoever maps it.
     const { spare } = recovery.log;
-    if (recovery.label === "clean" && spare !== 0) claimSegment(spare);
+    // What is damaged is not gone on with, but written anew.
+    const isWhole = recovery.mended.size === 0;
+    if (isWhole && recovery.label === "clean" && spare !== 0) claimSegment(spare);
     const found: Found = {
       blockBytes: superblock.blockBytes,
       unused: recovery.label === "clean" || Buffer.compare(superblock.bootId, currentBootId()) !== 0,
@@ -262,11 +266,17 @@ export class Store {
       tailLsn: 0,
     };
     let journal: Journal;
-    let checkpointSegments = recovery.checkpoint.segments;
+    let checkpoint = placesOf(recovery);
+    if (isWhole) adoptCopies(region, recovery, pool, checkpoint);
+    // Until it is, the copies that were read instead are needed as well.
+    const blocksOfCopy = superblock.segmentBytes / superblock.blockBytes;
+    const read = [...recovery.mended.values()].filter((at) =>
+      allocator.claim(at / superblock.blockBytes, blocksOfCopy),
+    );
     // Without room to write all metadata anew, what an interrupted mount left is gone on with as it is.
     const size = { ...superblock, snapshotBytes: state.snapshotBytes };
-    const resumes = recovery.resumable && !pool.ensure(rewriteReserve(size));
-    if (recovery.label === "clean" || resumes) {
+    const resumes = isWhole && recovery.resumable && !pool.ensure(rewriteReserve(size));
+    if ((isWhole && recovery.label === "clean") || resumes) {
       const end = { ...recovery.log };
       if (recovery.label !== "clean") {
         pool.trim(0);
@@ -286,10 +296,13 @@ export class Store {
       const anew = await rewrite(region, recovery.geometry, pool, state, opened, from, false);
       journal = new Journal(region, anew.log);
       opened = anew.superblock;
-      checkpointSegments = anew.checkpointSegments;
-      for (const segment of segments) pool.give(segment);
+      for (const copy of checkpoint.copies) if (copy !== null) pool.copies.give(copy);
+      ({ checkpoint } = anew);
+      for (const segment of [...segments, ...read]) pool.give(segment);
+      if (!isWhole) options.tell?.("its metadata was damaged, and is written anew: nothing is lost");
     }
-    const store = new Store(region, state, recovery, space, journal, opened, checkpointSegments, null);
+    await copyCheckpoint(region, recovery.geometry, pool, checkpoint);
+    const store = new Store(region, state, recovery, space, journal, opened, checkpoint, null);
     store.pool.ensure(store.#reserveTarget());
     store.pool.trim(store.#reserveTarget() + 4);
     const { tell } = options;
@@ -700,7 +713,7 @@ export class Store {
   #reserveTarget(): number {
     const log = this.journal?.chain.segments.length ?? 0;
     // The checkpoint under way takes from the reserve, and gives back the one before when it is complete.
-    const running = Math.max(0, this.#checkpointNeeds() - this.#checkpointSegments.length);
+    const running = Math.max(0, this.#checkpointNeeds() - this.#checkpointPlaces.segments.length);
     const full = fullReserve(this.#size(this.#promisedBytes), log, this.#segmentBudget) + running;
     return Math.max(full + this.#promisedSegments(), this.#tailReserve());
   }
@@ -709,7 +722,10 @@ export class Store {
   #promisedSegments(): number {
     if (this.#promisedBytes === 0) return 0;
     const { snapshotBytes, segmentBytes } = this.#size(this.#promisedBytes);
-    return Math.max(0, checkpointSegments(snapshotBytes, segmentBytes) - this.#checkpointSegments.length);
+    return Math.max(
+      0,
+      checkpointSegments(snapshotBytes, segmentBytes) - this.#checkpointPlaces.segments.length,
+    );
   }
 
   /** The log is long, or takes what the next checkpoint needs; a log of one segment gives nothing back. */
@@ -898,9 +914,11 @@ export class Store {
       throw error;
     }
     // Nothing on the media names the old segments any more.
-    for (const segment of this.#checkpointSegments) this.pool.give(segment);
+    const before = this.#checkpointPlaces;
+    for (const segment of before.segments) this.pool.give(segment);
+    for (const copy of before.copies) if (copy !== null) this.pool.copies.give(copy);
     for (const segment of journal.chain.dropBefore(this.superblock.logSegment)) this.pool.give(segment);
-    this.#checkpointSegments = checkpoint.segments;
+    this.#checkpointPlaces = checkpoint.places;
     if (regionBytes < this.allocator.blockCount * this.blockBytes) {
       this.state.setBlockCount(regionBytes / this.blockBytes);
       this.allocator.cut();
@@ -908,6 +926,8 @@ export class Store {
     this.counters.checkpoints += 1;
     this.#tooManyBytes = Number.POSITIVE_INFINITY;
     this.#segmentBudget = this.#budget(this.allocator.end * this.blockBytes);
+    await copyCheckpoint(this.region, this.recovery.geometry, this.pool, this.#checkpointPlaces);
+    if (clean) await this.region.sync();
     this.pool.trim(this.#reserveTarget() + 4);
   }
 
@@ -963,10 +983,10 @@ export class Store {
   *metadataRuns(): IterableIterator<{ name: string; start: number; count: number }> {
     const count = this.superblock.segmentBytes / this.blockBytes;
     yield { name: "superblocks", start: 0, count: Math.ceil(RESERVED_BYTES / this.blockBytes) };
-    for (const segment of this.#checkpointSegments)
+    for (const segment of this.#checkpointPlaces.segments)
       yield { name: "checkpoint", start: segment / this.blockBytes, count };
     for (const segment of this.#checkpoint?.segments ?? []) {
-      if (!this.#checkpointSegments.includes(segment))
+      if (!this.#checkpointPlaces.segments.includes(segment))
         yield { name: "next checkpoint", start: segment / this.blockBytes, count };
     }
     const checkpointSpare = this.#checkpoint?.spare ?? 0;
@@ -988,6 +1008,29 @@ export class Store {
 
 /** What a checkpoint gives back when it is complete (metadataRuns). */
 const GIVEN_BACK: ReadonlySet<string> = new Set(["checkpoint", "log", "log spare"]);
+
+function placesOf({ checkpoint, superblock }: Recovery): CheckpointPlaces {
+  const { segments, offset } = checkpoint;
+  return { incarnation: superblock.checkpointIncarnation, segments, lastBytes: offset, copies: [] };
+}
+
+/** Keep the copies that are on the media, as far as nobody else has their blocks. */
+function adoptCopies(
+  region: Region,
+  { geometry }: Recovery,
+  pool: SegmentPool,
+  checkpoint: CheckpointPlaces,
+): void {
+  const { incarnation, segments } = checkpoint;
+  const role = SegmentRole.CHECKPOINT;
+  const table = readCopyTable(region, role, geometry.seed);
+  if (table === null || table === "damaged" || table.incarnation !== incarnation) return;
+  checkpoint.copies = segments.map((segment, index) => {
+    const copy = table.copies[index - table.firstIndex] ?? 0;
+    const isThere = isCopyOf(region, geometry, copy, { role, index, incarnation, segment });
+    return isThere ? pool.adoptCopy(copy) : null;
+  });
+}
 
 /** Blocks of all files, unordered. */
 function usedRuns(state: State): Run[] {

@@ -17,6 +17,7 @@ const constants = (values: Readonly<Record<string, number>>): string =>
 const parts: Record<string, string> = {
   Superblock: toMarkdown(format.Superblock),
   SegmentHeader: toMarkdown(format.SegmentHeader),
+  CopyTable: toMarkdown(format.CopyTable),
   GroupHeader: toMarkdown(format.GroupHeader),
   GroupKind: constants(format.GroupKind),
   RecordHeader: toMarkdown(format.RecordHeader),
@@ -60,6 +61,12 @@ describe("the format", () => {
       format.SEGMENT_BYTES_MIN - format.SegmentHeader.size - format.LINK_GROUP_BYTES,
     );
     expect(format.LINK_GROUP_BYTES % 8).toBe(0);
+    const tables = Object.values(format.COPY_TABLE_OFFSETS).sort((a, b) => a - b);
+    for (const [index, at] of tables.entries()) {
+      const superblock = format.SUPERBLOCK_OFFSETS[index] as number;
+      expect(at).toBeGreaterThanOrEqual(superblock + format.Superblock.size);
+      expect(at + format.COPY_TABLE_BYTES_MAX).toBeLessThanOrEqual(superblock + 65536);
+    }
     for (const offset of format.SUPERBLOCK_OFFSETS)
       expect(offset + format.Superblock.size).toBeLessThanOrEqual(format.RESERVED_BYTES);
   });

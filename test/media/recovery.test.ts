@@ -14,7 +14,15 @@ import { Store } from "../../src/namespace/store.ts";
 import type { Granularity } from "../../src/region/region.ts";
 import { pattern } from "../namespace/bench.ts";
 import { MemoryRegion } from "../support/memory-region.ts";
-import { crowd, MIB, makeVolume, onAnotherBoot, owner, patchSuperblock } from "../support/volume.ts";
+import {
+  crowd,
+  MIB,
+  makeVolume,
+  onAnotherBoot,
+  owner,
+  patchSuperblock,
+  withoutCopies,
+} from "../support/volume.ts";
 
 const reached = new Set<string>();
 
@@ -55,6 +63,7 @@ async function open(image: Uint8Array, granularity: Granularity): Promise<Store>
 }
 
 async function refused(image: Uint8Array, granularity: Granularity, label: string): Promise<void> {
+  withoutCopies(image);
   const region = MemoryRegion.fromImage(image, { granularity });
   const error = await Store.open(region, { readOnly: false }).catch((reason: unknown) => reason);
   expect(error).toBeInstanceOf(CorruptionError);
@@ -148,7 +157,7 @@ describe("recovery", () => {
       ]);
       const last = logGroups(image, store).at(-2) as { at: number };
       image.fill(0, last.at + 20, last.at + 4000);
-      const torn = await open(image, granularity);
+      const torn = await open(withoutCopies(image), granularity);
       expect([torn.recovery.label, torn.recovery.groupsApplied, names(torn).length]).toEqual([
         "replay",
         4,

@@ -5,6 +5,7 @@ import { join } from "node:path";
 import { describe, expect, test } from "vitest";
 import { withMount } from "../support/mount.ts";
 import { succeed } from "../support/run.ts";
+import { withoutCopies } from "../support/volume.ts";
 
 /** Overwrite bytes of the region, as a failing medium does. */
 function damage(region: string, at: number, bytes: number): void {
@@ -90,6 +91,39 @@ describe("fsck", () => {
     });
   });
 
+  test("damage of metadata that has a second copy: nothing is lost, by mount or repair", async () => {
+    await withMount({ sizeBytes: 32 << 20 }, async (mount) => {
+      for (let index = 0; index < 300; index += 1)
+        await writeFile(mount.at(`file-${index}`), `content ${index}`);
+      await mount.unmount();
+      damage(mount.region, checkpointGroup(mount.region) + 40, 2);
+      const damaged = join(mount.folder, "damaged");
+      await cp(mount.region, damaged);
+      const found = await mount.cli("fsck", mount.region);
+      expect(found.code).toBe(4);
+      expect(found.stdout).toMatch(/^metadata segment at byte \d+: expected to be whole, found damage$/m);
+      expect(found.stdout).not.toMatch(/refused|lost/);
+      const holdsAll = async (): Promise<void> => {
+        for (let index = 0; index < 300; index += 1)
+          expect(await readFile(mount.at(`file-${index}`), "utf8")).toBe(`content ${index}`);
+        expect(await readdir(mount.path)).toHaveLength(300);
+        await mount.check();
+      };
+      await mount.mount();
+      expect((await mount.cli("info", mount.path)).stdout).toMatch(/damaged, and read from its copy/);
+      await holdsAll();
+      await mount.unmount();
+      expect((await mount.cli("fsck", mount.region)).code).toBe(0);
+
+      await cp(damaged, mount.region);
+      const repaired = await mount.cli("fsck", "--repair", mount.region);
+      expect(repaired.code, repaired.stdout).toBe(1);
+      expect((await mount.cli("fsck", mount.region)).code).toBe(0);
+      await mount.mount();
+      await holdsAll();
+    });
+  });
+
   test("damage that a mount refuses: what is left is in lost+found afterwards, and everything else at its place", async () => {
     await withMount({ sizeBytes: 32 << 20 }, async (mount) => {
       await mkdir(mount.at("directory"));
@@ -99,6 +133,8 @@ describe("fsck", () => {
         await writeFile(mount.at("directory", `file-${index}`), `content ${index}`);
       await writeFile(mount.at("last"), big);
       await mount.unmount();
+      // Its second copy is gone as well.
+      writeFileSync(mount.region, withoutCopies(readFileSync(mount.region)));
       damage(mount.region, checkpointGroup(mount.region) + 5000, 16);
       const refused = await mount.cli("mount", mount.region, mount.path);
       expect(refused.code).toBe(1);

@@ -26,7 +26,7 @@ import { Store } from "../../src/namespace/store.ts";
 import { pattern } from "../namespace/bench.ts";
 import { Model } from "../namespace/model.ts";
 import { MemoryRegion } from "./memory-region.ts";
-import { MIB, makeVolume, owner, resealGroup } from "./volume.ts";
+import { MIB, makeVolume, owner, resealGroup, withoutCopies } from "./volume.ts";
 
 export interface Specimen {
   readonly image: Uint8Array;
@@ -39,8 +39,15 @@ export interface Specimen {
   readonly seed: number;
 }
 
-/** A small volume with one of everything in its checkpoint and in its log. */
-export async function makeSpecimen(granularity: "cacheline" | "page", clean: boolean): Promise<Specimen> {
+/**
+ * A small volume with one of everything in its checkpoint and in its log.
+ * @param copies its metadata is there twice
+ */
+export async function makeSpecimen(
+  granularity: "cacheline" | "page",
+  clean: boolean,
+  copies = false,
+): Promise<Specimen> {
   const region = await makeVolume(4 * MIB, granularity);
   const store = await Store.open(region, { readOnly: false });
   const dir = create(store, store.root, "dir", S_IFDIR | 0o755, 0, owner, null);
@@ -80,7 +87,7 @@ export async function makeSpecimen(granularity: "cacheline" | "page", clean: boo
   }
   states.push(Model.of(store));
   if (clean) await store.close();
-  const image = region.image();
+  const image = copies ? region.image() : withoutCopies(region.image());
   const geometry = geometryOf(store.superblock);
   const places = SUPERBLOCK_OFFSETS.map((at) => ({
     name: "superblock",

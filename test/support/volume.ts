@@ -1,6 +1,15 @@
 /** Volumes for tests: made in memory, damaged and moved to another boot at will. */
 import { crc32c } from "../../src/media/checksum.ts";
-import { SUPERBLOCK_OFFSETS, Superblock } from "../../src/media/format.ts";
+import {
+  COPY_ROLE,
+  COPY_TABLE_BYTES_MAX,
+  COPY_TABLE_OFFSETS,
+  SEGMENT_BYTES_MIN,
+  SEGMENT_MAGIC,
+  SegmentHeader,
+  SUPERBLOCK_OFFSETS,
+  Superblock,
+} from "../../src/media/format.ts";
 import { GroupBuilder, readRecords, WRITTEN } from "../../src/media/group.ts";
 import { makeFileSystem } from "../../src/media/mkfs.ts";
 import { encodeSuperblock, judgeCopy, type SuperblockValue } from "../../src/media/superblock.ts";
@@ -48,6 +57,18 @@ export function onAnotherBoot(image: Uint8Array): Uint8Array {
   patchSuperblock(image, ({ bootId }) =>
     bootId.every((byte) => byte === 0) ? {} : { bootId: new Uint8Array(16).fill(0xb0) },
   );
+  return image;
+}
+
+/** As if its metadata had no second copies: what is damaged then has to be done without. */
+export function withoutCopies(image: Uint8Array): Uint8Array {
+  const view = new DataView(image.buffer, image.byteOffset, image.byteLength);
+  for (const at of Object.values(COPY_TABLE_OFFSETS)) image.fill(0, at, at + COPY_TABLE_BYTES_MAX);
+  for (let at = 0; at < image.length; at += SEGMENT_BYTES_MIN) {
+    if (view.getUint32(at, true) !== SEGMENT_MAGIC) continue;
+    if (view.getUint32(at + SegmentHeader.at.role, true) > COPY_ROLE)
+      image.fill(0, at, at + SegmentHeader.size);
+  }
   return image;
 }
 

@@ -2,8 +2,11 @@
 import { FsError } from "../base/errors.ts";
 import type { Region } from "../region/region.ts";
 
+/** Bytes to read metadata from: a region, or one whose damaged parts are taken from elsewhere (copies.ts). */
+export type Media = Pick<Region, "read" | "facts">;
+
 /** Bytes that cannot be read are zeros. */
-export function readSome(region: Region, offset: number, length: number): Buffer {
+export function readSome(region: Media, offset: number, length: number): Buffer {
   const data = Buffer.alloc(length);
   const there = Math.min(length, region.facts.sizeBytes - offset);
   if (there <= 0) return data;
@@ -20,7 +23,7 @@ export function readSome(region: Region, offset: number, length: number): Buffer
 const SECTOR_BYTES = 512;
 
 /** Around a media error: by sectors. */
-function readAround(region: Region, offset: number, data: Buffer, length: number): void {
+function readAround(region: Media, offset: number, data: Buffer, length: number): void {
   for (let at = 0; at < length; at += SECTOR_BYTES) {
     try {
       region.read(offset + at, data, at, Math.min(SECTOR_BYTES, length - at));
