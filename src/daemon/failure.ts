@@ -67,7 +67,8 @@ export function reason(error: unknown): string {
   return error instanceof Error ? error.message : String(error);
 }
 
-const DAMAGED = "see what 'mapdirect fsck REGION' says, which also repairs; keep a copy of the region first";
+const DAMAGED =
+  "see what 'mapdirect fsck REGION' says, which also repairs; 'mapdirect mount -o ro,rescue' shows what there is";
 
 /** Whatever was thrown, as a failure with something to do about it. */
 export function asFailure(error: unknown, what: string, todo = "see 'mapdirect --help'"): Failure {

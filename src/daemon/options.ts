@@ -32,6 +32,8 @@ export interface MountOptions {
   /** Name or number of the group whose members may map without access to the region; null for none. */
   directGroup: string | null;
   assumePmem: boolean;
+  /** What can be read of a damaged volume. */
+  rescue: boolean;
   /** Although a volume with the same uuid is mounted. */
   sameUuidToo: boolean;
   /** Where metrics are shown; null for nowhere. */
@@ -116,6 +118,9 @@ const PLAIN: Record<string, Setter> = {
   default_permissions: () => {},
   assume_pmem: (options) => {
     options.assumePmem = true;
+  },
+  rescue: (options) => {
+    options.rescue = true;
   },
   nouuid: (options) => {
     options.sameUuidToo = true;
@@ -225,6 +230,7 @@ export function defaultMountOptions(asRoot: boolean): MountOptions {
     maxLeasedBytes: null,
     directGroup: null,
     assumePmem: false,
+    rescue: false,
     sameUuidToo: false,
     metrics: null,
     transport: "kernel",
@@ -254,6 +260,9 @@ export function parseMountOptions(
     else if (!valued.set(options, item.slice(cut + 1))) {
       throw usage(`mount option '${item}'`, `${name} wants ${valued.wants}`, HELP);
     }
+  }
+  if (options.rescue && !options.readOnly) {
+    throw usage("mount option 'rescue'", "what is rescued can only be read", "give -o ro,rescue");
   }
   if (!asRoot) refuseForUser(given, options);
   if (options.transport === "fuse-native") restrictToFuseNative(given, options);

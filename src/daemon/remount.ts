@@ -22,6 +22,7 @@ const OF_THE_DAEMON: readonly [keyof MountOptions, string][] = [
   ["maxLeasedBytes", "max_leased="],
   ["directGroup", "direct_group="],
   ["assumePmem", "assume_pmem"],
+  ["rescue", "rescue"],
   ["cache", "cache="],
   ["metrics", "metrics="],
   ["transport", "transport="],

@@ -11,6 +11,7 @@
  */
 import { statfs } from "node:fs/promises";
 import { Socket } from "node:net";
+import { firstFew } from "../base/arrays.ts";
 import { Errno } from "../base/errno.ts";
 import { fault, guarded, inBackground } from "../base/faults.ts";
 import { listenToProgress } from "../base/progress.ts";
@@ -85,11 +86,13 @@ async function serve(
     listenToProgress((step, done, total) => readiness.progress(step, done, total));
     const volume = await Volume.open(region, {
       readOnly: options.readOnly,
+      rescue: options.rescue,
       tell: (text) => log.warn(text),
       ...leasePolicy(options, region.facts.sizeBytes, process.getuid?.() ?? 0),
     });
     listenToProgress(null);
     for (const warning of volume.orphanWarnings) log.warn(warning);
+    if (options.rescue) for (const warning of firstFew(volume.store.recovery.warnings, 10)) log.warn(warning);
     let served = false;
     let door: Door | undefined;
     let metrics: Metrics | undefined;

@@ -11,6 +11,7 @@
  * - whatever the region holds, the answer is a report or an FsError.
  */
 import { CorruptionError, FsError, InvariantError } from "../base/errors.ts";
+import type { ChainEnd } from "../media/chain.ts";
 import { COUNTER_MAX, COUNTER_ROOM, FeatureIncompatible, RESERVED_BYTES } from "../media/format.ts";
 import type { Recovery } from "../media/recovery.ts";
 import { leastReserve, rewriteReserve } from "../media/reserve.ts";
@@ -23,7 +24,7 @@ import { Allocator } from "../space/allocator.ts";
 import { SegmentPool } from "../space/segment-pool.ts";
 import { judgeBlocks } from "./blocks.ts";
 import { checkCopies } from "./copies.ts";
-import { type Loss, LossCounter } from "./loss.ts";
+import { type Loss, LossCounter, lossInWords } from "./loss.ts";
 import { type Problem, Problems } from "./problem.ts";
 import { type Survey, survey } from "./survey.ts";
 import { TreeJudge } from "./tree.ts";
@@ -113,6 +114,32 @@ export async function fsck(region: Region, options: FsckOptions): Promise<FsckRe
     await rewrite(region, found.geometry, pool, state, superblock, from, true);
   }
   return report;
+}
+
+/** What can be read of a volume, damaged or not; its recovery says what is not there. Nothing is written. */
+export function rescue(region: Region): BroughtBack {
+  const strict = mountable(region);
+  if ("state" in strict) return strict;
+  const problems = new Problems();
+  const found = survey(region, problems);
+  if (found === null) throw strict.refusal;
+  const { state, superblock, allocator, loss } = madeToFit(found, problems);
+  const warnings = problems.list.map(
+    ({ place, expected, found: is }) => `${place}: expected ${expected}, found ${is}`,
+  );
+  if (loss !== undefined) warnings.unshift(`the volume is damaged: ${lossInWords(loss, "lost")}`);
+  const chain: ChainEnd = {
+    ...{ segments: [], segment: 0, offset: 0, lsn: 0, index: 0, incarnation: 0, spare: 0, complete: false },
+    beyond: { groups: false, barrierLsn: -1 },
+  };
+  const recovery: Recovery = {
+    ...{ label: "rescue", why: "what could be read of a damaged volume", superblock, warnings },
+    ...{ geometry: found.geometry, mended: new Map(), groupsApplied: 0, groupsDropped: 0 },
+    ...{ checkpoint: { ...chain, segments: found.segments }, log: chain, resumable: false },
+    ...{ nextLsn: found.nextLsn, durableLsn: 0 },
+    ...{ nextIno: state.nextIno, nextGeneration: state.nextGeneration },
+  };
+  return { state, recovery, allocator, segments: found.segments };
 }
 
 /** What the repair was concluded from, and what it will overwrite. */

@@ -100,3 +100,9 @@ function dataBlocks(inode: DraftInode): number {
   for (const { count, state } of inode.extents) if (state !== UNWRITTEN) blocks += count;
   return blocks;
 }
+
+/** @param what happens: "would be lost" */
+export function lossInWords({ inodes, ofInodes, bytes, atLeast }: Loss, what: string): string {
+  const how = atLeast ? ", as far as the damaged parts can be read" : "";
+  return `${inodes} of ${ofInodes} inodes, ${bytes} bytes ${what}${how}`;
+}

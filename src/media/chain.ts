@@ -11,11 +11,10 @@ import { CorruptionError, FsError } from "../base/errors.ts";
 import { getU64, type StructValue, viewOf } from "../layout/struct.ts";
 import type { Region } from "../region/region.ts";
 import { crc32c } from "./checksum.ts";
-import { encodeCopyTable } from "./copy-table.ts";
+import { writeCopyTable } from "./copy-table.ts";
 import {
   BarrierRecord,
   COPY_ROLE,
-  COPY_TABLE_OFFSETS,
   GROUP_MAGIC,
   GroupHeader,
   GroupKind,
@@ -216,9 +215,7 @@ export class ChainWriter {
     const at = this.segments.indexOf(segment);
     if (at <= 0) return [];
     for (const copy of this.#copies.splice(0, at)) if (copy !== null) this.#source.copies?.give(copy);
-    const dropped = this.segments.splice(0, at);
-    this.#listCopies();
-    return dropped;
+    return this.segments.splice(0, at);
   }
 
   /** The chain is complete: give the spare segment back. */
@@ -270,12 +267,9 @@ export class ChainWriter {
     if (this.#role !== SegmentRole.LOG || copies === undefined) return;
     const firstIndex = this.#index + 1 - this.segments.length;
     const held = this.#copies.map((copy) => (copy !== null && copies.holds(copy) ? copy.place : 0));
-    const table = encodeCopyTable(
-      { incarnation: this.#incarnation, firstIndex, copies: held },
-      this.#geometry.seed,
-    );
+    const table = { incarnation: this.#incarnation, firstIndex, copies: held };
     try {
-      this.#region.write(COPY_TABLE_OFFSETS[SegmentRole.LOG] as number, table, 0, table.length);
+      writeCopyTable(this.#region, SegmentRole.LOG, table, this.#geometry.seed);
     } catch (error) {
       if (!(error instanceof FsError)) throw error;
     }

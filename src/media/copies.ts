@@ -24,15 +24,8 @@ import {
   type SegmentSource,
   segmentHead,
 } from "./chain.ts";
-import { encodeCopyTable, readCopyTable } from "./copy-table.ts";
-import {
-  COPY_ROLE,
-  COPY_TABLE_OFFSETS,
-  GroupKind,
-  RESERVED_BYTES,
-  SegmentHeader,
-  SegmentRole,
-} from "./format.ts";
+import { readCopyTable, writeCopyTable } from "./copy-table.ts";
+import { COPY_ROLE, GroupKind, RESERVED_BYTES, SegmentHeader, SegmentRole } from "./format.ts";
 import { groupAt } from "./group.ts";
 import { type Media, readSome } from "./reading.ts";
 import type { SuperblockValue } from "./superblock.ts";
@@ -47,12 +40,16 @@ export interface CheckpointPlaces {
   copies: (LentSegment | null)[];
 }
 
-/** Make the copies that a checkpoint lacks, as far as there is room, and say where they are. */
+/**
+ * Make the copies that a checkpoint lacks, as far as there is room, and say where they are.
+ * @param durably before it is said
+ */
 export async function copyCheckpoint(
   region: Region,
   geometry: ChainGeometry,
   source: SegmentSource,
   checkpoint: CheckpointPlaces,
+  durably = false,
 ): Promise<void> {
   const { segments, incarnation, lastBytes } = checkpoint;
   const copies = segments.map((_, index) => checkpoint.copies[index] ?? null);
@@ -70,9 +67,10 @@ export async function copyCheckpoint(
       await nextTurn();
     }
     if (added) {
+      if (durably) await region.sync();
       const places = copies.map((copy) => copy?.place ?? 0);
-      const table = encodeCopyTable({ incarnation, firstIndex: 0, copies: places }, geometry.seed);
-      region.write(COPY_TABLE_OFFSETS[SegmentRole.CHECKPOINT] as number, table, 0, table.length);
+      const table = { incarnation, firstIndex: 0, copies: places };
+      writeCopyTable(region, SegmentRole.CHECKPOINT, table, geometry.seed);
     }
   } catch (error) {
     // Nothing but the copies is affected.

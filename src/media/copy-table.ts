@@ -7,6 +7,7 @@
  */
 import { CorruptionError } from "../base/errors.ts";
 import { viewOf } from "../layout/struct.ts";
+import type { Region } from "../region/region.ts";
 import { crc32c } from "./checksum.ts";
 import { COPY_TABLE_BYTES_MAX, COPY_TABLE_MAGIC, COPY_TABLE_OFFSETS, CopyTable } from "./format.ts";
 import { type Media, readSome } from "./reading.ts";
@@ -20,7 +21,22 @@ export interface CopyTableValue {
 
 const COPIES_MAX = (COPY_TABLE_BYTES_MAX - CopyTable.size) / 8;
 
-export function encodeCopyTable(value: CopyTableValue, seed: number): Buffer {
+/** Never seen half written where stores are durable one by one: the magic number goes first, and comes last. */
+export function writeCopyTable(region: Region, role: number, value: CopyTableValue, seed: number): void {
+  const at = COPY_TABLE_OFFSETS[role] as number;
+  const data = encode(value, seed);
+  region.write(at, Buffer.alloc(MAGIC_BYTES), 0, MAGIC_BYTES);
+  region.drain();
+  region.write(at + MAGIC_BYTES, data, MAGIC_BYTES, data.length - MAGIC_BYTES);
+  region.drain();
+  region.write(at, data, 0, MAGIC_BYTES);
+  region.drain();
+}
+
+/** Magic number and checksum: one store. */
+const MAGIC_BYTES = 8;
+
+function encode(value: CopyTableValue, seed: number): Buffer {
   const count = Math.min(COPIES_MAX, value.copies.length);
   const data = Buffer.alloc(CopyTable.size + count * 8);
   const view = viewOf(data);

@@ -162,9 +162,8 @@ export async function makeFileSystem(region: Region, options: MkfsOptions): Prom
     tailLsn: 0,
     reserved: new Uint8Array(280),
   };
-  await checkpoint.finish(superblock, true);
   await copyCheckpoint(region, geometry, source, checkpoint.places);
-  await region.sync();
+  await checkpoint.finish(superblock, true);
   return blockBytes;
 }
 

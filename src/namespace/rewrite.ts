@@ -43,10 +43,8 @@ export async function rewrite(
     const bytes = checkpoint.segments.length * geometry.segmentBytes;
     progress("writing metadata", Math.min(bytes, state.snapshotBytes), state.snapshotBytes);
   }
-  const written = await checkpoint.finish(superblock, clean);
-  const places = checkpoint.places;
+  const { places } = checkpoint;
   await copyCheckpoint(region, geometry, source, places);
-  // Who closes the region next may have nothing else to make durable.
-  if (clean) await region.sync();
+  const written = await checkpoint.finish(superblock, clean);
   return { log, checkpoint: places, superblock: written };
 }

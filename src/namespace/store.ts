@@ -222,6 +222,24 @@ export class Store {
     }
   }
 
+  /** To be read alone: what was found of a damaged volume. */
+  static openRescued(region: Region, { state, recovery, allocator }: BroughtBack): Store {
+    const { segmentBytes, blockBytes } = recovery.superblock;
+    const pool = new SegmentPool(allocator, segmentBytes, blockBytes);
+    const space = { allocator, pool, quarantine: new Quarantine() };
+    const places = placesOf(recovery);
+    return new Store(
+      region,
+      state,
+      recovery,
+      space,
+      null,
+      recovery.superblock,
+      places,
+      "mounted to be rescued",
+    );
+  }
+
   static async #openToWrite(
     region: Region,
     { state, recovery, allocator, segments }: BroughtBack,
@@ -906,6 +924,8 @@ export class Store {
       else journal.failure ??= error as Error;
       throw error;
     }
+    const { places } = checkpoint;
+    await copyCheckpoint(this.region, this.recovery.geometry, this.pool, places);
     try {
       this.superblock = await checkpoint.finish({ ...this.superblock, regionBytes }, clean);
     } catch (error) {
@@ -918,7 +938,7 @@ export class Store {
     for (const segment of before.segments) this.pool.give(segment);
     for (const copy of before.copies) if (copy !== null) this.pool.copies.give(copy);
     for (const segment of journal.chain.dropBefore(this.superblock.logSegment)) this.pool.give(segment);
-    this.#checkpointPlaces = checkpoint.places;
+    this.#checkpointPlaces = places;
     if (regionBytes < this.allocator.blockCount * this.blockBytes) {
       this.state.setBlockCount(regionBytes / this.blockBytes);
       this.allocator.cut();
@@ -926,7 +946,8 @@ export class Store {
     this.counters.checkpoints += 1;
     this.#tooManyBytes = Number.POSITIVE_INFINITY;
     this.#segmentBudget = this.#budget(this.allocator.end * this.blockBytes);
-    await copyCheckpoint(this.region, this.recovery.geometry, this.pool, this.#checkpointPlaces);
+    // Those for which there was no room before; the next mount looks for them where the table says.
+    await copyCheckpoint(this.region, this.recovery.geometry, this.pool, places, clean);
     if (clean) await this.region.sync();
     this.pool.trim(this.#reserveTarget() + 4);
   }

@@ -2,6 +2,7 @@
 import { dateInWords } from "../base/clock.ts";
 import { FsError } from "../base/errors.ts";
 import { every } from "../base/faults.ts";
+import { rescue } from "../fsck/fsck.ts";
 import type { Mapper } from "../lease/ghosts.ts";
 import { type LeasePolicy, LeaseTable } from "../lease/table.ts";
 import { FORMAT_VERSION } from "../media/format.ts";
@@ -15,6 +16,8 @@ import { Orphans } from "./orphans.ts";
 
 export interface VolumeOptions extends LeasePolicy {
   readonly readOnly: boolean;
+  /** Read-only, and though it be damaged: what can be read of it. */
+  readonly rescue?: boolean;
   /** A line for whoever runs the daemon. */
   readonly tell?: (text: string) => void;
 }
@@ -116,6 +119,7 @@ export class Volume {
 
   /** @throws CorruptionError, FsError EINVAL: see Store.open. */
   static async open(region: Region, options: VolumeOptions): Promise<Volume> {
+    if (options.rescue === true) return new Volume(Store.openRescued(region, rescue(region)), options, null);
     let orphans: Orphans | null = null;
     const store = await Store.open(region, {
       readOnly: options.readOnly,

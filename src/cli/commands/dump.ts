@@ -6,8 +6,8 @@ import { asFailure } from "../../daemon/failure.ts";
 import { lockHolder, mountNamed } from "../../daemon/mounts.ts";
 import { inUse, openRegionOrExplain } from "../../daemon/region.ts";
 import { resolveRegion } from "../../daemon/start.ts";
+import { rescue } from "../../fsck/fsck.ts";
 import { dumpLines } from "../../namespace/dump.ts";
-import { bringBack } from "../../namespace/recovered.ts";
 
 export function dumpCommand(): Command {
   return new Command("dump")
@@ -15,7 +15,8 @@ export function dumpCommand(): Command {
     .description(
       "Print the metadata of a volume: one JSON object a line, first the superblock, then each inode, followed by what\n" +
         "belongs to it. Of one that is not mounted as recovery finds it; of a mounted one as of the moment when it was\n" +
-        "asked for, whatever changes meanwhile (times may be newer). That is for administrators: root, and whoever mounted.",
+        "asked for, whatever changes meanwhile (times may be newer). That is for administrators: root, and whoever mounted.\n" +
+        "Of a damaged volume what can be read; then the exit code is 1.",
     )
     .argument("<region>", "file or device, or where it is mounted")
     .addHelpText(
@@ -42,7 +43,11 @@ async function run(given: string): Promise<void> {
   if (lockHolder(path) !== undefined) throw inUse(path);
   const region = openRegionOrExplain(path, { readOnly: true });
   try {
-    const { state, recovery } = bringBack(region);
+    const { state, recovery } = rescue(region);
+    if (recovery.label === "rescue") {
+      process.stderr.write(`mapdirect: ${path}: ${recovery.warnings[0]}\n`);
+      process.exitCode = 1;
+    }
     for (const line of dumpLines(state, recovery.superblock)) await write(line);
   } catch (error) {
     throw asFailure(error, path, "see 'mapdirect dump --help'");

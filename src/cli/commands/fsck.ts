@@ -6,7 +6,7 @@ import { inUse, openRegionOrExplain, refuseMapped } from "../../daemon/region.ts
 import { resolveRegion } from "../../daemon/start.ts";
 import { UndoFile, undoPathFor } from "../../daemon/undo-file.ts";
 import { type FsckReport, fsck } from "../../fsck/fsck.ts";
-import type { Loss } from "../../fsck/loss.ts";
+import { lossInWords } from "../../fsck/loss.ts";
 import { formatUuid } from "../../media/mkfs.ts";
 import { FsckExit } from "../exit-codes.ts";
 import { print, toJson } from "../output.ts";
@@ -128,7 +128,7 @@ function inWords(path: string, report: FsckReport, undo: string | null, flags: F
     lines.push(`${path}: nothing is wrong: ${report.inodes} inodes, ${used} bytes in use`);
     return lines.join("\n");
   }
-  if (loss !== null && repairable) lines.push(lossInWords(loss, repaired));
+  if (loss !== null && repairable) lines.push(lossInWords(loss, repaired ? "were lost" : "would be lost"));
   if (undo !== null) lines.push(`What the repair has overwritten is kept in ${undo}`);
   const count = `${problemCount} ${problemCount === 1 ? "problem" : "problems"}`;
   if (repaired) lines.push(`${path}: ${count}, repaired`);
@@ -140,9 +140,4 @@ function inWords(path: string, report: FsckReport, undo: string | null, flags: F
     );
   } else lines.push(`${path}: ${count}; 'mapdirect fsck --repair ${path}' repairs what it can`);
   return lines.join("\n");
-}
-
-function lossInWords({ inodes, ofInodes, bytes, atLeast }: Loss, repaired: boolean): string {
-  const how = atLeast ? ", as far as the damaged parts can be read" : "";
-  return `${inodes} of ${ofInodes} inodes, ${bytes} bytes ${repaired ? "were" : "would be"} lost${how}`;
 }
