@@ -80,6 +80,30 @@ private:
   int result_ = 0;
 };
 
+// fallocate or BLKDISCARD on the thread pool.
+class DiscardWorker : public Napi::AsyncWorker {
+public:
+  DiscardWorker(Napi::Env env, std::shared_ptr<Mapping> mapping, uint64_t offset, uint64_t length)
+      : Napi::AsyncWorker(env, "mapdirect.discard"), deferred_(Napi::Promise::Deferred::New(env)),
+        mapping_(std::move(mapping)), offset_(offset), length_(length) {}
+  Napi::Promise promise() const { return deferred_.Promise(); }
+
+  void Execute() override { result_ = mapping_->discard(offset_, length_); }
+  void OnOK() override {
+    if (result_ == 0)
+      deferred_.Resolve(Env().Undefined());
+    else
+      deferred_.Reject(makeFailure(Env(), result_, rangeText("discard", offset_, length_)).Value());
+  }
+
+private:
+  Napi::Promise::Deferred deferred_;
+  std::shared_ptr<Mapping> mapping_;
+  const uint64_t offset_;
+  const uint64_t length_;
+  int result_ = 0;
+};
+
 // /proc on the thread pool.
 class MappersWorker : public Napi::AsyncWorker {
 public:
@@ -181,6 +205,7 @@ void RegionObject::define(Napi::Env env) {
                                        InstanceMethod<&RegionObject::sync>("sync"),
                                        InstanceMethod<&RegionObject::measure>("measure"),
                                        InstanceMethod<&RegionObject::allocate>("allocate"),
+                                       InstanceMethod<&RegionObject::discard>("discard"),
                                        InstanceMethod<&RegionObject::below>("below"),
                                        InstanceMethod<&RegionObject::grow>("grow"),
                                        InstanceMethod<&RegionObject::close>("close"),
@@ -218,6 +243,7 @@ RegionObject::RegionObject(const Napi::CallbackInfo &info)
   description.Set("mapSync", facts.mapSync);
   description.Set("dax", facts.dax);
   description.Set("mapAlignmentBytes", static_cast<double>(facts.mapAlignmentBytes));
+  description.Set("discards", facts.discards);
   description.Set("mapSyncRefusal", facts.mapSyncRefusal);
   description.Set("device", Napi::BigInt::New(env, facts.device));
   description.Set("inode", Napi::BigInt::New(env, facts.inode));
@@ -401,6 +427,22 @@ void RegionObject::allocate(const Napi::CallbackInfo &info) {
     return;
   if (const int failure = mapping_->allocate(offset, length); failure != 0)
     fail(env, failure, rangeText("allocate", offset, length));
+}
+
+Napi::Value RegionObject::discard(const Napi::CallbackInfo &info) {
+  const Napi::Env env = info.Env();
+  uint64_t offset = 0;
+  uint64_t length = 0;
+  if (!checkOpen(env, "discard") || !getCount(env, info[0], "offset", offset) ||
+      !getCount(env, info[1], "length", length))
+    return Napi::Value();
+  // Looked at here: the region may grow meanwhile.
+  if (mapping_->addressOf(offset, length) == nullptr)
+    return fail(env, -EINVAL, rangeText("discard", offset, length));
+  DiscardWorker *worker = new DiscardWorker(env, mapping_, offset, length);
+  const Napi::Promise promise = worker->promise();
+  worker->Queue();
+  return promise;
 }
 
 Napi::Value RegionObject::below(const Napi::CallbackInfo &info) {

@@ -39,6 +39,7 @@ private:
   Napi::Value sync(const Napi::CallbackInfo &info);
   Napi::Value measure(const Napi::CallbackInfo &info);
   void allocate(const Napi::CallbackInfo &info);
+  Napi::Value discard(const Napi::CallbackInfo &info);
   Napi::Value below(const Napi::CallbackInfo &info);
   Napi::Value grow(const Napi::CallbackInfo &info);
   void close(const Napi::CallbackInfo &info);

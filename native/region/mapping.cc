@@ -146,6 +146,9 @@ int Mapping::inspect(const char *&step) {
     if (filesystem.f_type == HUGETLBFS_MAGIC)
       info_.mapAlignmentBytes = static_cast<uint64_t>(filesystem.f_bsize);
     info_.inMemory = filesystem.f_type == TMPFS_MAGIC;
+    // Not on DAX: the next store would have to allocate again, and huge pages would be gone for good. Nor where pages come
+    // from a pool of which the mapping has reserved its own.
+    info_.discards = !readOnly_ && !info_.dax && filesystem.f_type != HUGETLBFS_MAGIC;
     return 0;
   }
   info_.device = status.st_rdev;
@@ -153,6 +156,7 @@ int Mapping::inspect(const char *&step) {
   if (S_ISBLK(status.st_mode)) {
     step = "ioctl BLKGETSIZE64";
     info_.kind = RegionKind::block;
+    info_.discards = !readOnly_;
     return measure(info_.sizeBytes);
   }
   if (!S_ISCHR(status.st_mode)) return -ENODEV;
@@ -297,6 +301,21 @@ int Mapping::allocate(uint64_t offset, uint64_t length) const {
     if (errno == EINTR) continue;
     if (errno == EOPNOTSUPP || errno == ENOSYS) return 0;
     return errno == EDQUOT ? -ENOSPC : -errno;
+  }
+  return 0;
+}
+
+int Mapping::discard(uint64_t offset, uint64_t length) const {
+  if (!info_.discards) return -EOPNOTSUPP;
+  if (length == 0) return 0;
+  if (info_.kind == RegionKind::block) {
+    uint64_t range[2] = {offset, length};
+    return ioctl(descriptor_, BLKDISCARD, range) != 0 ? -errno : 0;
+  }
+  while (fallocate(descriptor_, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(offset),
+                   static_cast<off_t>(length)) != 0) {
+    if (errno == EINTR) continue;
+    return errno == ENOSYS ? -EOPNOTSUPP : -errno;
   }
   return 0;
 }

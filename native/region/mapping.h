@@ -41,6 +41,7 @@ struct RegionInfo {
   uint64_t inode;             // 0 for a device
   uint32_t uid, gid, mode;    // of the file or the device's node
   bool inMemory;              // a file on tmpfs: there is nothing to write back to
+  bool discards;              // something lies below that may take back what is not used
 };
 
 class Mapping {
@@ -84,6 +85,9 @@ public:
   // Have a file take room for [offset, offset + length) from what it lies on, so that storing there does not fail for lack
   // of it: -ENOSPC if there is none. Where nothing is sparse, or cannot be asked, it does nothing.
   int allocate(uint64_t offset, uint64_t length) const;
+  // Tell what lies below that [offset, offset + length), which is inside, is not used: a hole in a file, BLKDISCARD on a
+  // block device. -EOPNOTSUPP where that is not known. Blocks; safe on any thread.
+  int discard(uint64_t offset, uint64_t length) const;
   // Of a file: what is free where it lies, and what it has taken. -EOPNOTSUPP where that means nothing.
   int below(uint64_t &freeBytes, uint64_t &allocatedBytes) const;
   // Cut a file that provide() has made larger, and nothing has been stored there.

@@ -15,6 +15,8 @@ export interface MkfsOptions {
   readonly label?: string;
   /** Overwrite what the region holds. */
   readonly force?: boolean;
+  /** Give back what an existing region has taken of what it lies on. Default true. */
+  readonly discard?: boolean;
 }
 
 /**
@@ -22,8 +24,8 @@ export interface MkfsOptions {
  * @throws Error whose message says what, why, and what to do.
  */
 export function mkfs(region: string, options: MkfsOptions = {}): Promise<Formatted> {
-  const { sizeBytes, blockSizeBytes, label = "", force = false } = options;
-  return formatRegion(region, { sizeBytes, blockSizeBytes, label, force });
+  const { sizeBytes, blockSizeBytes, label = "", force = false, discard } = options;
+  return formatRegion(region, { sizeBytes, blockSizeBytes, label, force, discard });
 }
 
 export interface MountOptions {

@@ -21,6 +21,8 @@ export interface FormatRequest {
   readonly label: string;
   /** Overwrite what the region holds. */
   readonly force: boolean;
+  /** Give back what an existing region has taken of what it lies on. Default true. */
+  readonly discard?: boolean | undefined;
 }
 
 export interface Formatted {
@@ -38,7 +40,8 @@ export async function formatRegion(path: string, request: FormatRequest): Promis
   if (created) create(file, request.sizeBytes ?? DEFAULT_SIZE_BYTES);
   else await checkExisting(file, request);
   try {
-    return await format(file, request);
+    // A file that was just created has no blocks to give back.
+    return await format(file, { ...request, discard: !created && request.discard !== false });
   } catch (error) {
     if (created) rmSync(file, { force: true });
     throw asFailure(error, path, "see 'mapdirect mkfs --help'");
@@ -136,6 +139,7 @@ async function format(file: string, request: FormatRequest): Promise<Formatted> 
     const blockSizeBytes = await makeFileSystem(region, {
       label: request.label,
       blockSizeBytes: request.blockSizeBytes,
+      discard: request.discard === true,
       uid: process.getuid?.() ?? 0,
       gid: process.getgid?.() ?? 0,
     });

@@ -34,6 +34,8 @@ export interface MountOptions {
   assumePmem: boolean;
   /** What can be read of a damaged volume. */
   rescue: boolean;
+  /** What becomes free is told to what the region lies on. */
+  discard: boolean;
   /** Although a volume with the same uuid is mounted. */
   sameUuidToo: boolean;
   /** Where metrics are shown; null for nowhere. */
@@ -124,6 +126,12 @@ const PLAIN: Record<string, Setter> = {
   },
   nouuid: (options) => {
     options.sameUuidToo = true;
+  },
+  discard: (options) => {
+    options.discard = true;
+  },
+  nodiscard: (options) => {
+    options.discard = false;
   },
 };
 
@@ -231,6 +239,7 @@ export function defaultMountOptions(asRoot: boolean): MountOptions {
     directGroup: null,
     assumePmem: false,
     rescue: false,
+    discard: false,
     sameUuidToo: false,
     metrics: null,
     transport: "kernel",

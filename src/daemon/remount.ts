@@ -23,6 +23,7 @@ const OF_THE_DAEMON: readonly [keyof MountOptions, string][] = [
   ["directGroup", "direct_group="],
   ["assumePmem", "assume_pmem"],
   ["rescue", "rescue"],
+  ["discard", "discard"],
   ["cache", "cache="],
   ["metrics", "metrics="],
   ["transport", "transport="],

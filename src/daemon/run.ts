@@ -87,6 +87,7 @@ async function serve(
     const volume = await Volume.open(region, {
       readOnly: options.readOnly,
       rescue: options.rescue,
+      discard: options.discard,
       tell: (text) => log.warn(text),
       ...leasePolicy(options, region.facts.sizeBytes, process.getuid?.() ?? 0),
     });
@@ -134,7 +135,11 @@ async function serve(
       }
       answered.catch(() => {});
       if (metrics !== undefined) log.info(`metrics are at ${metrics.address}`);
-      if (!options.readOnly) pages = new HugePages(region.native, () => region.facts.sizeBytes);
+      if (!options.readOnly) {
+        const gathered = new HugePages(region.native, () => region.facts.sizeBytes);
+        volume.store.discards.onDiscard = (offset, length) => gathered.forget(offset, length);
+        pages = gathered;
+      }
       faults.serve(volume);
       log.info(`${request.region} is mounted on ${mountpoint}, pid ${process.pid}`);
       readiness.ready();

@@ -89,6 +89,9 @@ export function isReading(tid: number, ino: number): boolean | null {
   }
 }
 
+/** linux/capability.h */
+export const CAP_SYS_ADMIN = 21;
+
 /**
  * Whether a thread has a capability (its bit; linux/capability.h) and may use it here: a user namespace of its own gives it
  * none over this mount. Null where that cannot be told.

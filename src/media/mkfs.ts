@@ -38,7 +38,12 @@ export interface MkfsOptions {
   /** Owner of the root directory. */
   readonly uid: number;
   readonly gid: number;
+  /** What the region lies on may use the room of whatever is stored there, as far as it takes that. */
+  readonly discard?: boolean;
 }
+
+/** Discarded at a time. */
+const DISCARD_BYTES = 1024 ** 3;
 
 /** Segments of about a thousandth of the region. */
 function segmentBytesFor(regionBytes: number, blockBytes: number): number {
@@ -85,6 +90,7 @@ export async function makeFileSystem(region: Region, options: MkfsOptions): Prom
   region.drain();
   await region.sync();
 
+  if (options.discard === true) await discardAll(region);
   let free = Math.ceil(RESERVED_BYTES / segmentBytes) * segmentBytes;
   // Sparse as a file may be, what metadata cannot do without is there: its first segments, and the least reserve.
   const ahead = 4 + leastReserve({ segmentBytes, regionBytes, snapshotBytes: segmentBytes / 4 });
@@ -165,6 +171,17 @@ export async function makeFileSystem(region: Region, options: MkfsOptions): Prom
   await copyCheckpoint(region, geometry, source, checkpoint.places);
   await checkpoint.finish(superblock, true);
   return blockBytes;
+}
+
+/** All but the superblocks. Where it is not possible, nothing is lost but that. */
+async function discardAll(region: Region): Promise<void> {
+  const { sizeBytes } = region.facts;
+  try {
+    for (let at = RESERVED_BYTES; at < sizeBytes; at += DISCARD_BYTES)
+      await region.discard?.(at, Math.min(DISCARD_BYTES, sizeBytes - at));
+  } catch (error) {
+    if (!(error instanceof FsError && error.code === "EOPNOTSUPP")) throw error;
+  }
 }
 
 export function randomUuid(): Uint8Array {

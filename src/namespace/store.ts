@@ -7,7 +7,7 @@
  * Invariants (check.ts runs them over the whole volume):
  * - every block is free, withheld, pending, in quarantine, in the reserve, in a metadata segment, in exactly one extent, or in
  *   SHARED extents alone (sharing.ts);
- * - blocks leave a file's map by a record, and are allocated again only when that record survives a power cut;
+ * - blocks leave a file's map by a record, and are allocated again, or discarded, only when that record survives a power cut;
  * - the reserve can take the next checkpoint and the log until it is complete, or growing operations get ENOSPC;
  * - times alone may be newer in memory than in the log (`dirtyTimes`): they are logged within flushTimes().
  */
@@ -34,6 +34,7 @@ import {
 import { currentBootId, mustBeReadOnly, type SuperblockValue, writeSuperblock } from "../media/superblock.ts";
 import type { Region } from "../region/region.ts";
 import type { Allocator, Run } from "../space/allocator.ts";
+import { Discards } from "../space/discard.ts";
 import { Freeing } from "../space/freeing.ts";
 import { Quarantine } from "../space/quarantine.ts";
 import { SegmentPool } from "../space/segment-pool.ts";
@@ -127,6 +128,7 @@ export class Store {
   /** Blocks that changes under way have claimed and not written a record of: the region's are the `value` of each row. */
   readonly claimed = new Set<RunTable>();
   readonly freeing = new Freeing((extent, lsn) => this.state.extentCut(extent, lsn));
+  readonly discards: Discards;
   /** It is being given another size. */
   resizing = false;
   /** Inodes whose times are newer than in the log. */
@@ -172,6 +174,7 @@ export class Store {
     this.superblock = superblock;
     this.readOnlyReason = readOnlyReason;
     this.blockBytes = superblock.blockBytes;
+    this.discards = new Discards({ region, ...space, blockBytes: superblock.blockBytes });
     this.blockShift = BigInt(Math.log2(superblock.blockBytes));
     this.blockMask = BigInt(superblock.blockBytes - 1);
     this.#group = new GroupBuilder(groupCapacity(recovery.geometry));
@@ -528,11 +531,15 @@ export class Store {
       if (state !== SHARED) yield { start: physical, count };
   }
 
-  /** If space is on its way (freed, but not yet durably so), wait for it; otherwise return. */
+  /** If space is on its way (freed, but not yet durably so, or being discarded), wait for it; otherwise return. */
   waitForPending(reason: string): void {
     if (this.freeing.running !== null) throw new Wait(reason, this.freeing.running);
     if (this.pendingBlocks > 0 && this.journal !== null && this.journal.failure === null) {
-      throw new Wait(reason, this.journal.sync());
+      const { underWay } = this.discards;
+      throw new Wait(
+        reason,
+        this.journal.sync().then(() => underWay ?? undefined),
+      );
     }
   }
 
@@ -954,6 +961,8 @@ export class Store {
 
   /** Final checkpoint; afterwards the volume is clean and this object of no use. The region stays open. */
   async close(): Promise<void> {
+    // One that comes late would destroy what the next mount has stored.
+    await this.discards.end();
     const journal = this.journal;
     if (journal === null) return;
     for (const inode of this.state.inodes.values()) {

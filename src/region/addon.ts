@@ -15,6 +15,8 @@ export interface NativeRegionInfo {
   dax: boolean;
   mapSync: boolean;
   mapAlignmentBytes: number;
+  /** Something lies below that can be told of what is not used; whether it takes that, discard() tells. */
+  discards: boolean;
   /** Why MAP_SYNC was not granted, "" when it was. */
   mapSyncRefusal: string;
   device: bigint;
@@ -57,6 +59,8 @@ export interface NativeRegion {
   /** Have a file take room there from what it lies on: ENOSPC. Where nothing is sparse it does nothing. */
   allocate(offset: number, length: number): void;
   /** Of a file: what is free where it lies, and what it has taken; null where that has no bound. */
+  /** fallocate(2) with FALLOC_FL_PUNCH_HOLE, or BLKDISCARD, on the thread pool. EOPNOTSUPP where there is no such thing. */
+  discard(offset: number, length: number): Promise<void>;
   below(): RoomBelow | null;
   /**
    * Reach so many bytes: a file grows, durably (on the thread pool), a device must have them (EINVAL). ENOMEM is thrown

@@ -91,13 +91,15 @@ function isNvmeOverFabrics(name: string): boolean {
 const inUnits = (bytes: number): string =>
   bytes < 1 << 20 ? `${bytes >> 10} KiB` : `${bytes / (1 << 20)} MiB`;
 
-export function describeBacking(path: string, info: Omit<NativeRegionInfo, "uid" | "gid" | "mode">): Backing {
+type RegionTraits = Omit<NativeRegionInfo, "uid" | "gid" | "mode" | "discards">;
+
+export function describeBacking(path: string, info: RegionTraits): Backing {
   if (info.kind === "devdax") return devdax(path, info);
   if (info.kind === "block") return block(info);
   return file(path, info);
 }
 
-function devdax(path: string, info: Omit<NativeRegionInfo, "uid" | "gid" | "mode">): Backing {
+function devdax(path: string, info: RegionTraits): Backing {
   const unit = inUnits(info.mapAlignmentBytes);
   return {
     name: "devdax",
@@ -110,7 +112,7 @@ function devdax(path: string, info: Omit<NativeRegionInfo, "uid" | "gid" | "mode
   };
 }
 
-function block(info: Omit<NativeRegionInfo, "uid" | "gid" | "mode">): Backing {
+function block(info: RegionTraits): Backing {
   const name = blockDeviceName(info.device) ?? "unknown";
   const rest = { volatile: false, blockDevice: name };
   if (/^pmem\d+(\.\d+)?(s)?$/.test(name)) {
@@ -139,7 +141,7 @@ function block(info: Omit<NativeRegionInfo, "uid" | "gid" | "mode">): Backing {
   };
 }
 
-function file(path: string, info: Omit<NativeRegionInfo, "uid" | "gid" | "mode">): Backing {
+function file(path: string, info: RegionTraits): Backing {
   const system = fileSystemOf(path);
   const blockDevice = blockDeviceName(info.device);
   if (info.mapSync) {

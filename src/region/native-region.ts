@@ -19,6 +19,7 @@ const MAPS_PATIENCE_MS = 500;
 export class MappedRegion implements Region, NativeBacked {
   facts: RegionFacts;
   readonly native: NativeRegion;
+  readonly discard?: (offset: number, length: number) => Promise<void>;
   beforeStore: Region["beforeStore"] = null;
   isFullBelow = false;
   #syncError: Error | null = null;
@@ -26,6 +27,7 @@ export class MappedRegion implements Region, NativeBacked {
   constructor(native: NativeRegion, facts: RegionFacts) {
     this.native = native;
     this.facts = facts;
+    if (native.info.discards) this.discard = (offset, length) => this.#discard(offset, length);
   }
 
   get syncError(): Error | null {
@@ -116,6 +118,18 @@ export class MappedRegion implements Region, NativeBacked {
       this.native.allocate(offset, length);
     } catch (error) {
       throw this.#storeFailed(error);
+    }
+  }
+
+  async #discard(offset: number, length: number): Promise<void> {
+    checkRange(this.facts.sizeBytes, offset, length);
+    if (this.beforeStore !== null)
+      throw new InvariantError("a discard while somebody wants the bytes of before");
+    try {
+      await this.native.discard(offset, length);
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code !== "EOPNOTSUPP") throw translate(error);
+      throw new FsError("EOPNOTSUPP", `what ${this.facts.path} lies on takes no discards`);
     }
   }
 

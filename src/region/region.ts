@@ -96,6 +96,12 @@ export interface Region {
    * @throws FsError ENOSPC (what the file lies on is full), EIO
    */
   allocate?(offset: number, length: number): void;
+  /**
+   * What is stored there means nothing any more: what the region lies on may use the room for something else. Until
+   * something is stored there again, anything may be read. Off the event loop. Absent where nothing lies below: on DAX.
+   * @throws FsError EOPNOTSUPP (what lies below takes no discards), EIO
+   */
+  discard?(offset: number, length: number): Promise<void>;
   /** Absent, or null, where nothing bounds it but the region's own size. */
   below?(): RoomBelow | null;
   /** What the region lies on has no room for a store, which failed with ENOSPC, or none for allocate(). Until it is set to false. */

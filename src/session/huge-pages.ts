@@ -45,6 +45,15 @@ export class HugePages {
     return this.#gathered.size * HUGE_PAGE_BYTES;
   }
 
+  /** Something of these bytes has become a hole: what is stored there next is worth a look again. */
+  forget(offset: number, length: number): void {
+    const past = Math.ceil((offset + length) / HUGE_PAGE_BYTES);
+    for (let page = Math.floor(offset / HUGE_PAGE_BYTES); page < past; page += 1) {
+      this.#gathered.delete(page);
+      this.#refusals.delete(page);
+    }
+  }
+
   /** Resolves when nothing of it is under way any more. */
   close(): Promise<void> {
     this.#stop.abort();

@@ -18,6 +18,8 @@ export interface VolumeOptions extends LeasePolicy {
   readonly readOnly: boolean;
   /** Read-only, and though it be damaged: what can be read of it. */
   readonly rescue?: boolean;
+  /** What becomes free is told to what the region lies on, now and then. */
+  readonly discard?: boolean;
   /** A line for whoever runs the daemon. */
   readonly tell?: (text: string) => void;
 }
@@ -60,6 +62,9 @@ export interface VolumeInfo {
     /** Free where it lies, null where that has no bound; and whether a store has found no room there. */
     readonly free_below: number | null;
     readonly full_below: boolean;
+    /** Whether something lies below that may take discards, and how many bytes it has been told of since the mount. */
+    readonly discards: boolean;
+    readonly discarded: number;
   };
   readonly recovery: {
     readonly label: string;
@@ -73,6 +78,9 @@ export interface VolumeInfo {
 /** Write-back of page-granular regions, and of times: nothing is older than this when the power fails, milliseconds. */
 const WRITE_BACK_MS = 4000;
 
+/** What has been free for longer than this is discarded, with -o discard, milliseconds. */
+const DISCARD_MS = 3000;
+
 /** What cannot be written is in the journal's failure, and lacking space mends itself. */
 function butRefused(error: unknown): void {
   if (!(error instanceof FsError)) throw error;
@@ -83,7 +91,7 @@ export class Volume {
   readonly leases: LeaseTable;
   readonly directStores: DirectStores;
   readonly options: VolumeOptions;
-  readonly #timer: NodeJS.Timeout;
+  readonly #timers: NodeJS.Timeout[] = [];
   readonly #orphans: Orphans | null;
   #toldFull = false;
 
@@ -109,12 +117,18 @@ export class Volume {
       },
       onEnded: (lease) => store.releaseQuarantine(lease.id),
     };
-    this.#timer = every(WRITE_BACK_MS, "write-back", async () => {
+    this.#every(WRITE_BACK_MS, "write-back", async () => {
       this.#lookBelow();
       // A failure is sticky in the journal, which tells of it; who writes next hears of it, too.
       if (this.store.journal?.failure === null) await this.store.sync().catch(butRefused);
     });
-    this.#timer.unref();
+    if (options.discard !== true || store.journal === null) return;
+    store.discards.follow((text) => options.tell?.(text));
+    this.#every(DISCARD_MS, "discarding", () => store.discards.discardFreed());
+  }
+
+  #every(milliseconds: number, what: string, run: () => unknown): void {
+    this.#timers.push(every(milliseconds, what, run).unref());
   }
 
   /** @throws CorruptionError, FsError EINVAL: see Store.open. */
@@ -185,6 +199,8 @@ export class Volume {
         fallbacks: facts.fallbacks,
         free_below: store.region.below?.()?.freeBytes ?? null,
         full_below: store.region.isFullBelow === true,
+        discards: store.discards.arePossible,
+        discarded: store.discards.blocks * store.blockBytes,
       },
       recovery: {
         label: recovery.label,
@@ -230,7 +246,7 @@ export class Volume {
 
   /** Final checkpoint. The region stays open. @throws what made the log fail; then the next mount recovers. */
   async close(): Promise<void> {
-    clearInterval(this.#timer);
+    for (const timer of this.#timers) clearInterval(timer);
     this.#lookBelow();
     this.#orphans?.close();
     this.leases.close();

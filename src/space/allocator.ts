@@ -8,6 +8,7 @@
  * - a block is free, or allocated, or pending: given back by a record that is not durable yet. Pending blocks keep their
  *   bit; they become free when the log says that the record survives a power cut (releaseThrough). Otherwise a crash
  *   could leave two files with the same block, or one with the other's bytes;
+ * - a free block that is being discarded counts as pending: nobody gets it before the discard is over;
  * - while the tail is withheld (the volume is being made smaller), no block of it is free: those that would be are
  *   withheld, which counts as allocated. When all of them are, nobody has any.
  *
@@ -47,6 +48,11 @@ export class Allocator {
   #freeBlocks = 0;
   #pendingBlocks = 0;
   #pending: PendingRun[] = [];
+  /** Free, but what lies below is being told so at this moment. */
+  readonly #discarding = new Set<Run>();
+  #discardingBlocks = 0;
+  /** Hears of blocks that have become free. */
+  onFree: ((start: number, count: number) => void) | null = null;
   /** Chunks where the last small and the last large search ended. */
   #smallCursor = 0;
   #largeCursor = 0;
@@ -89,9 +95,9 @@ export class Allocator {
   get freeBlocks(): number {
     return this.#freeBlocks;
   }
-  /** Blocks that become free with the next sync. */
+  /** Blocks that become free with the next sync, or when they have been discarded. */
   get pendingBlocks(): number {
-    return this.#pendingBlocks;
+    return this.#pendingBlocks + this.#discardingBlocks;
   }
 
   isFree(block: number): boolean {
@@ -275,6 +281,50 @@ export class Allocator {
   /** Give blocks back at once. */
   free(start: number, count: number): void {
     this.#put(start, count);
+    this.onFree?.(start, count);
+  }
+
+  /** The first row of free blocks that has one in [from, end): where it begins in there, and at most `limit` of it. */
+  nextFree(from: number, end: number, limit: number): Run | null {
+    for (let at = from; at < end; ) {
+      const chunk = Math.floor(at / this.chunkBlocks);
+      const chunkEnd = Math.min((chunk + 1) * this.chunkBlocks, end);
+      const start = this.#chunkFree[chunk] === 0 ? -1 : this.#firstFree(at, chunkEnd);
+      if (start >= 0) return { start, count: this.#freeRun(start, Math.min(limit, end - start)) };
+      at = chunkEnd;
+    }
+    return null;
+  }
+
+  /** These blocks are free, and nobody is to get them until endDiscard(). */
+  beginDiscard(start: number, count: number): Run {
+    const run = this.#taken(start, count);
+    this.#discarding.add(run);
+    this.#discardingBlocks += count;
+    return run;
+  }
+
+  endDiscard(run: Run): void {
+    invariant(this.#discarding.delete(run), "a discard that was begun");
+    this.#discardingBlocks -= run.count;
+    this.#put(run.start, run.count);
+  }
+
+  /**
+   * Where allocateAligned() would find room for as many runs of `count` blocks as `taken` has, if those of `taken` were free.
+   * Nothing is allocated or freed.
+   */
+  alignedPlaces(count: number, taken: readonly Run[]): Run[] {
+    for (const run of taken) this.#put(run.start, run.count);
+    const places: Run[] = [];
+    while (places.length < taken.length) {
+      const place = this.allocateAligned(count);
+      if (place === null) break;
+      places.push(place);
+    }
+    for (const run of places) this.#put(run.start, run.count);
+    for (const run of taken) this.#take(run.start, run.count);
+    return places;
   }
 
   /** Give blocks back as soon as the group with this number is durable. */
@@ -294,7 +344,7 @@ export class Allocator {
         continue;
       }
       this.#pendingBlocks -= run.count;
-      this.#put(run.start, run.count);
+      this.free(run.start, run.count);
     }
     this.#pending.length = kept;
   }
@@ -302,6 +352,7 @@ export class Allocator {
   /** Pending runs, for the invariants of the whole volume. */
   *pendingRuns(): IterableIterator<Readonly<Run>> {
     yield* this.#pending;
+    yield* this.#discarding;
   }
 
   /** Blocks free from `start` on, at most `limit`. */
@@ -515,6 +566,11 @@ export class Allocator {
     invariant(
       pending === this.#pendingBlocks,
       () => `${pending} blocks pending, ${this.#pendingBlocks} counted`,
+    );
+    const discarding = [...this.#discarding].reduce((sum, run) => sum + run.count, 0);
+    invariant(
+      discarding === this.#discardingBlocks,
+      () => `${discarding} blocks being discarded, ${this.#discardingBlocks} counted`,
     );
   }
 }

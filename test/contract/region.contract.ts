@@ -116,6 +116,22 @@ export function regionContract(backend: RegionBackend): void {
       expect(Buffer.compare(made.outside(12_345, 70_000), pattern(70_000, 2))).toBe(0);
     });
 
+    test("a discard leaves what is around it, and what is stored there afterwards is kept", async () => {
+      if (region.discard === undefined) return;
+      region.write(0, pattern(SIZE), 0, SIZE);
+      await region.discard(65_536, 131_072);
+      expect(Buffer.compare(readBack(region, 0, 65_536), pattern(SIZE).subarray(0, 65_536))).toBe(0);
+      const behind = 65_536 + 131_072;
+      expect(Buffer.compare(readBack(region, behind, SIZE - behind), pattern(SIZE).subarray(behind))).toBe(0);
+      region.write(70_000, pattern(5000, 3), 0, 5000);
+      await region.sync();
+      expect(Buffer.compare(made.outside(70_000, 5000), pattern(5000, 3))).toBe(0);
+      await expect(region.discard(SIZE - 4096, 8192)).rejects.toBeInstanceOf(InvariantError);
+      region.beforeStore = () => {};
+      await expect(region.discard(0, 4096)).rejects.toBeInstanceOf(InvariantError);
+      region.beforeStore = null;
+    });
+
     test("what was stored stays when its pages are unloaded", () => {
       region.write(1000, pattern(20_000), 0, 20_000);
       region.unload(0, 24_576);

@@ -135,8 +135,8 @@ test("the copy that a reader would choose is written last: when the other one is
       const region = MemoryRegion.fromImage(bytes);
       const order: number[] = [];
       region.observer = {
-        ...{ stored: (begin) => order.push(begin), storedFromOutside() {}, flushed() {}, drained() {} },
-        syncBegun: () => () => {},
+        ...{ stored: (begin) => order.push(begin), storedFromOutside() {}, flushed() {} },
+        ...{ discarded() {}, drained() {}, syncBegun: () => () => {} },
       };
       const { value } = readSuperblock(region);
       await writeSuperblock(region, { ...value, sequence: value.sequence + 1 });

@@ -130,6 +130,13 @@ export class Scene {
     this.unpersisted.length = 0;
   }
 
+  /** All that is free, as fstrim does; without the sync that comes first there. */
+  async discard(): Promise<void> {
+    const { store } = this.bench;
+    const range = { start: 0, end: store.allocator.blockCount, least: 1 };
+    await store.discards.trim(range, async () => {});
+  }
+
   async endLease(): Promise<void> {
     const lease = this.#lease;
     if (lease === null) return;
@@ -307,6 +314,7 @@ export const OPERATIONS: Readonly<Record<string, Operation>> = {
   },
   fsync: (scene) => scene.run({ do: "sync" }),
   checkpoint: (scene) => scene.run({ do: "checkpoint" }),
+  discard: (scene) => scene.discard(),
   "direct store": (scene) => scene.store("a"),
   persist: (scene) => scene.persist(),
   "lease end": (scene) => scene.endLease(),

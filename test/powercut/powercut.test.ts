@@ -119,6 +119,20 @@ describe("a power cut leaves each operation whole or not at all", () => {
       ["unlink", "write"],
       /never was/,
     ],
+    [
+      "blocks are discarded before the log says durably that they are free",
+      "page",
+      sabotage.discardPending,
+      ["unlink", "discard"],
+      /never was/,
+    ],
+    [
+      "segments of metadata are discarded while the superblocks name them",
+      "cacheline",
+      sabotage.discardMetadata,
+      ["create", "discard"],
+      /./,
+    ],
     ["a barrier that nobody has synced for", "page", sabotage.barrierWithoutSync, ["append", "fsync"], /./],
   ] as const)("a mistake is found: %s", async (_what, granularity, mistake, sequence, complaint) => {
     const search = await searchOf(granularity, { sabotage: mistake });

@@ -4,7 +4,8 @@
  *
  * - cache-line granularity: units are words of 8 bytes (the largest that a CPU stores whole); a fence ends an epoch;
  *   what was stored through a mapping by somebody else stays open until it has been flushed and fenced;
- * - page granularity: units are sectors of 512 bytes; a sync that is done settles what was stored before it began.
+ * - page granularity: units are sectors of 512 bytes; a sync that is done settles what was stored before it began;
+ * - what is discarded is a unit of its own for each block.
  */
 import type { MemoryRegion, RegionObserver } from "../support/memory-region.ts";
 
@@ -20,6 +21,9 @@ export interface Epoch {
   /** What is on the media for certain when it is over: for each settled unit its bytes. */
   readonly settled: readonly { readonly at: number; readonly bytes: Uint8Array }[];
 }
+
+/** The smallest block. */
+const DISCARD_UNIT_BYTES = 4096;
 
 type Versions = Map<number, Uint8Array[]>;
 
@@ -69,6 +73,20 @@ export class Recorder implements RegionObserver {
 
   storedFromOutside(begin: number, end: number): void {
     this.#note(this.#cacheline ? this.#cached : this.#open, begin, end);
+  }
+
+  /**
+   * What lies below may carry it out at once, later or not at all, block by block, and keeps it in order with the stores to
+   * the same block that come after it.
+   */
+  discarded(begin: number, end: number): void {
+    for (let at = begin; at < end; at += DISCARD_UNIT_BYTES) {
+      const bytes = this.#region.peek(at, DISCARD_UNIT_BYTES);
+      const known = this.#open.get(at);
+      // Stored to and freed since the last fence: then it was never durably anybody's.
+      if (known !== undefined) known.push(bytes);
+      else this.#open.set(at, [bytes]);
+    }
   }
 
   flushed(begin: number, end: number): void {

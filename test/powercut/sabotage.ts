@@ -69,6 +69,26 @@ export function freeAtOnce({ bench }: Scene): void {
   allocator.freeAfter = (start, count) => allocator.free(start, count);
 }
 
+/** What is discarded includes what was freed and is not durably so. */
+export function discardPending({ bench, region }: Scene): void {
+  const discard = region.discard.bind(region);
+  region.discard = async (offset, length) => {
+    await discard(offset, length);
+    for (const { start, count } of bench.store.allocator.pendingRuns())
+      await discard(start * bench.store.blockBytes, count * bench.store.blockBytes);
+  };
+}
+
+/** What is discarded includes segments of metadata, as if a checkpoint that is complete had freed them too early. */
+export function discardMetadata({ bench, region }: Scene): void {
+  const discard = region.discard.bind(region);
+  region.discard = async (offset, length) => {
+    await discard(offset, length);
+    for (const { start, count } of bench.store.metadataRuns())
+      if (start > 0) await discard(start * bench.store.blockBytes, count * bench.store.blockBytes);
+  };
+}
+
 /** The barrier says that everything before it is durable, and nobody has waited for that. */
 export function barrierWithoutSync({ region }: Scene): void {
   const sync = region.sync.bind(region);

@@ -31,6 +31,7 @@ interface Range {
 export interface RegionObserver {
   stored(begin: number, end: number): void;
   storedFromOutside(begin: number, end: number): void;
+  discarded(begin: number, end: number): void;
   flushed(begin: number, end: number): void;
   drained(): void;
   /** Returns what to call when the sync is done. */
@@ -44,6 +45,9 @@ interface Recording {
   dirty: Range[];
   readonly syncing: Set<{ readonly range: Range; readonly bytes: Uint8Array }[]>;
 }
+
+/** What is read where it was discarded. */
+const DISCARDED = 0xdd;
 
 export class MemoryRegion implements Region {
   facts: RegionFacts;
@@ -256,6 +260,18 @@ export class MemoryRegion implements Region {
     settled?.();
   }
 
+  /** Whatever lies below may answer anything for what it was told is not used: here, what nobody has ever stored. */
+  async discard(offset: number, length: number): Promise<void> {
+    this.#check(offset, length);
+    if (this.#closed) throw new InvariantError("the region is closed");
+    if (this.beforeStore !== null)
+      throw new InvariantError("a discard while somebody wants the bytes of before");
+    // On another thread: others have their turn before it happens.
+    await new Promise((resolve) => setImmediate(resolve));
+    this.#bytes.fill(DISCARDED, offset, offset + length);
+    this.#stored(offset, length, true);
+  }
+
   measure(): number {
     return this.#bytes.length;
   }
@@ -278,7 +294,7 @@ export class MemoryRegion implements Region {
     this.#closed = true;
   }
 
-  #stored(offset: number, length: number): void {
+  #stored(offset: number, length: number, discarded = false): void {
     if (this.#recording !== null && length > 0) {
       // Whole units: the hardware writes no less.
       const unit = this.#recording.unitBytes;
@@ -286,7 +302,8 @@ export class MemoryRegion implements Region {
       const end = Math.min(Math.ceil((offset + length) / unit) * unit, this.#bytes.length);
       this.#recording.dirty.push({ begin, end });
     }
-    if (length > 0) this.observer?.stored(offset, offset + length);
+    if (discarded) this.observer?.discarded(offset, offset + length);
+    else if (length > 0) this.observer?.stored(offset, offset + length);
     this.onStore();
   }
 

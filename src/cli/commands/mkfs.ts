@@ -10,6 +10,7 @@ interface MkfsFlags {
   blockSize?: number;
   label: string;
   force: boolean;
+  discard: boolean;
 }
 
 export function mkfsCommand(): Command {
@@ -32,6 +33,7 @@ export function mkfsCommand(): Command {
     )
     .option("--label <text>", "label of the volume, at most 64 bytes", labelArgument, "")
     .option("--force", "overwrite what the region holds", false)
+    .option("-K, --no-discard", "leave an existing region the room that it has taken of what it lies on")
     .addHelpText(
       "after",
       `
@@ -44,8 +46,8 @@ Examples:
 }
 
 async function mkfs(path: string, flags: MkfsFlags): Promise<void> {
-  const { size: sizeBytes, blockSize: blockSizeBytes, label, force } = flags;
-  const made = await formatRegion(path, { sizeBytes, blockSizeBytes, label, force });
+  const { size: sizeBytes, blockSize: blockSizeBytes, label, force, discard } = flags;
+  const made = await formatRegion(path, { sizeBytes, blockSizeBytes, label, force, discard });
   print(
     `${made.region}: ${formatSize(made.sizeBytes)}, blocks of ${formatSize(made.blockSizeBytes)}${label === "" ? "" : `, label ${label}`}\n` +
       `mount it with: mapdirect mount ${made.region} MOUNTPOINT`,

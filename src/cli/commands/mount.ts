@@ -80,6 +80,8 @@ Options for -o:
   log=WHERE              as --log: none, syslog, or the absolute path of a file
   assume_pmem            as --assume-pmem
   ro,rescue              what can be read of a damaged volume
+  discard                blocks that have become free are given back to what the region lies
+                         on, a little later; 'fstrim' gives back all of them at once
   nouuid                 although a volume of the same uuid is mounted: a copy of it
   transport=io_uring     as --transport io_uring: requests through io_uring (Linux 6.14,
                          where fuse.enable_uring is on)

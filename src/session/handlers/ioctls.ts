@@ -26,6 +26,7 @@ import { Dump } from "../dumps.ts";
 import type { Handle } from "../handles.ts";
 import type { Session } from "../session.ts";
 import { letGo } from "./files.ts";
+import { isLinuxIoctl, linuxIoctl } from "./linux-ioctls.ts";
 import { decode } from "./payload.ts";
 import { killOf, lacksSetIdRight } from "./privileges.ts";
 import { snapshot } from "./snapshot.ts";
@@ -56,6 +57,7 @@ function replyIoctl(session: Session, request: Request, reply: Uint8Array | null
 
 /** Answer what needs not wait for anything. False: nothing has been done, and ioctl() has to do it. */
 export function ioctlAtOnce(session: Session, request: Request): boolean {
+  if (isLinuxIoctl(request.body(IoctlIn).cmd)) return false;
   const { cmd, handle, payload } = commandOf(session, request);
   let reply: Uint8Array | null = null;
   switch (cmd) {
@@ -91,6 +93,11 @@ export function ioctlAtOnce(session: Session, request: Request): boolean {
 }
 
 export async function ioctl(session: Session, request: Request, signal: AbortSignal): Promise<void> {
+  const asked = request.body(IoctlIn);
+  if (isLinuxIoctl(asked.cmd)) {
+    replyIoctl(session, request, await linuxIoctl(session, request, asked, signal));
+    return;
+  }
   const { cmd, handle, payload } = commandOf(session, request);
   let reply: Uint8Array | null = null;
   switch (cmd) {

@@ -1,0 +1,273 @@
+/**
+ * What files no longer have goes back to what the region lies on: by fstrim(8), by itself with -o discard, by mkfs. Sizes on
+ * the disk below are what stat(2) says of the region's file.
+ */
+import { execFileSync } from "node:child_process";
+import { chmodSync, closeSync, mkdirSync, mkdtempSync, openSync, rmSync, statSync } from "node:fs";
+import { readFile, rm, stat, writeFile } from "node:fs/promises";
+import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
+import { describe, expect, test } from "vitest";
+import { mapDirect, open as openDirect } from "../../src/api/index.ts";
+import { FstrimRange, LinuxIoctl } from "../../src/fuse/linux-ioctls.ts";
+import { addon } from "../../src/region/addon.ts";
+import { folderPrefix } from "../support/leftovers.ts";
+import { loopUnavailable, makeLoopDevice } from "../support/loop-device.ts";
+import { type TestMount, useMount, withMount } from "../support/mount.ts";
+import { cli, run } from "../support/run.ts";
+import { until } from "../support/until.ts";
+
+const MIB = 1024 * 1024;
+const LIMIT_MS = 30_000;
+const isRoot = process.geteuid?.() === 0;
+/** fstrim(8) of util-linux. */
+const hasFstrim = ((): boolean => {
+  try {
+    execFileSync("fstrim", ["--version"], { stdio: "ignore" });
+    return true;
+  } catch {
+    return false;
+  }
+})();
+
+const onDisk = (path: string): number => statSync(path).blocks * 512;
+
+/** FITRIM itself: bytes that were discarded, or the name of an error. */
+function trim(path: string, start: number, length: number, minLength: number): number | string {
+  const argument = new Uint8Array(FstrimRange.size);
+  const view = new DataView(argument.buffer);
+  FstrimRange.encode(view, 0, {
+    start: BigInt(start),
+    length: BigInt(length),
+    minLength: BigInt(minLength),
+  });
+  const descriptor = openSync(path, "r");
+  try {
+    addon().ioctl(descriptor, LinuxIoctl.FITRIM, argument);
+    return Number(FstrimRange.decode(view, 0).length);
+  } catch (error) {
+    return (error as NodeJS.ErrnoException).code ?? String(error);
+  } finally {
+    closeSync(descriptor);
+  }
+}
+
+const ALL = 2 ** 52;
+const bytesOf = (length: number): Buffer => Buffer.from(Array.from({ length }, (_, at) => (at * 7) >> 8));
+
+describe("fstrim", () => {
+  const mount = useMount({ sizeBytes: 128 * MIB });
+
+  test("gives back what a file had, once it is gone, and leaves what others have", async ({ skip }) => {
+    if (!hasFstrim || !isRoot) skip("needs fstrim and root");
+    const kept = bytesOf(4 * MIB);
+    await writeFile(mount.at("kept"), kept);
+    const before = onDisk(mount.region);
+    await writeFile(mount.at("gone"), Buffer.alloc(64 * MIB, 1));
+    const full = onDisk(mount.region);
+    expect(full - before).toBeGreaterThanOrEqual(64 * MIB);
+    await rm(mount.at("gone"));
+    expect(onDisk(mount.region)).toBeGreaterThanOrEqual(full);
+    const trimmed = await run("fstrim", ["-v", mount.path]);
+    expect(trimmed, trimmed.stderr).toMatchObject({ code: 0, stdout: expect.stringContaining("trimmed") });
+    // The log may have grown by a segment meanwhile.
+    expect(onDisk(mount.region)).toBeLessThanOrEqual(before + MIB);
+    expect((await readFile(mount.at("kept"))).equals(kept)).toBe(true);
+    await mount.remount();
+    expect((await readFile(mount.at("kept"))).equals(kept)).toBe(true);
+    await rm(mount.at("kept"));
+  });
+
+  test("discards in its range, and no extent that is shorter than what it asks for", async ({ skip }) => {
+    if (!isRoot) skip("needs root");
+    const whole = trim(mount.path, 0, ALL, 0) as number;
+    expect(whole).toBeGreaterThan(100 * MIB);
+    const half = trim(mount.path, 64 * MIB, ALL, 0) as number;
+    expect(half).toBeGreaterThan(60 * MIB);
+    expect(half).toBeLessThanOrEqual(64 * MIB);
+    expect(trim(mount.path, 70 * MIB, 10 * MIB, 0)).toBe(10 * MIB);
+    expect(trim(mount.path, 70 * MIB + 1, 3 * 4096, 0)).toBe(2 * 4096);
+    expect(trim(mount.path, 70 * MIB, 10 * MIB, 11 * MIB)).toBe(0);
+    // A file as well as a directory.
+    await writeFile(mount.at("any"), "");
+    expect(trim(mount.at("any"), 70 * MIB, 10 * MIB, 0)).toBe(10 * MIB);
+    await rm(mount.at("any"));
+  });
+
+  test("answers as ext4 does: EINVAL outside and for less than a block, EPERM to others", async ({
+    skip,
+  }) => {
+    if (!isRoot) skip("needs root");
+    expect(trim(mount.path, 128 * MIB, ALL, 0)).toBe("EINVAL");
+    expect(trim(mount.path, 0, 4095, 0)).toBe("EINVAL");
+    expect(trim(mount.path, 0, ALL, 129 * MIB)).toBe("EINVAL");
+    chmodSync(mount.path, 0o755);
+    if (!hasFstrim) return;
+    expect(await run("fstrim", [mount.path], { user: 1000 })).toMatchObject({
+      code: 1,
+      stderr: expect.stringContaining("Operation not permitted"),
+    });
+    // Root, but without CAP_SYS_ADMIN.
+    const bounded = await run("setpriv", ["--bounding-set=-sys_admin", "fstrim", mount.path]);
+    expect(bounded).toMatchObject({ code: 1, stderr: expect.stringContaining("Operation not permitted") });
+  });
+
+  test("leaves blocks to a process that maps them, though their file is gone", async ({ skip }) => {
+    if (!isRoot) skip("needs root");
+    const bytes = bytesOf(2 * MIB);
+    await writeFile(mount.at("mapped"), bytes);
+    const file = await openDirect(mount.at("mapped"));
+    const mapping = await mapDirect(file);
+    await file.close();
+    await rm(mount.at("mapped"));
+    expect(trim(mount.path, 0, ALL, 0)).toBeGreaterThan(0);
+    mapping.buffer.write("stored", 0);
+    bytes.write("stored", 0);
+    expect(mapping.buffer.equals(bytes)).toBe(true);
+    await mapping.release();
+  });
+});
+
+test("fstrim of a read-only mount is refused", async ({ skip }) => {
+  if (!isRoot) skip("needs root");
+  await withMount({ sizeBytes: 16 * MIB }, async (mount) => {
+    await mount.unmount();
+    await mount.mount("ro");
+    expect(trim(mount.path, 0, ALL, 0)).toBe("EROFS");
+  });
+});
+
+test("a user who has mounted may trim their own region", async ({ skip }) => {
+  if (!isRoot || !hasFstrim) skip("needs root, to be somebody else");
+  await withMount({ sizeBytes: 16 * MIB, user: 1000 }, async (mount) => {
+    const trimmed = await run("fstrim", ["-v", mount.path], { user: 1000 });
+    expect(trimmed, trimmed.stderr).toMatchObject({ code: 0 });
+  });
+});
+
+test("with -o discard what becomes free goes back by itself, in a while", async () => {
+  await withMount({ sizeBytes: 128 * MIB, options: "discard" }, async (mount) => {
+    const before = onDisk(mount.region);
+    await writeFile(mount.at("gone"), Buffer.alloc(64 * MIB, 1));
+    expect(onDisk(mount.region) - before).toBeGreaterThanOrEqual(64 * MIB);
+    await rm(mount.at("gone"));
+    await until(() => onDisk(mount.region) <= before + MIB, LIMIT_MS);
+    await writeFile(mount.at("new"), bytesOf(4 * MIB));
+    expect((await readFile(mount.at("new"))).equals(bytesOf(4 * MIB))).toBe(true);
+  });
+});
+
+test("without -o discard nothing goes back by itself", async () => {
+  await withMount({ sizeBytes: 64 * MIB }, async (mount) => {
+    await writeFile(mount.at("gone"), Buffer.alloc(32 * MIB, 1));
+    const full = onDisk(mount.region);
+    await rm(mount.at("gone"));
+    await sleep(8000);
+    expect(onDisk(mount.region)).toBeGreaterThanOrEqual(full);
+  });
+});
+
+test("mkfs gives back what the region held, and keeps it when told to", async () => {
+  const folder = mkdtempSync(folderPrefix("/dev/shm"));
+  const region = join(folder, "region");
+  const mkfs = async (...args: string[]): Promise<void> => {
+    const { code, stderr } = await cli(["mkfs", "--force", ...args, region]);
+    expect(code, stderr).toBe(0);
+  };
+  try {
+    await writeFile(region, Buffer.alloc(32 * MIB, 1));
+    await mkfs("--no-discard");
+    expect(onDisk(region)).toBe(32 * MIB);
+    await mkfs("-K");
+    expect(onDisk(region)).toBe(32 * MIB);
+    await mkfs();
+    expect(onDisk(region)).toBeLessThan(4 * MIB);
+  } finally {
+    rmSync(folder, { recursive: true, force: true });
+  }
+});
+
+/** A region on a small disk, of which a trim has given back all that it may; then others fill that disk. */
+async function fillBelow(mount: TestMount, options: string): Promise<void> {
+  const small = await mount.besideSmallDisk();
+  const region = join(small, "region");
+  const call = async (...args: string[]): Promise<string> => {
+    const { code, stdout, stderr } = await cli(args);
+    expect(code, stderr).toBe(0);
+    return stdout;
+  };
+  try {
+    await call("mkfs", "--size", "64M", region);
+    await call("mount", "--log", "none", "-o", options, region, mount.path);
+    await writeFile(mount.at("first"), Buffer.alloc(8 * MIB, 1));
+    await writeFile(mount.at("second"), Buffer.alloc(2 * MIB, 1));
+    await call("unmount", mount.path);
+    // The reserve is taken behind what the files have.
+    await call("mount", "--log", "none", "-o", options, region, mount.path);
+    await rm(mount.at("first"));
+    expect(trim(mount.path, 0, ALL, 0)).toBeGreaterThan(8 * MIB);
+    await call("unmount", mount.path);
+    await run("dd", ["if=/dev/zero", `of=${join(small, "filler")}`, "bs=4096"]);
+    await call("mount", "--log", "none", region, mount.path);
+    const info = JSON.parse(await call("info", "--json", mount.path)) as { read_only: string | null };
+    expect(info.read_only).toBeNull();
+    await rm(mount.at("second"));
+    await call("check", mount.path);
+    await call("unmount", mount.path);
+  } finally {
+    await cli(["unmount", mount.path]);
+    await run("umount", ["-l", small]);
+  }
+}
+
+test("what was trimmed can be mounted and used though the disk below has become full", async ({ skip }) => {
+  if (!isRoot) skip("needs root");
+  const { TestMount: Made } = await import("../support/mount.ts");
+  const mount = new Made({});
+  try {
+    await fillBelow(mount, "defaults");
+  } finally {
+    await mount.dispose();
+  }
+});
+
+const noLoop = loopUnavailable();
+test.skipIf(noLoop !== null)(
+  `a block device is told of what is free${noLoop === null ? "" : `: ${noLoop}`}`,
+  async () => {
+    const device = makeLoopDevice(64 * MIB);
+    const folder = mkdtempSync(folderPrefix("/dev/shm"));
+    const mountpoint = join(folder, "mnt");
+    const call = async (...args: string[]): Promise<void> => {
+      const { code, stderr } = await cli(args);
+      expect(code, stderr).toBe(0);
+    };
+    const backing = execFileSync("losetup", ["--noheadings", "--output", "BACK-FILE", device.path], {
+      encoding: "utf8",
+    }).trim();
+    try {
+      mkdirSync(mountpoint);
+      await call("mkfs", device.path);
+      await call("mount", "--log", "none", device.path, mountpoint);
+      await writeFile(join(mountpoint, "kept"), bytesOf(3 * MIB));
+      await writeFile(join(mountpoint, "gone"), Buffer.alloc(32 * MIB, 1));
+      // Written through the page cache of the device: not there before a sync.
+      await run("sync", [join(mountpoint, "kept"), join(mountpoint, "gone")]);
+      const full = onDisk(backing);
+      expect(full).toBeGreaterThan(32 * MIB);
+      await rm(join(mountpoint, "gone"));
+      expect(trim(mountpoint, 0, ALL, 0)).toBeGreaterThan(32 * MIB);
+      expect(onDisk(backing)).toBeLessThan(full - 30 * MIB);
+      await call("unmount", mountpoint);
+      await call("mount", "--log", "none", device.path, mountpoint);
+      expect((await readFile(join(mountpoint, "kept"))).equals(bytesOf(3 * MIB))).toBe(true);
+      expect((await stat(join(mountpoint, "kept"))).size).toBe(3 * MIB);
+      await call("unmount", mountpoint);
+      await call("fsck", device.path);
+    } finally {
+      await cli(["unmount", mountpoint]);
+      device.remove();
+      rmSync(folder, { recursive: true, force: true });
+    }
+  },
+);
