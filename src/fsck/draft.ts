@@ -20,6 +20,7 @@ import {
   S_IFMT,
   S_IFREG,
 } from "../namespace/inode.ts";
+import { decodeFlags, FLAGS_ATTRIBUTE } from "../namespace/inode-flags.ts";
 import { ExtentMap } from "../space/extent-map.ts";
 import type { Problems } from "./problem.ts";
 
@@ -163,6 +164,10 @@ export class Draft implements RecordSink {
     if (inode === null) return;
     if (name.includes("\0")) {
       this.#bad(`inode ${ino}: attribute`, "a valid name", JSON.stringify(name), "it is removed");
+      return;
+    }
+    if (name === FLAGS_ATTRIBUTE && decodeFlags(value) === null) {
+      this.#bad(`inode ${ino}: inode flags`, "4 bytes", `${value.length}`, "they are removed");
       return;
     }
     inode.xattrs.set(name, value);

@@ -4,6 +4,7 @@ import { FsError } from "../base/errors.ts";
 import type { GroupBuilder } from "../media/group.ts";
 import { ACL_ACCESS, ACL_DEFAULT, afterChmod, checkList, withAccess } from "./acl.ts";
 import { fieldsOf, type Inode, NSEC_PER_SEC, S_IFMT, S_ISGID, S_ISUID, S_IXGRP } from "./inode.ts";
+import { InodeFlag, mustNotBePinned } from "./inode-flags.ts";
 import type { Store } from "./store.ts";
 
 export const XATTR_NAME_MAX = 255;
@@ -90,7 +91,7 @@ const DAY_SEC = 24 * 60 * 60;
 
 /** A file or directory was read. In memory at first; logged with the next flush of times. */
 export function noteAccess(store: Store, inode: Inode, mode: AtimeMode): void {
-  if (mode === "noatime" || store.journal === null) return;
+  if (mode === "noatime" || store.journal === null || (inode.flags & InodeFlag.NOATIME) !== 0) return;
   const time = now();
   if (mode === "relatime") {
     const newer =
@@ -118,8 +119,9 @@ export function noteModification(store: Store, inode: Inode): void {
 export const XATTR_CREATE = 1;
 export const XATTR_REPLACE = 2;
 
-/** @throws FsError EEXIST, ENODATA as setxattr(2); ERANGE, E2BIG's place is taken by ENOSPC as on ext4 */
+/** @throws FsError EPERM (inode flags), EEXIST, ENODATA as setxattr(2); ERANGE, E2BIG's place is taken by ENOSPC as on ext4 */
 export function setXattr(store: Store, inode: Inode, name: string, value: Uint8Array, flags: number): void {
+  mustNotBePinned(inode);
   if (name.length === 0 || name.length > XATTR_NAME_MAX) throw new FsError("ERANGE");
   if (value.length > XATTR_VALUE_MAX) throw new FsError("ENOSPC", "attribute value");
   if ((flags & ~(XATTR_CREATE | XATTR_REPLACE)) !== 0) throw new FsError("EINVAL");
@@ -140,7 +142,7 @@ export function setXattr(store: Store, inode: Inode, name: string, value: Uint8A
 
 /**
  * Set an access control list. @param dropSetgid the caller may not keep setgid (FUSE_SETXATTR_ACL_KILL_SGID).
- * @throws FsError EINVAL (no list), EACCES (a default list for what is no directory), ENOSPC; as setXattr()
+ * @throws FsError EPERM (inode flags), EINVAL (no list), EACCES (a default list for what is no directory), ENOSPC; as setXattr()
  */
 export function setAcl(
   store: Store,
@@ -149,6 +151,7 @@ export function setAcl(
   list: Uint8Array,
   dropSetgid: boolean,
 ): void {
+  mustNotBePinned(inode);
   if (name === ACL_DEFAULT) {
     checkList(list);
     if (!inode.isDirectory)
@@ -172,8 +175,9 @@ export function getXattr(inode: Inode, name: string): Uint8Array {
   return value;
 }
 
-/** @throws FsError ENODATA */
+/** @throws FsError EPERM (inode flags), ENODATA */
 export function removeXattr(store: Store, inode: Inode, name: string): void {
+  mustNotBePinned(inode);
   getXattr(inode, name);
   const time = now();
   const group = store.beginFreeing();

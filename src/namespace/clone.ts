@@ -15,6 +15,7 @@ import { holdsData, type Piece } from "../space/extent-map.ts";
 import { dropCapabilities, type Kill, withoutPrivileges } from "./attributes.ts";
 import { blocksFor, goalFor, ownEnd, read, write, zeroBehindEnd } from "./data.ts";
 import { FILE_BYTES_MAX, type Inode } from "./inode.ts";
+import { mayWriteAt, mustNotBePinned } from "./inode-flags.ts";
 import { knowsSharing } from "./sharing.ts";
 import type { Store } from "./store.ts";
 
@@ -63,6 +64,7 @@ function wholeBlocks(store: Store, range: Range): number {
  */
 export function copyRange(store: Store, asked: Range): number {
   store.writable();
+  mayWriteAt(asked.target, asked.targetOffset);
   const range = clip(asked);
   const { source, sourceOffset, target, targetOffset, length } = range;
   if (length === 0n) return 0;
@@ -96,6 +98,7 @@ function copyBytes(store: Store, range: Range, limit: bigint): number {
  */
 export function cloneRange(store: Store, asked: Range): number {
   store.writable();
+  mustNotBePinned(asked.target);
   if (!knowsSharing(store)) throw new FsError("EOPNOTSUPP", "this volume was made without shared extents");
   const range = clip(asked);
   if (range.length !== asked.length) throw new FsError("EINVAL", "beyond the end of the source");

@@ -23,6 +23,7 @@ import {
   withoutPrivileges,
 } from "./attributes.ts";
 import { FILE_BYTES_MAX, fieldsOf, type Inode } from "./inode.ts";
+import { mayWriteAt, mustNotBePinned } from "./inode-flags.ts";
 import { takeBack } from "./sharing.ts";
 import type { BlockRange, Store } from "./store.ts";
 
@@ -228,7 +229,7 @@ function convertedAround(
 /**
  * Write data[start, start + length) at `offset`. Returns the bytes written: fewer than asked for on a full volume.
  * @param killPrivileges clear setuid and setgid (the writer is not privileged).
- * @throws FsError EFBIG, ENOSPC (nothing at all fits), ETXTBSY from the guard; Wait.
+ * @throws FsError EPERM (inode flags), EFBIG, ENOSPC (nothing at all fits), ETXTBSY from the guard; Wait.
  */
 export function write(
   store: Store,
@@ -242,6 +243,7 @@ export function write(
   const map = extentsOf(inode);
   store.writable();
   if (length === 0) return 0;
+  mayWriteAt(inode, offset);
   if (offset >= FILE_BYTES_MAX) throw new FsError("EFBIG");
   let bytes = length;
   if (offset + BigInt(bytes) > FILE_BYTES_MAX) bytes = Number(FILE_BYTES_MAX - offset);
@@ -425,11 +427,12 @@ export function touch(group: GroupBuilder, inode: Inode, size: bigint, mode: num
 
 /**
  * Set the size. A larger one leaves what is allocated behind the end as it is; any other frees it, the same size too, as on
- * ext4 (ext4_setattr, fs/ext4/inode.c). @throws FsError EFBIG, EISDIR, EINVAL; ETXTBSY from the guard; Wait.
+ * ext4 (ext4_setattr, fs/ext4/inode.c). @throws FsError EPERM (inode flags), EFBIG, EISDIR, EINVAL; ETXTBSY from the guard; Wait.
  */
 export function truncate(store: Store, inode: Inode, size: bigint, killPrivileges: Kill): void {
   const map = extentsOf(inode);
   store.writable();
+  mustNotBePinned(inode);
   if (size < 0n || size > FILE_BYTES_MAX) throw new FsError("EFBIG");
   const keep = blocksFor(store, size);
   const grows = size > inode.size;
@@ -451,6 +454,7 @@ export function truncate(store: Store, inode: Inode, size: bigint, killPrivilege
 export function guardPrepare(store: Store, inode: Inode, block: number, count: number): void {
   const map = extentsOf(inode);
   store.writable();
+  mustNotBePinned(inode);
   takeBack(store, inode, block, count);
   const changes: BlockRange[] = [];
   for (let at = block; at < block + count; ) {

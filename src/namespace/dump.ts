@@ -4,6 +4,7 @@ import { SHARED, UNWRITTEN } from "../media/group.ts";
 import { formatUuid } from "../media/mkfs.ts";
 import type { SuperblockValue } from "../media/superblock.ts";
 import type { Inode } from "./inode.ts";
+import { FLAGS_ATTRIBUTE } from "./inode-flags.ts";
 import type { State } from "./state.ts";
 
 /** Each with its newline. */
@@ -29,6 +30,7 @@ export function* inodeLines(inode: Inode, blockBytes: number): IterableIterator<
   const { ino } = inode;
   if (inode.target !== null) yield line({ type: "target", ino, ...text("target", inode.target) });
   for (const [name, value] of inode.xattrs ?? []) {
+    if (name === FLAGS_ATTRIBUTE) continue;
     const bytes = Buffer.from(value).toString("latin1");
     yield line({ type: "attribute", ino, ...text("name", name), ...text("value", bytes) });
   }
@@ -56,6 +58,7 @@ function describe(inode: Inode): Record<string, unknown> {
   const time = (sec: number, nsec: number): string => `${sec}.${`${nsec}`.padStart(9, "0")}`;
   return {
     ...{ type: "inode", ino, mode: inode.mode.toString(8), size, parent, nlink, uid, gid, rdev, generation },
+    ...(inode.flags === 0 ? {} : { flags: inode.flags }),
     atime: time(inode.atimeSec, inode.atimeNsec),
     mtime: time(inode.mtimeSec, inode.mtimeNsec),
     ctime: time(inode.ctimeSec, inode.ctimeNsec),

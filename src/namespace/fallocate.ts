@@ -14,6 +14,7 @@ import { type Row, RunTable } from "../tables/run-table.ts";
 import { type Kill, withoutPrivileges } from "./attributes.ts";
 import { blocksFor, extentsOf, goalFor, ownBlock, ownEnd, RUNS_MAX, touch, zeroBehindEnd } from "./data.ts";
 import { FILE_BYTES_MAX, type Inode } from "./inode.ts";
+import { mustNotBeImmutable, mustNotBePinned } from "./inode-flags.ts";
 import { EXTENT_BYTES } from "./state.ts";
 import type { BlockRange, Room, Store } from "./store.ts";
 
@@ -39,7 +40,7 @@ interface Wish {
 
 /**
  * Modes: 0, KEEP_SIZE, PUNCH_HOLE | KEEP_SIZE, ZERO_RANGE with or without KEEP_SIZE.
- * @throws FsError EOPNOTSUPP for other modes, EINVAL, EFBIG
+ * @throws FsError EPERM (inode flags), EOPNOTSUPP for other modes, EINVAL, EFBIG
  */
 export function beginFallocate(
   store: Store,
@@ -52,6 +53,8 @@ export function beginFallocate(
   extentsOf(inode);
   store.writable();
   if (length <= 0n || offset < 0n) throw new FsError("EINVAL");
+  if ((mode & ~FALLOC_KEEP_SIZE) === 0) mustNotBeImmutable(inode);
+  else mustNotBePinned(inode);
   const end = offset + length;
   if (end > FILE_BYTES_MAX) throw new FsError("EFBIG");
   const keepSize = (mode & FALLOC_KEEP_SIZE) !== 0;

@@ -65,6 +65,8 @@ export class Inode implements InodeFields {
   /** Symbolic links; byte string. */
   target: string | null = null;
   xattrs: Map<string, Uint8Array> | null = null;
+  /** InodeFlag: what the attribute of these says (inode-flags.ts). */
+  flags = 0;
 
   /** References that the kernel and open handles hold; volatile. An inode without names is freed when both are 0. */
   lookups = 0;

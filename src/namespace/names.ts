@@ -2,7 +2,8 @@
  * Operations on names: lookup, create, link, unlink, rename.
  *
  * Names are byte strings (latin1). Each function validates everything before it begins the change; what it throws is the
- * answer to the caller, and then nothing has changed. Permissions were checked by the kernel (default_permissions).
+ * answer to the caller, and then nothing has changed. Permissions were checked by the kernel (default_permissions); what the
+ * flags of an inode forbid is for us to refuse.
  */
 import { now } from "../base/clock.ts";
 import { FsError } from "../base/errors.ts";
@@ -25,6 +26,14 @@ import {
   S_ISGID,
   SYMLINK_BYTES_MAX,
 } from "./inode.ts";
+import {
+  encodeFlags,
+  FLAGS_ATTRIBUTE,
+  inheritedFlags,
+  mayRemoveName,
+  mustNotBeImmutable,
+  mustNotBePinned,
+} from "./inode-flags.ts";
 import type { Store } from "./store.ts";
 
 export const RENAME_NOREPLACE = 1;
@@ -117,6 +126,7 @@ export function create(
   const directory = directoryOf(parent);
   if (parent.nlink === 0) throw new FsError("ENOENT", "the directory was removed");
   if (directory.names.has(name)) throw new FsError("EEXIST");
+  mustNotBeImmutable(parent);
   roomForName(directory);
   const isDirectory = (mode & S_IFMT) === S_IFDIR;
   const group = store.begin(true);
@@ -130,6 +140,7 @@ export function create(
 /** A file without a name (O_TMPFILE). */
 export function createUnnamed(store: Store, parent: Inode, mode: number, creator: Creator): Inode {
   directoryOf(parent);
+  mustNotBeImmutable(parent);
   const group = store.begin(true);
   const ino = newInode(store, group, parent, mode, 0, creator, null, 0);
   store.commit();
@@ -182,18 +193,22 @@ function newInode(
     btimeNsec: time.nsec,
   });
   if (target !== null) group.symlink(ino, target);
+  const flags = inheritedFlags(parent);
+  if (flags !== 0) group.xattr(ino, FLAGS_ATTRIBUTE, encodeFlags(flags));
   if (access !== null) group.xattr(ino, ACL_ACCESS, access);
   if (defaults !== null && type === S_IFDIR) group.xattr(ino, ACL_DEFAULT, defaults);
   return ino;
 }
 
-/** A further name for a file. @throws FsError EPERM (a directory), EMLINK, EEXIST, ENOENT */
+/** A further name for a file. @throws FsError EPERM (a directory, inode flags), EMLINK, EEXIST, ENOENT */
 export function link(store: Store, inode: Inode, parent: Inode, name: string): void {
   checkName(name);
   const directory = directoryOf(parent);
   if (inode.isDirectory) throw new FsError("EPERM");
   if (parent.nlink === 0) throw new FsError("ENOENT", "the directory was removed");
   if (directory.names.has(name)) throw new FsError("EEXIST");
+  mustNotBeImmutable(parent);
+  mustNotBePinned(inode);
   roomForName(directory);
   if (inode.nlink >= LINK_MAX) throw new FsError("EMLINK");
   const group = store.begin(true);
@@ -206,6 +221,7 @@ export function link(store: Store, inode: Inode, parent: Inode, name: string): v
 /** Take a name of a file that is no directory. Its blocks go when nobody has it open any more. */
 export function unlink(store: Store, parent: Inode, name: string): void {
   const inode = lookup(store, parent, name);
+  mayRemoveName(parent, inode);
   if (inode.isDirectory) throw new FsError("EISDIR");
   const group = store.beginFreeing();
   group.dentryGone(parent.ino, name);
@@ -219,6 +235,7 @@ export function rmdir(store: Store, parent: Inode, name: string): void {
   if (name === ".") throw new FsError("EINVAL");
   if (name === "..") throw new FsError("ENOTEMPTY");
   const inode = lookup(store, parent, name);
+  mayRemoveName(parent, inode);
   if (directoryOf(inode).names.size > 0) throw new FsError("ENOTEMPTY");
   const group = store.beginFreeing();
   group.dentryGone(parent.ino, name);
@@ -238,7 +255,7 @@ function isAbove(store: Store, ancestor: Inode, inode: Inode): boolean {
 
 /**
  * rename(2), renameat2(2) with RENAME_NOREPLACE or RENAME_EXCHANGE.
- * @throws FsError EINVAL for other flags, or a directory into itself; EEXIST, ENOENT, ENOTEMPTY, EISDIR, ENOTDIR
+ * @throws FsError EPERM (inode flags), EINVAL for other flags, or a directory into itself; EEXIST, ENOENT, ENOTEMPTY, EISDIR, ENOTDIR
  */
 export function rename(
   store: Store,
@@ -273,6 +290,8 @@ export function rename(
       throw new FsError("EINVAL", "a directory into itself");
     }
     if (target === source) return;
+    mayRemoveName(sourceParent, source);
+    mayRemoveName(targetParent, target);
     exchange(store, sourceParent, sourceName, source, targetParent, targetName, target);
     return;
   }
@@ -280,12 +299,15 @@ export function rename(
     if ((flags & RENAME_NOREPLACE) !== 0) throw new FsError("EEXIST");
     // Two names of one file: rename does nothing (POSIX).
     if (target === source) return;
+    mayRemoveName(targetParent, target);
     if (target.directory !== null) {
       if (!source.isDirectory) throw new FsError("EISDIR");
       if (target.directory.names.size > 0) throw new FsError("ENOTEMPTY");
     } else if (source.isDirectory) throw new FsError("ENOTDIR");
   }
 
+  mayRemoveName(sourceParent, source);
+  mustNotBeImmutable(targetParent);
   if (target === null && sourceParent !== targetParent) roomForName(targetDirectory);
   const moved = source.isDirectory && sourceParent !== targetParent;
   const group = store.begin(target === null);

@@ -42,6 +42,7 @@ import {
   S_IFLNK,
   S_IFMT,
 } from "./inode.ts";
+import { decodeFlags, FLAGS_ATTRIBUTE } from "./inode-flags.ts";
 
 const pad8 = (bytes: number): number => (bytes + 7) & ~7;
 const INODE_BYTES = RecordHeader.size + InodeRecord.size;
@@ -49,6 +50,12 @@ const INODE_BYTES = RecordHeader.size + InodeRecord.size;
 export const EXTENT_BYTES = RecordHeader.size + ExtentRecord.size;
 const dentryBytes = (name: string): number => pad8(RecordHeader.size + DentryRecord.size + name.length);
 const symlinkBytes = (target: string): number => pad8(RecordHeader.size + SymlinkRecord.size + target.length);
+function flagsIn(ino: number, value: Uint8Array): number {
+  const flags = decodeFlags(value);
+  if (flags === null) throw new CorruptionError(`inode flags of inode ${ino}`, "4 bytes", `${value.length}`);
+  return flags;
+}
+
 const xattrBytes = (name: string, value: Uint8Array): number =>
   pad8(RecordHeader.size + XattrRecord.size + name.length + value.length);
 
@@ -285,6 +292,7 @@ export class State implements RecoverySink, Snapshot {
     const inode = this.#inode(ino, "XATTR");
     if (inode === null) return;
     if (name.includes("\0")) throw new CorruptionError(`XATTR record of inode ${ino}`, "a valid name", name);
+    if (name === FLAGS_ATTRIBUTE) inode.flags = flagsIn(ino, value);
     inode.xattrs ??= new Map();
     const previous = inode.xattrs.get(name);
     if (previous !== undefined) this.#snapshotBytes -= xattrBytes(name, previous);
@@ -297,6 +305,7 @@ export class State implements RecoverySink, Snapshot {
     const previous = inode?.xattrs?.get(name);
     if (inode === null || previous === undefined) return;
     this.#snapshotBytes -= xattrBytes(name, previous);
+    if (name === FLAGS_ATTRIBUTE) inode.flags = 0;
     inode.xattrs?.delete(name);
     if (inode.xattrs?.size === 0) inode.xattrs = null;
   }

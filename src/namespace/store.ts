@@ -838,31 +838,43 @@ export class Store {
    * allocated before both superblocks say so. @throws FsError EROFS, EIO
    */
   async extend(regionBytes: number): Promise<void> {
-    // Not #idle(): between its end and ours the next one may begin.
-    while (this.#checkpointing !== null) await this.#checkpointing.catch(() => {});
-    const journal = this.writable();
-    const write = async (): Promise<void> => {
-      const { superblock } = this;
-      const larger = { ...superblock, sequence: superblock.sequence + 1, regionBytes };
-      try {
-        await writeSuperblock(this.region, larger);
-      } catch (error) {
-        journal.failure ??= error as Error;
-        throw error;
-      }
-      this.superblock = larger;
+    const before = this.allocator.blockCount;
+    await this.#rewriteSuperblock({ regionBytes }, () => {
       this.state.setBlockCount(regionBytes / this.blockBytes);
       this.allocator.extend(regionBytes / this.blockBytes);
       // From before a time when the volume was smaller.
-      const before = superblock.regionBytes / this.blockBytes;
       for (const run of this.quarantine.claimedRuns(before, this.allocator.blockCount - before))
         this.#adopt(run);
       this.#segmentBudget = this.#budget(regionBytes);
       // One that found no room may find it now.
       this.#tooManyBytes = Number.POSITIVE_INFINITY;
+    });
+  }
+
+  /** Both superblocks with a change, durably; `after` runs at once when they are. @throws FsError EROFS, EIO */
+  async #rewriteSuperblock(change: Partial<SuperblockValue>, after: () => void = () => {}): Promise<void> {
+    // Not #idle(): between its end and ours the next one may begin.
+    while (this.#checkpointing !== null) await this.#checkpointing.catch(() => {});
+    const journal = this.writable();
+    const write = async (): Promise<void> => {
+      const { superblock } = this;
+      const changed = { ...superblock, ...change, sequence: superblock.sequence + 1 };
+      try {
+        await writeSuperblock(this.region, changed);
+      } catch (error) {
+        journal.failure ??= error as Error;
+        throw error;
+      }
+      this.superblock = changed;
+      after();
     };
     // In place of a checkpoint: that would write the superblocks as well.
     await this.#alone(write());
+  }
+
+  /** The volume has another label, durably. @throws FsError EROFS, EIO */
+  async relabel(label: string): Promise<void> {
+    await this.#rewriteSuperblock({ label });
   }
 
   /**

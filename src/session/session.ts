@@ -97,6 +97,8 @@ export class Session {
   negotiated: Negotiated | null = null;
   /** Requests come through io_uring. */
   overRing = false;
+  /** shutDown() was called. */
+  isDown = false;
   #channel: Channel | null = null;
   #resolveEnded: () => void = () => {};
   readonly #request: Request;
@@ -246,6 +248,13 @@ export class Session {
     this.#resolveEnded();
   }
 
+  /** Nothing reaches the region any more, and whoever asks for a file gets EIO: as after a crash, but for the mount. */
+  shutDown(): void {
+    this.isDown = true;
+    // At the unmount neither.
+    this.volume.store.distrust(new Error("the file system was shut down"));
+  }
+
   get channelCounters(): Channel["counters"] | null {
     return this.#channel?.counters ?? null;
   }
@@ -293,6 +302,10 @@ export class Session {
     const handler: Handler | undefined = handlers[request.opcode];
     if (handler === undefined) {
       this.#fail(request, new FsError("ENOSYS"));
+      return;
+    }
+    if (this.isDown && !whileDown.has(request.opcode)) {
+      this.#fail(request, new FsError("EIO", "the file system was shut down"));
       return;
     }
     this.#enter(attempt);
@@ -562,6 +575,18 @@ export class Session {
     await this.#channel?.notify(code, payload);
   }
 }
+
+/** What is served after shutDown(): the end of what is open, the size, and ioctls, which change nothing then. */
+const whileDown: ReadonlySet<number> = new Set([
+  Opcode.FORGET,
+  Opcode.BATCH_FORGET,
+  Opcode.FLUSH,
+  Opcode.RELEASE,
+  Opcode.RELEASEDIR,
+  Opcode.STATFS,
+  Opcode.IOCTL,
+  Opcode.DESTROY,
+]);
 
 /** Requests that store more than a few records. */
 const changesData: ReadonlySet<number> = new Set([

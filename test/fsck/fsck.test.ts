@@ -7,6 +7,7 @@ import type { GroupBuilder } from "../../src/media/group.ts";
 import { checkVolume } from "../../src/namespace/check.ts";
 import { read, write } from "../../src/namespace/data.ts";
 import { fieldsOf, type Inode, S_IFDIR, S_IFREG } from "../../src/namespace/inode.ts";
+import { FLAGS_ATTRIBUTE, setInodeFlags } from "../../src/namespace/inode-flags.ts";
 import { create, lookup } from "../../src/namespace/names.ts";
 import { Store } from "../../src/namespace/store.ts";
 import type { Granularity } from "../../src/region/region.ts";
@@ -57,6 +58,8 @@ async function repaired(image: Uint8Array, granularity: Granularity): Promise<Ui
   const store = await Store.open(region, { readOnly: false });
   expect(store.recovery.label).toBe("clean");
   checkVolume(store);
+  // Whoever has written the image may have made the root immutable.
+  await retrying(() => setInodeFlags(store, store.root, 0));
   const file = await retrying(() => create(store, store.root, "after", S_IFREG | 0o600, 0, owner, null));
   await retrying(() => write(store, file, 0n, pattern(9000, 1), 0, 9000, false));
   checkVolume(store);
@@ -216,6 +219,18 @@ describe("fsck finds, and a repair mends", () => {
       record: (group, store) => group.inode({ ...fieldsOf(at(store, "one")), nlink: 7 }),
       problems: [/inode 3: link count: expected 1, found 7/],
       left: (store) => expect(at(store, "one").nlink).toBe(1),
+    },
+    {
+      what: "inode flags of another length",
+      record: (group, store) => {
+        group.xattr(3, "user.kept", pattern(5, 1));
+        group.xattr(at(store, "one").ino, FLAGS_ATTRIBUTE, pattern(3, 1));
+      },
+      problems: [/inode 3: inode flags: expected 4 bytes, found 3/],
+      left: (store) => {
+        expect(at(store, "one").flags).toBe(0);
+        expect([...(at(store, "one").xattrs?.keys() ?? [])]).toEqual(["user.kept"]);
+      },
     },
     {
       what: "a name that means nothing",

@@ -20,6 +20,7 @@ import { prepareSome, read, truncate, write } from "../../src/namespace/data.ts"
 import { defragSome } from "../../src/namespace/defrag.ts";
 import { fallocate } from "../../src/namespace/fallocate.ts";
 import { type Inode, S_IFDIR, S_IFREG } from "../../src/namespace/inode.ts";
+import { setInodeFlags } from "../../src/namespace/inode-flags.ts";
 import { create, link, rename, rmdir, unlink } from "../../src/namespace/names.ts";
 import { Store } from "../../src/namespace/store.ts";
 import type { Granularity } from "../../src/region/region.ts";
@@ -645,12 +646,16 @@ async function use(store: Store, words: string[]): Promise<void> {
   hold(again.recovery.label === "clean", `after use: ${again.recovery.label}`);
   compare(again, before.withoutOrphans(), "after use");
   const clear = async (directory: Inode): Promise<void> => {
+    await retrying(() => setInodeFlags(again, directory, 0));
     for (const [name, entry] of [...(directory.directory?.names ?? [])]) {
       const target = again.inode(entry.ino);
       if (target.isDirectory) {
         await clear(target);
         await retrying(() => rmdir(again, directory, name));
-      } else await retrying(() => unlink(again, directory, name));
+      } else {
+        await retrying(() => setInodeFlags(again, target, 0));
+        await retrying(() => unlink(again, directory, name));
+      }
     }
   };
   await clear(again.root);

@@ -3,7 +3,7 @@
  * root, with the options that tmpfs has.
  */
 import { chmodSync, mkdirSync } from "node:fs";
-import { readdir, rename, unlink, writeFile } from "node:fs/promises";
+import { readdir, rename, truncate, unlink, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { packageRoot } from "../../src/region/addon.ts";
@@ -68,6 +68,36 @@ describe.skipIf(notRoot !== undefined)(
 );
 
 describe.skipIf(notRoot !== undefined)("what tmpfs has otherwise", () => {
+  const lacking = missing("python3", "mkfs.ext4", "mount", "chattr");
+  test.skipIf(lacking !== undefined)(
+    "an inode with flags refuses what ext4 refuses, with the same errors (inode_flags.py)",
+    async () => {
+      await withMount({ options: "dev,suid" }, async (mount) => {
+        const image = join(mount.folder, "ext4");
+        const reference = join(mount.folder, "reference");
+        mkdirSync(reference);
+        await writeFile(image, "");
+        await truncate(image, 64 << 20);
+        await succeed("mkfs.ext4", ["-q", image]);
+        await succeed("mount", ["-o", "loop", image, reference]);
+        try {
+          const outputs: string[] = [];
+          for (const place of [mount.path, reference]) {
+            const folder = join(place, "here");
+            mkdirSync(folder);
+            outputs.push(await succeed("python3", [join(here, "inode_flags.py"), folder]));
+          }
+          const [seen = [], expected = []] = outputs.map((output) => output.split("\n"));
+          expect(expected.length).toBeGreaterThan(150);
+          expect(expected.filter((line) => line.includes("EPERM")).length).toBeGreaterThan(60);
+          expect(seen).toEqual(expected);
+        } finally {
+          await run("umount", ["-l", reference]);
+        }
+      });
+    },
+  );
+
   const noPython = missing("python3");
   test.skipIf(noPython !== undefined)(
     "file handles find their file, also past the kernel's cache and after a remount, and no other",

@@ -21,6 +21,7 @@ import { cloneRange } from "../../src/namespace/clone.ts";
 import { truncate, write } from "../../src/namespace/data.ts";
 import { fallocate } from "../../src/namespace/fallocate.ts";
 import { S_IFDIR, S_IFLNK, S_IFREG } from "../../src/namespace/inode.ts";
+import { InodeFlag, setInodeFlags } from "../../src/namespace/inode-flags.ts";
 import { create, lookup, rename, unlink } from "../../src/namespace/names.ts";
 import { Store } from "../../src/namespace/store.ts";
 import { pattern } from "../namespace/bench.ts";
@@ -66,6 +67,7 @@ export async function makeSpecimen(
       killPrivileges: false,
     });
   clone(8192n);
+  setInodeFlags(store, file, InodeFlag.NODUMP);
   await store.checkpoint();
   const states: Model[] = [];
   const steps = [
@@ -79,6 +81,7 @@ export async function makeSpecimen(
     () => write(store, twin, 100n, pattern(50, 5), 0, 50, false),
     () => truncate(store, file, 5000n, false),
     () => changeAttributes(store, file, { mode: 0o600 }),
+    () => setInodeFlags(store, dir, InodeFlag.IMMUTABLE | InodeFlag.NOATIME),
   ];
   for (const step of steps) {
     states.push(Model.of(store));

@@ -6,6 +6,7 @@ import type { Request } from "../../fuse/request.ts";
 import { type AttributeChange, changeAttributes } from "../../namespace/attributes.ts";
 import { truncate } from "../../namespace/data.ts";
 import type { Inode } from "../../namespace/inode.ts";
+import { INODE_FLAGS, InodeFlag, mustNotBeImmutable, mustNotBePinned } from "../../namespace/inode-flags.ts";
 import type { Session } from "../session.ts";
 import { attrOf, attrValidSec } from "./entry.ts";
 import { killOf } from "./privileges.ts";
@@ -40,6 +41,20 @@ function timeOf(seconds: bigint, nsec: number): Timestamp {
   return { sec: Number(seconds), nsec };
 }
 
+/**
+ * What may_setattr() (fs/attr.c) and ext4 ask of an inode with flags: its size is for truncate() to refuse. Both times as of
+ * now are what writing at the end would do.
+ * @throws FsError EPERM
+ */
+function mayChange(inode: Inode, valid: number): void {
+  const touch =
+    (valid & (Fattr.MODE | Fattr.UID | Fattr.GID)) === 0 &&
+    ((valid & Fattr.ATIME) === 0 || (valid & Fattr.ATIME_NOW) !== 0) &&
+    ((valid & Fattr.MTIME) === 0 || (valid & Fattr.MTIME_NOW) !== 0);
+  if (touch) mustNotBeImmutable(inode);
+  else mustNotBePinned(inode);
+}
+
 type Changes = { -readonly [K in keyof AttributeChange]: AttributeChange[K] };
 
 export function setattr(session: Session, request: Request): void {
@@ -47,6 +62,7 @@ export function setattr(session: Session, request: Request): void {
   const inode = store.inode(request.nodeid);
   const wish = request.body(SetattrIn);
   const valid = wish.valid;
+  mayChange(inode, valid);
   const kill = killOf(request, inode, (valid & Fattr.KILL_SUIDGID) !== 0);
   if ((valid & Fattr.SIZE) !== 0) {
     session.heldFiles.check(inode);
@@ -76,6 +92,9 @@ export function setattr(session: Session, request: Request): void {
 /** STATX_BASIC_STATS | STATX_BTIME (linux/stat.h). */
 const STATX_MASK = 0x07ff | 0x0800;
 
+/** STATX_ATTR_* are the numbers of the flags that stat(2) knows. */
+const STATX_ATTRIBUTES = INODE_FLAGS & ~InodeFlag.NOATIME;
+
 export function statx(session: Session, request: Request): void {
   const inode = session.volume.store.inode(request.nodeid);
   const length = putStatxOut(
@@ -84,8 +103,8 @@ export function statx(session: Session, request: Request): void {
     {
       ...attrOf(session, inode),
       mask: STATX_MASK,
-      attributes: 0n,
-      attributesMask: 0n,
+      attributes: BigInt(inode.flags & STATX_ATTRIBUTES),
+      attributesMask: BigInt(STATX_ATTRIBUTES),
       btimeSec: inode.btimeSec,
       btimeNsec: inode.btimeNsec,
     },

@@ -19,6 +19,7 @@ import * as data from "../../namespace/data.ts";
 import type { Fallocation } from "../../namespace/fallocate.ts";
 import * as fallocating from "../../namespace/fallocate.ts";
 import type { Inode } from "../../namespace/inode.ts";
+import { isAppendOnly } from "../../namespace/inode-flags.ts";
 import type { Handle } from "../handles.ts";
 import type { Session } from "../session.ts";
 import { killing, killOf, lacksSetIdRight } from "./privileges.ts";
@@ -34,7 +35,7 @@ export function read(session: Session, request: Request): void {
     session.pageCache.filled(inode, offset, size);
   }
   const { count, total } = data.locate(store, inode, offset, size, session.pieces);
-  noteAccess(store, inode, session.options.atime);
+  if ((request.ioOpenFlags & OpenFlag.NOATIME) === 0) noteAccess(store, inode, session.options.atime);
   session.replyRegion(request, count, total);
 }
 
@@ -82,6 +83,9 @@ export function write(session: Session, request: Request): void {
   const { inode } = handle;
   const flags = request.ioFlags;
   const isWriteBack = (flags & WriteFlag.CACHE) !== 0;
+  // O_APPEND can be switched off in an open file (fcntl(2)); the kernel asks nobody.
+  if (!isWriteBack && (request.ioOpenFlags & OpenFlag.APPEND) === 0 && isAppendOnly(inode))
+    throw new FsError("EPERM", `inode ${inode.ino} is append-only`);
   if (isWriteBack && leases.size > 0) {
     // Write-back of a page that an ordinary mapping dirtied in the moment between a fill and its end (see above): the
     // whole page would go over what the holder has stored since. msync(2) there says EIO. Nor does write-back wait for
@@ -195,7 +199,7 @@ const COPY_BYTES_MAX = 0x7fff_f000n;
 export function copyFileRange(session: Session, request: Request): void {
   const { store } = session.volume;
   const wish = request.body(CopyFileRangeIn);
-  const source = session.handles.get(wish.fhIn).inode;
+  const { inode: source, flags: sourceFlags } = session.handles.get(wish.fhIn);
   const { inode: target, flags } = session.handles.get(wish.fhOut);
   if (wish.flags !== 0n) throw new FsError("EINVAL", `copy_file_range flags ${wish.flags}`);
   session.heldFiles.check(source);
@@ -207,7 +211,7 @@ export function copyFileRange(session: Session, request: Request): void {
   const copied = killing(session, request, target, lacksSetIdRight(request, target), (killPrivileges) =>
     copyRange(store, { ...range, killPrivileges }),
   );
-  noteAccess(store, source, session.options.atime);
+  if ((sourceFlags & OpenFlag.NOATIME) === 0) noteAccess(store, source, session.options.atime);
   const { opcode } = request;
   const encode = (): number =>
     opcode === Opcode.COPY_FILE_RANGE_64

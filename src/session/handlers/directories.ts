@@ -1,7 +1,7 @@
 /** Reading directories. Cookies are those of namespace/directory.ts; 1 and 2 are "." and "..". */
 import { FsError } from "../../base/errors.ts";
 import { DirentplusWriter, DirentWriter, putOpenOut } from "../../fuse/encode.ts";
-import { Fopen, OpenIn } from "../../fuse/kernel.ts";
+import { Fopen, OpenFlag, OpenIn } from "../../fuse/kernel.ts";
 import type { Request } from "../../fuse/request.ts";
 import { noteAccess } from "../../namespace/attributes.ts";
 import type { Dentry } from "../../namespace/directory.ts";
@@ -43,7 +43,8 @@ function begin(session: Session, request: Request): Reading {
   const handle = session.handles.get(request.ioHandle);
   const { inode } = handle;
   if (inode.directory === null) throw new FsError("ENOTDIR");
-  if (!session.options.noDirectoryAtime) noteAccess(session.volume.store, inode, session.options.atime);
+  const quiet = session.options.noDirectoryAtime || (request.ioOpenFlags & OpenFlag.NOATIME) !== 0;
+  if (!quiet) noteAccess(session.volume.store, inode, session.options.atime);
   const cookie = request.ioOffsetNumber;
   // Opened, or rewound.
   if (cookie === 0) handle.end = inode.directory.nextCookie;

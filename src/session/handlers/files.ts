@@ -17,6 +17,7 @@ import { LeaseFlag } from "../../lease/wire.ts";
 import { noteModification } from "../../namespace/attributes.ts";
 import { truncate } from "../../namespace/data.ts";
 import { type Inode, S_IFMT, S_IFREG } from "../../namespace/inode.ts";
+import { mustNotBeImmutable, mustNotBePinned } from "../../namespace/inode-flags.ts";
 import * as names from "../../namespace/names.ts";
 import type { Handle } from "../handles.ts";
 import type { Session } from "../session.ts";
@@ -46,10 +47,19 @@ function opensDirect(session: Session, inode: Inode, flags: number): boolean {
 const openFlags = ({ direct }: Handle): number =>
   Fopen.NOFLUSH | Fopen.KEEP_CACHE | (direct ? Fopen.DIRECT_IO | Fopen.PARALLEL_DIRECT_WRITES : 0);
 
+/** What the kernel's may_open() (fs/namei.c) asks of an inode with flags. @throws FsError EPERM */
+function mayOpen(inode: Inode, flags: number): void {
+  const writes = (flags & OpenFlag.ACCMODE) !== OpenFlag.RDONLY;
+  const truncates = (flags & OpenFlag.TRUNC) !== 0;
+  if (writes || truncates) mustNotBeImmutable(inode);
+  if (truncates || (writes && (flags & OpenFlag.APPEND) === 0)) mustNotBePinned(inode);
+}
+
 export function open(session: Session, request: Request): void {
   const { store } = session.volume;
   const inode = store.inode(request.nodeid);
   const wish = request.body(OpenIn);
+  mayOpen(inode, wish.flags);
   if ((wish.flags & OpenFlag.TRUNC) !== 0) {
     session.heldFiles.check(inode);
     session.volume.leases.nonBlocking = (wish.flags & OpenFlag.NONBLOCK) !== 0;

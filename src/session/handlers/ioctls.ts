@@ -19,6 +19,7 @@ import { cloneRange } from "../../namespace/clone.ts";
 import { blocksFor, blocksOver, guardPrepare, prepareSome } from "../../namespace/data.ts";
 import { defragSome } from "../../namespace/defrag.ts";
 import { FILE_BYTES_MAX, type Inode } from "../../namespace/inode.ts";
+import { isPinned } from "../../namespace/inode-flags.ts";
 import { takeBack } from "../../namespace/sharing.ts";
 import type { BlockRange, Store } from "../../namespace/store.ts";
 import { administratorOnly, answer } from "../control.ts";
@@ -253,8 +254,11 @@ function grantWish(session: Session, handle: Handle, payload: Uint8Array): MapRe
   const wish = decode(wire.WireMap, payload);
   checkRange(wish.offset, wish.length);
   if (store.journal === null) throw new FsError("EOPNOTSUPP", "mounted read-only");
+  if (session.isDown) throw new FsError("EIO", "the file system was shut down");
   if ((handle.flags & OpenFlag.ACCMODE) !== OpenFlag.RDWR)
     throw new FsError("EACCES", "not open for reading and writing");
+  // Nobody can look at a store into a page. So mmap(2) answers for a file that only grows.
+  if (isPinned(handle.inode)) throw new FsError("EACCES", "the file is immutable or append-only");
   if (wish.length === 0n || (wish.offset & store.blockMask) !== 0n) {
     throw new FsError("EINVAL", `offset and length: whole blocks of ${store.blockBytes} bytes, at least one`);
   }

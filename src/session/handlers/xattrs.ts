@@ -5,6 +5,7 @@ import { GetxattrIn, SetxattrFlag, SetxattrIn } from "../../fuse/kernel.ts";
 import type { Request } from "../../fuse/request.ts";
 import { ACL_ACCESS, ACL_DEFAULT } from "../../namespace/acl.ts";
 import { getXattr, removeXattr, setAcl, setXattr } from "../../namespace/attributes.ts";
+import { FLAGS_ATTRIBUTE } from "../../namespace/inode-flags.ts";
 import type { Session } from "../session.ts";
 
 const NAMESPACES = ["user.", "trusted.", "security."];
@@ -47,6 +48,7 @@ export function listxattr(session: Session, request: Request): void {
   const inode = session.volume.store.inode(request.nodeid);
   let list = "";
   for (const name of inode.xattrs?.keys() ?? []) {
+    if (name === FLAGS_ATTRIBUTE) continue;
     // xattr(7): trusted attributes are visible to the privileged alone.
     if (request.uid === 0 || !name.startsWith("trusted.")) list += `${name}\0`;
   }
