@@ -17,7 +17,7 @@ import { parseCount, parseSize } from "./sizes.ts";
 
 export interface MountOptions {
   readOnly: boolean;
-  /** What the kernel enforces by itself: nosuid, nodev, noexec, sync, dirsync. */
+  /** What the kernel enforces by itself: nosuid, nodev, noexec; and sync and dirsync, which it leaves to the daemon. */
   restrictions: Set<string>;
   allowOther: boolean;
   atime: AtimeMode;

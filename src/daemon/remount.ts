@@ -1,5 +1,5 @@
 /**
- * Change a mount in place: what the kernel enforces by itself (ro, rw, suid, dev, exec, sync). Everything else belongs to
+ * Change a mount in place: what the kernel enforces by itself (ro, rw, suid, dev, exec). Everything else belongs to
  * the daemon, which has it from its command line for as long as it lives.
  *
  * Invariant: a remount does all that was asked or nothing; what it cannot change is named.
@@ -46,6 +46,10 @@ export async function remount(path: string, lists: readonly string[]): Promise<v
   for (const [key, name] of OF_THE_DAEMON) {
     if (!isDeepStrictEqual(wanted[key], present[key]))
       throw new Failure(path, `a remount cannot change ${name}`, todo);
+  }
+  for (const word of ["sync", "dirsync"]) {
+    if (wanted.restrictions.has(word) !== present.restrictions.has(word))
+      throw new Failure(path, `a remount cannot change ${word}`, todo);
   }
   if (present.readOnly && !wanted.readOnly) {
     throw new Failure(path, "its daemon has opened the region for reading alone", todo);

@@ -121,6 +121,11 @@ async function serve(
         log: options.log === null ? "stderr" : showLogTarget(options.log),
         atime: options.atime,
         noDirectoryAtime: options.noDirectoryAtime,
+        synchronous: options.restrictions.has("sync")
+          ? "all"
+          : options.restrictions.has("dirsync")
+            ? "names"
+            : null,
         // fuse-native does not say how a file is to be opened.
         cache: options.transport === "fuse-native" ? "never" : options.cache,
         ring,

@@ -58,6 +58,8 @@ export interface SessionOptions {
   readonly log?: string;
   readonly atime: AtimeMode;
   readonly noDirectoryAtime: boolean;
+  /** What is durable when its call returns: changes of names (dirsync), or all changes (sync); null: what was synced. */
+  readonly synchronous: "names" | "all" | null;
   readonly cache: CacheMode;
   /** For FUSE over io_uring; null: everything comes through /dev/fuse. */
   readonly ring: NativeRing | null;
@@ -454,7 +456,24 @@ export class Session {
 
   /** Answer with out[0, length). Returns false if the caller is gone (nobody took the reply). */
   reply(request: Request, length: number): boolean {
+    if (this.#mustBeDurable(request.opcode)) {
+      const reply = Uint8Array.prototype.slice.call(this.out, 0, length);
+      this.replyAfter(request.clone(), this.volume.store.sync(), () => {
+        this.out.set(reply);
+        return length;
+      });
+      return true;
+    }
     return this.#send(request, 0, this.out, 0, length);
+  }
+
+  /** The mount is synchronous, and something was done that a power cut could take back. The kernel leaves that to the server. */
+  #mustBeDurable(opcode: number): boolean {
+    const { synchronous } = this.options;
+    if (synchronous === null) return false;
+    if (!changesNames.has(opcode) && !(synchronous === "all" && changesMetadata.has(opcode))) return false;
+    const { journal } = this.volume.store;
+    return journal !== null && journal.durableLsn < journal.lastLsn;
   }
 
   replyBytes(request: Request, bytes: Uint8Array): boolean {
@@ -475,7 +494,7 @@ export class Session {
           this.#failed(request, 0, error);
           return;
         }
-        this.reply(request, length);
+        this.#send(request, 0, this.out, 0, length);
       }),
       guarded("an answer that waited", (error: unknown) =>
         this.#fail(request, error instanceof FsError ? error : new FsError("EIO", String(error))),
@@ -586,6 +605,30 @@ const whileDown: ReadonlySet<number> = new Set([
   Opcode.STATFS,
   Opcode.IOCTL,
   Opcode.DESTROY,
+]);
+
+/** What has to be durable with -o dirsync, and what besides with -o sync. Of a write the kernel says so itself. */
+const changesNames: ReadonlySet<number> = new Set([
+  Opcode.CREATE,
+  Opcode.MKNOD,
+  Opcode.MKDIR,
+  Opcode.SYMLINK,
+  Opcode.LINK,
+  Opcode.UNLINK,
+  Opcode.RMDIR,
+  Opcode.RENAME,
+  Opcode.RENAME2,
+]);
+const changesMetadata: ReadonlySet<number> = new Set([
+  Opcode.OPEN,
+  Opcode.TMPFILE,
+  Opcode.SETATTR,
+  Opcode.SETXATTR,
+  Opcode.REMOVEXATTR,
+  Opcode.FALLOCATE,
+  Opcode.COPY_FILE_RANGE,
+  Opcode.COPY_FILE_RANGE_64,
+  Opcode.IOCTL,
 ]);
 
 /** Requests that store more than a few records. */

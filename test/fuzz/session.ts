@@ -397,7 +397,7 @@ class Served {
         mountpoint: "/mnt",
         directSocket: "",
       },
-      ...{ atime: "relatime", noDirectoryAtime: false, cache: "auto", ring: null },
+      ...{ atime: "relatime", noDirectoryAtime: false, synchronous: null, cache: "auto", ring: null },
     });
     const native = addon();
     const { openChannel } = native;

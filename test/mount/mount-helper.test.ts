@@ -153,6 +153,7 @@ describe.skipIf(lacking !== undefined)(
       mount -t fuse.mapdirect "$R" "$M"
       mount -o remount,ro,break_time=5 "$M" || echo "refused $?"
       mount -o remount,strictatime "$M" || echo "refused $?"
+      mount -o remount,dirsync "$M" || echo "refused $?"
       (exec 3<> "$M/file"; mount -o remount,ro "$M" || echo "busy $?")
       echo still > "$M/file"; cat "$M/file"
       umount "$M"
@@ -161,9 +162,10 @@ describe.skipIf(lacking !== undefined)(
       findmnt -n -o OPTIONS "$M"
       umount "$M"`);
       expect(done, done.stderr).toMatchObject({ code: 0 });
-      expect(done.stdout).toMatch(/^refused 32\nrefused 32\nbusy 32\nstill\nrefused 32\nro,/);
+      expect(done.stdout).toMatch(/^refused 32\nrefused 32\nrefused 32\nbusy 32\nstill\nrefused 32\nro,/);
       expect(done.stderr).toContain("a remount cannot change break_time=; unmount it, and mount it");
       expect(done.stderr).toContain("a remount cannot change the updates of access times;");
+      expect(done.stderr).toContain("a remount cannot change dirsync;");
       expect(done.stderr).toContain("files are open for writing or mapped directly;");
       expect(done.stderr).toContain("its daemon has opened the region for reading alone;");
     });

@@ -139,14 +139,15 @@ function noteWrittenThrough(session: Session, inode: Inode, offset: bigint, size
 function beginFallocate(
   session: Session,
   request: Request,
-): { inode: Inode; fallocation: Fallocation; blocks: number } {
+): { handle: Handle; fallocation: Fallocation; blocks: number } {
   const { store } = session.volume;
   const { fh, mode, offset, length } = request.body(FallocateIn);
-  const { inode } = session.handles.get(fh);
+  const handle = session.handles.get(fh);
+  const { inode } = handle;
   // fallocate(2) strips setuid and setgid as write(2) does, unless the caller is privileged.
   const kill = killOf(request, inode, lacksSetIdRight(request, inode));
   const fallocation = fallocating.beginFallocate(store, inode, mode, offset, length, kill);
-  return { inode, fallocation, blocks: data.blocksOver(store, offset, length).count };
+  return { handle, fallocation, blocks: data.blocksOver(store, offset, length).count };
 }
 
 /** Blocks of a range that is allocated, or made a hole, in one turn. */
@@ -154,8 +155,9 @@ const AT_ONCE_BLOCKS = 512;
 
 /** What is small is done at once; false: it may take long. */
 export function fallocateAtOnce(session: Session, request: Request): boolean {
-  const { inode, fallocation, blocks } = beginFallocate(session, request);
+  const { handle, fallocation, blocks } = beginFallocate(session, request);
   if (blocks > AT_ONCE_BLOCKS) return false;
+  const { inode } = handle;
   const { mode } = inode;
   session.heldFiles.check(inode);
   try {
@@ -164,12 +166,13 @@ export function fallocateAtOnce(session: Session, request: Request): boolean {
     fallocation.abandon();
   }
   if (inode.mode !== mode) session.forgetAttributes(inode);
-  session.reply(request, 0);
+  replyAllocated(session, request, handle);
   return true;
 }
 
 export async function fallocate(session: Session, request: Request, signal: AbortSignal): Promise<void> {
-  const { inode, fallocation } = beginFallocate(session, request);
+  const { handle, fallocation } = beginFallocate(session, request);
+  const { inode } = handle;
   const { mode } = inode;
   let release: (() => void) | null = null;
   const some = (): boolean => {
@@ -189,7 +192,15 @@ export async function fallocate(session: Session, request: Request, signal: Abor
     (release as (() => void) | null)?.();
   }
   if (inode.mode !== mode) session.forgetAttributes(inode);
-  session.reply(request, 0);
+  replyAllocated(session, request, handle);
+}
+
+/** At the latest now it is durable, if the file was opened so. */
+function replyAllocated(session: Session, request: Request, { flags }: Handle): void {
+  const { store } = session.volume;
+  if ((flags & OpenFlag.DSYNC) !== 0 && store.region.facts.granularity === "page")
+    session.replyAfter(request.isCopy ? request : request.clone(), store.sync(), () => 0);
+  else session.reply(request, 0);
 }
 
 /** What a 32-bit reply can say, in whole pages, as read(2) and write(2) have it (MAX_RW_COUNT, include/linux/fs.h). */
