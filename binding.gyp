@@ -53,6 +53,7 @@
         "native/client/map.c",
         "native/client/change.c",
         "native/client/break.c",
+        "native/client/relay.c",
         "native/client/persist.c",
         "native/client/stats.c",
         "native/client/api.c",

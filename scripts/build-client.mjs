@@ -35,6 +35,7 @@ export const CORE_SOURCES = [
   "map.c",
   "change.c",
   "break.c",
+  "relay.c",
   "persist.c",
   "stats.c",
   "api.c",

@@ -27,6 +27,11 @@ int mapdirect_unmap(void *addr, size_t length) {
   return answer(errno_before, core_unmap((uintptr_t)addr, length));
 }
 
+int mapdirect_detach(void *addr, size_t length) {
+  int errno_before = errno;
+  return answer(errno_before, core_detach((uintptr_t)addr, length));
+}
+
 void *mapdirect_remap(void *old_addr, size_t old_length, size_t new_length, int flags, void *new_addr) {
   void *result = MAP_FAILED;
   int errno_before = errno;
@@ -142,9 +147,22 @@ int mapdirect_query(const void *addr, struct mapdirect_lease_info *info) {
 }
 
 int mapdirect_on_break(mapdirect_break_handler *handler, void *context, unsigned flags) {
-  if ((flags & ~MAPDIRECT_REMAP) != 0) return answer(errno, -EINVAL);
+  if (flags != 0 && flags != MAPDIRECT_REMAP && flags != MAPDIRECT_INERT) return answer(errno, -EINVAL);
   break_wish(handler, context, flags);
   return 0;
+}
+
+void mapdirect_hand_over(const struct mapdirect_break *what, void *context) {
+  (void)context;
+  relay_hand_over(what);
+}
+
+int mapdirect_wait_break(struct mapdirect_break *what, int timeout_ms) {
+  return answer(errno, relay_wait(what, timeout_ms));
+}
+
+int mapdirect_answer_break(const struct mapdirect_break *what) {
+  return answer(errno, relay_answer(what));
 }
 
 void mapdirect_stats(struct mapdirect_stats *stats) {

@@ -21,6 +21,7 @@
  *      refuses to fill the page cache there: an ordinary shared mapping of the file in place of 2
  * An automatic mapping goes another way: the ordinary mapping that was made beforehand (its shadow) is moved into its
  * place at once, and the daemon has page faults wait until the lease has ended. Then the library forgets it.
+ * With MAPDIRECT_INERT zeros take the place in step 2, and the library forgets the mapping as well.
  * A process that cannot watch, or is stopped, does none of this; then the deadline and the quarantine of the
  * daemon keep others safe (R19).
  *
@@ -498,6 +499,30 @@ static int automatic_revert(struct mapping *mapping, bool wanted, const struct s
   return 0;
 }
 
+static int place_inert(void *context, const struct piece *first, uintptr_t end) {
+  (void)context;
+  return inert_place(first->start, end - first->start);
+}
+
+/*
+ * On the keeper, with MAPDIRECT_INERT: inert pages in place of a mapping, which is forgotten then: it is prepended to *dead. The
+ * table says so first: who reads a zero there, and then asks, has to hear why.
+ */
+static int withdraw(struct mapping *mapping, const struct spans *rights, struct mapping **dead) {
+  int error = table_reserve(2);
+  if (error != 0) return error;
+  persist_leave(mapping, LEAVES_FOR_SIGBUS);
+  table_set_state(mapping, PIECE_REVOKED);
+  error = each_run(mapping, false, place_inert, NULL);
+  if (error != 0) error = each_run(mapping, false, place_sigbus, (void *)(uintptr_t)rights);
+  if (error != 0) return error;
+  count_up(COUNT_REVOKED, 1);
+  mapping->revoked = true;
+  while (each_run(mapping, false, cut_first, dead) != 0)
+    continue;
+  return 0;
+}
+
 struct revert_request {
   struct request base;
   uintptr_t start;
@@ -547,10 +572,11 @@ static void run_revoke(struct request *request) {
   core_lock(&mask);
   confirm_all(&news->dead, &rights);
   struct mapping *mapping = mapping_of_news(news);
-  if (mapping != NULL && mapping->shadow != 0) {
+  if (mapping != NULL && (mapping->shadow != 0 || (wish.flags & MAPDIRECT_INERT) != 0)) {
     /* Its end, which it meets as if it had been unmapped, closes the watch. */
     struct keeper_fd watch = mapping->watch_fd;
-    request->error = automatic_revert(mapping, false, &rights, &news->dead);
+    request->error = mapping->shadow != 0 ? automatic_revert(mapping, false, &rights, &news->dead)
+                                          : withdraw(mapping, &rights, &news->dead);
     change_bury(news->dead);
     core_unlock(&mask);
     spans_free(&rights);

@@ -151,6 +151,25 @@ int core_unmap(uintptr_t start, size_t length) {
   return error;
 }
 
+static int act_detach(void *context) {
+  const struct unmap_context *range = context;
+  return inert_place(range->start, range->length);
+}
+
+int core_detach(uintptr_t start, size_t length) {
+  if (!is_aligned(start, page_bytes()) || length == 0) return -EINVAL;
+  if (length > UINTPTR_MAX - start - page_bytes()) return -EINVAL;
+  struct unmap_context context = {.start = start, .length = round_up(length, page_bytes())};
+  struct mapping *dead = NULL;
+  sigset_t mask;
+  core_lock(&mask);
+  int error = change_replace(start, start + context.length, act_detach, &context, &dead);
+  change_bury(dead);
+  core_unlock(&mask);
+  change_mourn(dead);
+  return error;
+}
+
 struct end_request {
   struct request base;
   uintptr_t start;

@@ -15,6 +15,8 @@
  *
  * Past the end of the file's last block: a shared mapping of an empty memfd. Every access is past its end:
  * SIGBUS.
+ *
+ * Inert pages, of what was detached or withdrawn, are anonymous memory like any other.
  */
 #include "internal.h"
 
@@ -162,6 +164,14 @@ int beyond_place(uintptr_t start, size_t length, int prot) {
   if (error != 0) return error;
   long mapped = raw_mmap(start, length, prot & ~PROT_EXEC, MAP_SHARED | MAP_NORESERVE | MAP_FIXED,
                          keeper_fd_number(beyond.fd), 0);
+  return raw_failed(mapped) ? (int)mapped : 0;
+}
+
+/* A system that promises no more memory than it has counts what can be stored to: there loads alone work. */
+int inert_place(uintptr_t start, size_t length) {
+  const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED;
+  long mapped = raw_mmap(start, length, PROT_READ | PROT_WRITE, flags, -1, 0);
+  if (mapped == -ENOMEM) mapped = raw_mmap(start, length, PROT_READ, flags, -1, 0);
   return raw_failed(mapped) ? (int)mapped : 0;
 }
 

@@ -10,6 +10,7 @@
  *     map.c       asking for a lease and building the mapping
  *     change.c    munmap, mremap, MAP_FIXED on top, madvise, mlock
  *     break.c     leases that are being broken: watching, revocation
+ *     relay.c     what is being broken, for threads of the program
  *     persist.c   cache-line flush, msync
  *     stats.c     what was counted
  *     api.c       the public functions
@@ -286,6 +287,8 @@ int hole_place(uintptr_t start, size_t length, int prot, int how);
 int beyond_open(void); /* so that beyond_place needs no new descriptor */
 int beyond_place(uintptr_t start, size_t length, int prot);
 #define BEYOND_NAME "mapdirect-beyond"
+/* On any thread, in one step: zeros that belong to nobody. */
+int inert_place(uintptr_t start, size_t length);
 /* Is the anonymous memory at `at` ours? */
 bool hole_is_at(uintptr_t at);
 /* Before a fork: what holes a child will have to make again, and with which rights. With the lock held, which may be given up
@@ -316,6 +319,8 @@ int core_check_type(int flags);
 int core_unmap(uintptr_t start, size_t length);
 /* The same of a mapping that nobody has stored through, from its first byte on: the times of the file stay. */
 int core_unmap_unchanged(uintptr_t start, size_t length);
+/* The same, and inert pages are left there. */
+int core_detach(uintptr_t start, size_t length);
 /* mmap(MAP_FIXED) of something else on top of [start, start + length). */
 int core_map_over(void *addr, size_t length, int prot, int flags, int fd, off_t offset, void **result);
 int core_remap(uintptr_t old, size_t old_length, size_t new_length, int flags, uintptr_t new, void **result);
@@ -405,6 +410,15 @@ int automatic_revert_all(uintptr_t start, uintptr_t end);
 
 void break_wish(mapdirect_break_handler *handler, void *context, unsigned flags);
 void break_wish_remap(void);
+
+/* ------------------------------------------------------------------------------------------------ relay.c */
+
+/* On the watcher. */
+void relay_hand_over(const struct mapdirect_break *what);
+/* On any other thread. -ETIMEDOUT, -EINTR. */
+int relay_wait(struct mapdirect_break *what, int timeout_ms);
+/* -ETIMEDOUT: nobody waits for it any more. */
+int relay_answer(const struct mapdirect_break *what);
 
 /* ------------------------------------------------------------------------------------------------ persist.c
  */

@@ -147,6 +147,17 @@ MAPDIRECT_API void *mapdirect_map(void *addr, size_t length, int prot, int flags
 MAPDIRECT_API int mapdirect_unmap(void *addr, size_t length);
 
 /*
+ * mapdirect_detach - like mapdirect_unmap(), but the addresses stay: in the same step, zeros take their place that
+ * belong to nobody (inert pages; what is stored there is lost). For a program that cannot be sure that nothing points
+ * there any more. munmap(2) gives the addresses back.
+ *
+ * Under vm.overcommit_memory=2, where there is no memory for them, a store to inert pages raises SIGSEGV.
+ *
+ * Errors: EINVAL (addr not page aligned, zero length), ENOMEM.
+ */
+MAPDIRECT_API int mapdirect_detach(void *addr, size_t length);
+
+/*
  * mapdirect_remap - like mremap(2): move (MREMAP_MAYMOVE | MREMAP_FIXED with new_addr) or shrink.
  *
  * Growing is refused, also back to the size before a shrink: map again. Pages that move are in neither place
@@ -244,12 +255,14 @@ struct mapdirect_break {
   uint64_t conflict_length; /* and bytes, within the leased range */
   uint64_t remaining_ms;    /* until the lease is revoked without us; 0: it has been */
   uint32_t reason;
-  uint32_t reserved;
+  uint32_t reserved; /* the library's */
 };
 typedef void mapdirect_break_handler(const struct mapdirect_break *what, void *context);
 
 /* For `flags`: after revocation map the same range of the file as an ordinary MAP_SHARED mapping would. */
 #define MAPDIRECT_REMAP 1u
+/* For `flags`: after revocation inert pages, see mapdirect_detach(). Not together with MAPDIRECT_REMAP. */
+#define MAPDIRECT_INERT 2u
 
 /*
  * mapdirect_on_break - be told when a lease of this process is being broken, and choose what comes after.
@@ -265,6 +278,11 @@ typedef void mapdirect_break_handler(const struct mapdirect_break *what, void *c
  * kernel cannot map such files (before Linux 6.6) the SIGBUS pages stay. Under the preload library
  * MAPDIRECT_REVOKE=remap in the environment says the same.
  *
+ * With MAPDIRECT_INERT inert pages take the place in that one step: no access ever raises a signal, for programs that
+ * could not survive one. A mapping that they have taken the place of is forgotten by the library: mapdirect_query() says
+ * MAPDIRECT_REVOKED for a moment, then EFAULT, and mapdirect_persist() EIO, then ENOMEM. A zero that was loaded from inert
+ * pages is never followed by another answer, so what was loaded before mapdirect_query() said anything else was the file's.
+ *
  * The handler runs on a thread of the library, for one mapping after the other: be quick. It may call
  * mapdirect_persist(), mapdirect_query(), mapdirect_unmap() and mapdirect_map(). That thread has every signal
  * blocked and a descriptor table of its own: the program's descriptors mean nothing there. Tell other threads
@@ -275,9 +293,36 @@ typedef void mapdirect_break_handler(const struct mapdirect_break *what, void *c
  * (unless it is root), or that may not open it again, is not told and sees no SIGBUS. The operation then waits
  * for the break time, and the blocks that the child still reaches are used for nothing else until it lets go.
  *
- * Errors: EINVAL (unknown flags).
+ * Errors: EINVAL (unknown flags, or both).
  */
 MAPDIRECT_API int mapdirect_on_break(mapdirect_break_handler *handler, void *context, unsigned flags);
+
+/*
+ * mapdirect_hand_over, mapdirect_wait_break, mapdirect_answer_break - be told on a thread of the program.
+ *
+ * mapdirect_hand_over() is a handler for mapdirect_on_break(). It hands each break over to a thread that is in
+ * mapdirect_wait_break(), one at a time, and returns when that thread has called mapdirect_answer_break(), or when three
+ * quarters of the remaining time are over. It does not wait in a process in which no thread has ever called
+ * mapdirect_wait_break(): a forked child has none.
+ *
+ * The thread may do anything that a thread of the program may, but should answer soon: the next break waits for it.
+ *
+ *     mapdirect_on_break(mapdirect_hand_over, NULL, MAPDIRECT_INERT);
+ *     struct mapdirect_break what;
+ *     for (;;)
+ *       if (mapdirect_wait_break(&what, -1) == 0) {
+ *         ... stop using what.address ...
+ *         mapdirect_answer_break(&what);
+ *       }
+ *
+ * timeout_ms: milliseconds to wait for a break; negative: for ever.
+ *
+ * Errors of mapdirect_wait_break: ETIMEDOUT, EINTR (a signal). Of mapdirect_answer_break: ETIMEDOUT (too late: the memory
+ * is being taken away, or has been).
+ */
+MAPDIRECT_API void mapdirect_hand_over(const struct mapdirect_break *what, void *context);
+MAPDIRECT_API int mapdirect_wait_break(struct mapdirect_break *what, int timeout_ms);
+MAPDIRECT_API int mapdirect_answer_break(const struct mapdirect_break *what);
 
 /* What happened in this process so far; a forked child counts from zero. */
 struct mapdirect_stats {
