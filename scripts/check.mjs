@@ -5,7 +5,7 @@
 import { spawnSync } from "node:child_process";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
-import { fail, hasCommand, localBin, nativeSources, root, setup } from "./setup.mjs";
+import { fail, hasCommand, localBin, nativeSources, pythonSources, root, setup } from "./setup.mjs";
 
 try {
   setup();
@@ -29,6 +29,18 @@ const checks = {
     if (files.length === 0) return "no native sources";
     if (!hasCommand("clang-format")) return "clang-format is not installed";
     return sh("clang-format", ["--dry-run", "-Werror", ...files]);
+  },
+  "python types": () => {
+    if (!hasCommand("mypy")) return "mypy is not installed";
+    const sources = ["python/mapdirect", ...pythonSources(join(root, "examples"))];
+    return sh("mypy", [
+      "--strict",
+      "--ignore-missing-imports",
+      "--no-error-summary",
+      "--cache-dir",
+      ".cache/mypy",
+      ...sources,
+    ]);
   },
   "generated files": () => {
     // The declarations are read as compiled: from a fresh clone, or after a change, they have to be compiled first.

@@ -42,6 +42,7 @@ const TEST_TOOLS = {
   groff: "groff-base",
   fish: "fish",
   zsh: "zsh",
+  mypy: "mypy",
 };
 /** For guests in QEMU (`npm run test:vm`): without the first ones there are none, without the others fewer tests. */
 const VM_TOOLS = {
@@ -63,6 +64,7 @@ const GUEST_TOOLS = {
 const TEST_FILES = {
   "/usr/include/libpmemobj.h": "libpmemobj-dev",
   "/usr/include/lmdb.h": "liblmdb-dev",
+  "/usr/lib/python3/dist-packages/numpy": "python3-numpy",
 };
 
 export class SetupError extends Error {}
@@ -197,6 +199,11 @@ export function nativeSources(folder = join(root, "native")) {
     return /\.(c|cc|cpp|h|hpp)$/.test(entry.name) ? [path] : [];
   });
 }
+
+export const pythonSources = (folder) =>
+  readdirSync(folder)
+    .filter((name) => name.endsWith(".py"))
+    .map((name) => join(folder, name));
 
 export const isMain = (url) => process.argv[1] !== undefined && url === pathToFileURL(process.argv[1]).href;
 
