@@ -1,5 +1,5 @@
 /**
- * `npm run package:deb`: a Debian package of this tree, for this architecture, in `dist-packages/`, and what lintian says of it.
+ * `npm run package:deb`: Debian packages of this tree, for this architecture, in `dist-packages/`, and what lintian says of them.
  *
  * Everything is staged as it will be installed, without a build system of Debian's in between:
  *
@@ -9,7 +9,9 @@
  *   /usr/lib/TRIPLET/          the client libraries, and the pkg-config file
  *   /usr/include/, /usr/share/man/, /usr/lib/systemd/system/, /usr/share/doc/mapdirect/ (the udev rule as an example)
  *
- * Invariant: two runs of one commit give the same package (times are those of the commit, owners are root).
+ * and, in a package of its own that needs Python, /usr/lib/python3/dist-packages/mapdirect/.
+ *
+ * Invariant: two runs of one commit give the same packages (times are those of the commit, owners are root).
  */
 import { execFileSync, spawnSync } from "node:child_process";
 import { createHash } from "node:crypto";
@@ -161,18 +163,22 @@ const COMPLETIONS = {
   "fish/vendor_completions.d/mapdirect.fish": "usr/share/fish/vendor_completions.d/mapdirect.fish",
 };
 
-function stageDocuments(stage, { VERSION, EMAIL, date }) {
+function stageChanges(stage, name, { VERSION, EMAIL, date }) {
+  const when = `${date.toUTCString().replace("GMT", "+0000")}`;
+  const changes = `${name} (${VERSION}) unstable; urgency=medium\n\n  * See NEWS.gz, which is the changelog of the project.\n\n -- mapdirect contributors <${EMAIL}>  ${when}\n`;
+  stage.write(`usr/share/doc/${name}/changelog.gz`, packed(changes));
+  stage.write(`usr/share/doc/${name}/NEWS.gz`, packed(readFileSync(at("CHANGELOG.md"))));
+}
+
+function stageDocuments(stage, known) {
   const doc = "usr/share/doc/mapdirect";
   for (const name of readdirSync(at("docs"))) {
     if (name.endsWith(".md")) stage.copy(at("docs", name), `${doc}/${name}`);
   }
   stage.copy(at("README.md"), `${doc}/README.md`);
-  for (const name of readdirSync(at("examples"))) stage.copy(at("examples", name), `${doc}/examples/${name}`);
-  const when = `${date.toUTCString().replace("GMT", "+0000")}`;
-  const changes = `mapdirect (${VERSION}) unstable; urgency=medium\n\n  * See NEWS.gz, which is the changelog of the project.\n\n -- mapdirect contributors <${EMAIL}>  ${when}\n`;
-  stage.write(`${doc}/changelog.gz`, packed(changes));
-  stage.write(`${doc}/NEWS.gz`, packed(readFileSync(at("CHANGELOG.md"))));
-  stage.write(`${doc}/copyright`, copyright());
+  copyTree(at("examples"), stage.to(`${doc}/examples`), (path) => !path.includes("/__pycache__/"));
+  stageChanges(stage, "mapdirect", known);
+  stage.write(`${doc}/copyright`, copyright(productionModules()));
   const overrides = at("packaging/debian/lintian-overrides");
   if (existsSync(overrides)) stage.copy(overrides, "usr/share/lintian/overrides/mapdirect");
   for (const [source, target] of Object.entries(COMPLETIONS)) {
@@ -199,7 +205,7 @@ function stageDocuments(stage, { VERSION, EMAIL, date }) {
 }
 
 /** Machine-readable (DEP 5): ours, and that of each module that comes along. */
-function copyright() {
+function copyright(modules) {
   const text = (license) => license.replace(/^Copyright.*\n/gm, "").trim();
   const indent = (body) =>
     body
@@ -215,7 +221,7 @@ function copyright() {
     "License: MIT",
     indent(mit),
   ];
-  for (const path of productionModules()) {
+  for (const path of modules) {
     if (!existsSync(at(path, "package.json"))) continue;
     const { name, license, author, version } = JSON.parse(readFileSync(at(path, "package.json"), "utf8"));
     const who = typeof author === "string" ? author : (author?.name ?? `the authors of ${name}`);
@@ -258,14 +264,23 @@ function libraryDependencies(stage) {
   return depends;
 }
 
-function stageControl(stage, known, depends) {
+/** Pure Python: the same for every architecture. */
+function stagePython(stage, known) {
+  const modules = "usr/lib/python3/dist-packages/mapdirect";
+  for (const name of ["__init__.py", "py.typed"])
+    stage.copy(at("python/mapdirect", name), `${modules}/${name}`);
+  stageChanges(stage, "python3-mapdirect", known);
+  stage.write("usr/share/doc/python3-mapdirect/copyright", copyright([]));
+}
+
+/** `folder`: of packaging/, where its control file and scripts are. */
+function stageControl(stage, folder, known, depends) {
   const files = stage.files().sort();
   const bytes = files.reduce((sum, path) => sum + lstatSync(join(stage.folder, path)).size, 0);
   const values = { ...known, DEPENDS: depends, INSTALLED_SIZE: `${Math.ceil(bytes / 1024)}` };
-  stage.write("DEBIAN/control", fill(readFileSync(at("packaging/debian/control.in"), "utf8"), values));
-  for (const name of ["postinst", "prerm"]) stage.copy(at("packaging/debian", name), `DEBIAN/${name}`, 0o755);
-  stage.write("DEBIAN/triggers", "activate-noawait ldconfig\n");
-  stage.write("DEBIAN/shlibs", `libmapdirect 0 mapdirect (>= ${known.VERSION})\n`);
+  stage.write("DEBIAN/control", fill(readFileSync(at("packaging", folder, "control.in"), "utf8"), values));
+  for (const name of ["postinst", "prerm"])
+    stage.copy(at("packaging", folder, name), `DEBIAN/${name}`, 0o755);
   const sums = files.map((path) => {
     const hash = createHash("md5")
       .update(readFileSync(join(stage.folder, path)))
@@ -297,7 +312,20 @@ function settle(folder, date) {
   utimesSync(folder, date, date);
 }
 
-function packageDeb() {
+function buildPackage(stage, known, name) {
+  settle(stage.folder, known.date);
+  mkdirSync(at("dist-packages"), { recursive: true });
+  const file = at("dist-packages", name);
+  const env = { ...process.env, SOURCE_DATE_EPOCH: `${Math.floor(known.date.getTime() / 1000)}` };
+  execFileSync("dpkg-deb", ["--root-owner-group", "-Zxz", "--build", stage.folder, file], {
+    env,
+    stdio: ["ignore", "ignore", "inherit"],
+  });
+  rmSync(stage.folder, { recursive: true });
+  return file;
+}
+
+function packageDebs() {
   const needed = { dpkg: "dpkg", "dpkg-deb": "dpkg", "dpkg-shlibdeps": "dpkg-dev", strip: "binutils" };
   const missing = Object.keys(needed).filter((name) => !hasCommand(name));
   if (missing.length > 0) {
@@ -311,29 +339,28 @@ function packageDeb() {
   stageProgram(stage);
   stageLibraries(stage, known);
   stageDocuments(stage, known);
-  stageControl(stage, known, libraryDependencies(stage));
-  settle(stage.folder, known.date);
-  mkdirSync(at("dist-packages"), { recursive: true });
-  const file = at("dist-packages", `mapdirect_${known.VERSION}_${known.ARCHITECTURE}.deb`);
-  const env = { ...process.env, SOURCE_DATE_EPOCH: `${Math.floor(known.date.getTime() / 1000)}` };
-  execFileSync("dpkg-deb", ["--root-owner-group", "-Zxz", "--build", stage.folder, file], {
-    env,
-    stdio: ["ignore", "ignore", "inherit"],
-  });
-  rmSync(stage.folder, { recursive: true });
-  return file;
+  stageControl(stage, "debian", known, libraryDependencies(stage));
+  stage.write("DEBIAN/triggers", "activate-noawait ldconfig\n");
+  stage.write("DEBIAN/shlibs", `libmapdirect 0 mapdirect (>= ${known.VERSION})\n`);
+  const python = new Stage(at(".cache/deb/python3-mapdirect"));
+  stagePython(python, known);
+  stageControl(python, "python3-mapdirect", known, "");
+  return [
+    buildPackage(stage, known, `mapdirect_${known.VERSION}_${known.ARCHITECTURE}.deb`),
+    buildPackage(python, known, `python3-mapdirect_${known.VERSION}_all.deb`),
+  ];
 }
 
 try {
   setup();
   build();
-  const file = packageDeb();
-  console.log(`package:deb: ${relative(root, file)}`);
+  const files = packageDebs();
+  for (const file of files) console.log(`package:deb: ${relative(root, file)}`);
   if (!hasCommand("lintian")) console.log("package:deb: lintian is not installed: not checked");
   else {
     const checked = spawnSync(
       "lintian",
-      ["--allow-root", "--tag-display-limit", "0", "--fail-on", "error", file],
+      ["--allow-root", "--tag-display-limit", "0", "--fail-on", "error", ...files],
       { stdio: "inherit" },
     );
     if (checked.status !== 0) throw new SetupError("package:deb: lintian found errors; see above");

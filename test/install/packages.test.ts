@@ -172,8 +172,23 @@ int main(int argc, char **argv) {
   return mapdirect_unmap(data, 8192) != 0;
 }`;
 
+const PYTHON_PROGRAM = `
+import errno, os, sys
+import mapdirect
+with open(sys.argv[1], "w+b") as file:
+    file.truncate(8192)
+    with mapdirect.map(file, lease="seal") as mapping:
+        mapping.buffer[:11] = b"from Python"
+        try:
+            os.truncate(sys.argv[1], 0)
+        except OSError as error:
+            assert error.errno == errno.ETXTBSY
+        else:
+            raise AssertionError("not sealed")
+`;
+
 test(
-  "the Debian package installs, is used through command, library, mount(8) and unit, and leaves nothing when it is removed",
+  "the Debian packages install, are used through command, library, mount(8), unit and Python, and leave nothing when they are removed",
   async ({ skip }) => {
     const reason =
       (await cleanRootUnavailable()) ?? missing("dpkg-shlibdeps", "dpkg-deb", "cc", "pkg-config");
@@ -185,7 +200,9 @@ test(
     });
     const built = await run("npm", ["run", "package:deb"], { cwd: packageRoot, timeoutMs: 500_000 });
     expect(built, built.stdout + built.stderr).toMatchObject({ code: 0 });
-    const file = readdirSync(packages).find((name) => name.endsWith(".deb")) ?? "";
+    const named = (start: string): string =>
+      readdirSync(packages).find((name) => name.startsWith(start)) ?? "";
+    const file = named("mapdirect_");
     const folder = scratch();
     await succeed("dpkg-deb", ["-x", join(packages, file), folder]);
     await writeFile(join(folder, "program.c"), C_PROGRAM);
@@ -232,9 +249,35 @@ test(
     expect(used.stdout).toMatch(/\n1\n$/);
 
     rmSync(root.at("usr/local/bin/node"));
-    const removed = await root.run("dpkg --purge mapdirect");
+    // Mounts of this machine's other tests can be seen from there, too.
+    const alone = { MAPDIRECT_MOUNTS: "/dev/null" };
+    const removed = await root.run("dpkg --purge mapdirect", alone);
     expect(removed, removed.stderr).toMatchObject({ code: 0 });
     expect((await root.run(list)).stdout).toBe(clean);
+
+    // The module for Python: in a root that has one by now.
+    const fetched = await root.run(
+      "apt-get update -q && apt-get install -qy --no-install-recommends python3",
+    );
+    expect(fetched, fetched.stderr).toMatchObject({ code: 0 });
+    const cleanWithPython = (await root.run(list)).stdout;
+    await copyFile(process.execPath, root.at("usr/local/bin/node"));
+    await copyFile(join(packages, named("python3-mapdirect_")), root.at("python.deb"));
+    await writeFile(root.at("tmp/program.py"), PYTHON_PROGRAM);
+    const module = await root.run(`dpkg -i /package.deb /python.deb
+    mapdirect mkfs --size 32M /tmp/volume-of-python
+    mapdirect mount /tmp/volume-of-python /tmp/mnt
+    python3 /tmp/program.py /tmp/mnt/from-python && grep -c 'from Python' /tmp/mnt/from-python
+    mapdirect unmount /tmp/mnt
+    ls /usr/lib/python3/dist-packages/mapdirect/__pycache__
+    dpkg --verify python3-mapdirect`);
+    expect(module, module.stdout + module.stderr).toMatchObject({ code: 0 });
+    expect(module.stdout).toMatch(/\n1\n__init__\.cpython-\d+\.pyc\n$/);
+    rmSync(root.at("usr/local/bin/node"));
+    const purged = await root.run("dpkg --purge python3-mapdirect mapdirect", alone);
+    expect(purged, purged.stderr).toMatchObject({ code: 0 });
+    rmSync(root.at("python.deb"));
+    expect((await root.run(list)).stdout).toBe(cleanWithPython);
     expect(statSync(join(packages, file)).size).toBeLessThan(20 << 20);
   },
   PATIENCE_MS,
