@@ -43,6 +43,7 @@ const TEST_TOOLS = {
   fish: "fish",
   zsh: "zsh",
   mypy: "mypy",
+  go: "golang-go",
 };
 /** For guests in QEMU (`npm run test:vm`): without the first ones there are none, without the others fewer tests. */
 const VM_TOOLS = {

@@ -29,9 +29,19 @@ export interface Finding {
   readonly todo: string | null;
 }
 
-const good = (what: string, why: string): Finding => ({ what, verdict: "good", why, todo: null });
-const fair = (what: string, why: string, todo: string): Finding => ({ what, verdict: "fair", why, todo });
-const bad = (what: string, why: string, todo: string): Finding => ({ what, verdict: "bad", why, todo });
+export const good = (what: string, why: string): Finding => ({ what, verdict: "good", why, todo: null });
+export const fair = (what: string, why: string, todo: string): Finding => ({
+  what,
+  verdict: "fair",
+  why,
+  todo,
+});
+export const bad = (what: string, why: string, todo: string): Finding => ({
+  what,
+  verdict: "bad",
+  why,
+  todo,
+});
 
 /** As the daemon's INFO and the opening of a region tell it. */
 export type RegionNow = Pick<
