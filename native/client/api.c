@@ -153,8 +153,7 @@ int mapdirect_on_break(mapdirect_break_handler *handler, void *context, unsigned
 }
 
 void mapdirect_hand_over(const struct mapdirect_break *what, void *context) {
-  (void)context;
-  relay_hand_over(what);
+  relay_hand_over(what, context == MAPDIRECT_UNTIL_ANSWERED);
 }
 
 int mapdirect_wait_break(struct mapdirect_break *what, int timeout_ms) {

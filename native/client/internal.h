@@ -414,7 +414,7 @@ void break_wish_remap(void);
 /* ------------------------------------------------------------------------------------------------ relay.c */
 
 /* On the watcher. */
-void relay_hand_over(const struct mapdirect_break *what);
+void relay_hand_over(const struct mapdirect_break *what, bool until_answered);
 /* On any other thread. -ETIMEDOUT, -EINTR. */
 int relay_wait(struct mapdirect_break *what, int timeout_ms);
 /* -ETIMEDOUT: nobody waits for it any more. */

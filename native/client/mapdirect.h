@@ -305,6 +305,10 @@ MAPDIRECT_API int mapdirect_on_break(mapdirect_break_handler *handler, void *con
  * quarters of the remaining time are over. It does not wait in a process in which no thread has ever called
  * mapdirect_wait_break(): a forked child has none.
  *
+ * With MAPDIRECT_UNTIL_ANSWERED as its context it waits without a limit: for memory that a device may store to, and that
+ * must not be given up before the device has been told (docs/LEASES.md, "Devices"). At the deadline the operation goes on all
+ * the same, and what the mapping still reaches is in quarantine until the answer.
+ *
  * The thread may do anything that a thread of the program may, but should answer soon: the next break waits for it.
  *
  *     mapdirect_on_break(mapdirect_hand_over, NULL, MAPDIRECT_INERT);
@@ -320,6 +324,7 @@ MAPDIRECT_API int mapdirect_on_break(mapdirect_break_handler *handler, void *con
  * Errors of mapdirect_wait_break: ETIMEDOUT, EINTR (a signal). Of mapdirect_answer_break: ETIMEDOUT (too late: the memory
  * is being taken away, or has been).
  */
+#define MAPDIRECT_UNTIL_ANSWERED ((void *)1)
 MAPDIRECT_API void mapdirect_hand_over(const struct mapdirect_break *what, void *context);
 MAPDIRECT_API int mapdirect_wait_break(struct mapdirect_break *what, int timeout_ms);
 MAPDIRECT_API int mapdirect_answer_break(const struct mapdirect_break *what);

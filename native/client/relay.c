@@ -46,10 +46,10 @@ static void change_to(uint32_t word) {
   raw_syscall(SYS_futex, (long)&slot.word, FUTEX_WAKE_PRIVATE, INT_MAX, 0, 0, 0);
 }
 
-void relay_hand_over(const struct mapdirect_break *what) {
+void relay_hand_over(const struct mapdirect_break *what, bool until_answered) {
   if (atomic_load(&slot.listening) != getpid()) return;
-  /* A quarter of the time is left for taking the memory away, and for the answer of a slow thread to be no lie. */
-  uint64_t end_ms = now_ms() + what->remaining_ms / 4 * 3;
+  /* A quarter of the time is left for taking the memory away. */
+  uint64_t end_ms = until_answered ? UINT64_MAX : now_ms() + what->remaining_ms / 4 * 3;
   uint32_t number = atomic_load(&slot.word) / STATES * STATES + STATES;
   slot.what = *what;
   slot.what.reserved = number;
@@ -59,7 +59,7 @@ void relay_hand_over(const struct mapdirect_break *what) {
     if (word == (number | EMPTY)) return;
     uint64_t now = now_ms();
     if (now >= end_ms) break;
-    wait_while(word, end_ms - now);
+    wait_while(word, end_ms - now < INT_MAX ? end_ms - now : INT_MAX);
   }
   change_to(number | EMPTY);
 }

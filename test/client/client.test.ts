@@ -31,7 +31,7 @@ const programs = readdirSync(join(here, "programs"))
   .map((name) => name.slice(0, -2));
 
 /** Need something special around them, and have tests of their own below. */
-const special = ["uffd", "breaking", "relayed", "automatic", "served", "failures"];
+const special = ["uffd", "breaking", "relayed", "registered", "automatic", "served", "failures"];
 
 const noUser = noUserMount();
 
@@ -179,8 +179,8 @@ describe.skipIf(noCompiler !== undefined)(
             expectAllOk(await runProgram("breaking", door, where));
           });
         }
-        it("relayed, by library", async () => {
-          expectAllOk(await runProgram("relayed", "library", where));
+        it.each(["relayed", "registered"])("%s, by library", async (program) => {
+          expectAllOk(await runProgram(program, "library", where));
         });
       },
     );
@@ -198,8 +198,8 @@ describe.skipIf(noCompiler !== undefined)(
         it(`breaking, by ${door}, with sanitizers and the table checked at each change`, async () => {
           expectAllOk(await runProgram("breaking", door, where, { sanitized: true }));
         });
-        it(`relayed, by ${door}`, async () => {
-          expectAllOk(await runProgram("relayed", door, where));
+        it.each(["relayed", "registered"])(`%s, by ${door}`, async (program) => {
+          expectAllOk(await runProgram(program, door, where));
         });
         it(`relayed, by ${door}, with sanitizers and the table checked at each change`, async () => {
           expectAllOk(await runProgram("relayed", door, where, { sanitized: true }));

@@ -3,9 +3,9 @@
  * lease and from after it, here and in another process; and the other way round. And without any lease: descriptors that
  * read through the page cache see what is written past it.
  */
+#include "ring.h"
 #include "tap.h"
 
-#include <linux/io_uring.h>
 #include <sys/sendfile.h>
 #include <sys/uio.h>
 
@@ -19,61 +19,12 @@ static void nap(long microseconds) {
   nanosleep(&time, NULL);
 }
 
-/* ---- one read by io_uring, without a library */
-
-static int ring_fd = -1;
-static struct io_uring_sqe *ring_entries;
-static unsigned *ring_sq_tail, *ring_sq_array, *ring_sq_mask, *ring_cq_head, *ring_cq_tail, *ring_cq_mask;
-static struct io_uring_cqe *ring_done;
-
-static bool open_ring(void) {
-  struct io_uring_params params;
-  memset(&params, 0, sizeof params);
-  ring_fd = (int)syscall(SYS_io_uring_setup, 4, &params);
-  if (ring_fd < 0) return false;
-  size_t sq_bytes = params.sq_off.array + params.sq_entries * sizeof(unsigned);
-  size_t cq_bytes = params.cq_off.cqes + params.cq_entries * sizeof(struct io_uring_cqe);
-  char *sq = mmap(NULL, sq_bytes, READ_WRITE, MAP_SHARED | MAP_POPULATE, ring_fd, IORING_OFF_SQ_RING);
-  char *cq = mmap(NULL, cq_bytes, READ_WRITE, MAP_SHARED | MAP_POPULATE, ring_fd, IORING_OFF_CQ_RING);
-  ring_entries = mmap(NULL, params.sq_entries * sizeof(struct io_uring_sqe), READ_WRITE,
-                      MAP_SHARED | MAP_POPULATE, ring_fd, IORING_OFF_SQES);
-  if (sq == MAP_FAILED || cq == MAP_FAILED || (void *)ring_entries == MAP_FAILED) return false;
-  ring_sq_tail = (unsigned *)(void *)(sq + params.sq_off.tail);
-  ring_sq_mask = (unsigned *)(void *)(sq + params.sq_off.ring_mask);
-  ring_sq_array = (unsigned *)(void *)(sq + params.sq_off.array);
-  ring_cq_head = (unsigned *)(void *)(cq + params.cq_off.head);
-  ring_cq_tail = (unsigned *)(void *)(cq + params.cq_off.tail);
-  ring_cq_mask = (unsigned *)(void *)(cq + params.cq_off.ring_mask);
-  ring_done = (struct io_uring_cqe *)(void *)(cq + params.cq_off.cqes);
-  return true;
-}
-
-static ssize_t ring_transfer(int opcode, int fd, void *bytes, size_t length, off_t at) {
-  unsigned tail = *ring_sq_tail;
-  unsigned index = tail & *ring_sq_mask;
-  struct io_uring_sqe *entry = &ring_entries[index];
-  memset(entry, 0, sizeof *entry);
-  entry->opcode = (unsigned char)opcode;
-  entry->fd = fd;
-  entry->addr = (uint64_t)(uintptr_t)bytes;
-  entry->len = (unsigned)length;
-  entry->off = (uint64_t)at;
-  ring_sq_array[index] = index;
-  __atomic_store_n(ring_sq_tail, tail + 1, __ATOMIC_RELEASE);
-  if (syscall(SYS_io_uring_enter, ring_fd, 1, 1, IORING_ENTER_GETEVENTS, NULL, 0) < 0) return -1;
-  unsigned head = *ring_cq_head;
-  if (head == __atomic_load_n(ring_cq_tail, __ATOMIC_ACQUIRE)) return -1;
-  ssize_t result = ring_done[head & *ring_cq_mask].res;
-  __atomic_store_n(ring_cq_head, head + 1, __ATOMIC_RELEASE);
-  return result;
-}
-
 /* ---- ways to read one byte: the byte, or -1 */
 
 struct descriptors {
-  int plain;   /* O_RDWR, or O_RDONLY */
-  int direct;  /* O_RDONLY | O_DIRECT; -1 where there is none */
-  int copied;  /* another file of this mount, empty at first */
+  int plain;    /* O_RDWR, or O_RDONLY */
+  int direct;   /* O_RDONLY | O_DIRECT; -1 where there is none */
+  int copied;   /* another file of this mount, empty at first */
   char *shared; /* ordinary mappings of the whole file */
   char *private;
 };
@@ -166,12 +117,10 @@ struct way {
   bool late; /* may be a moment late on a descriptor from before the lease */
 };
 static const struct way WAYS[] = {
-    {"read", by_read, false},         {"pread", by_pread, false},
-    {"readv", by_readv, false},       {"preadv2", by_preadv2, false},
-    {"io_uring", by_ring, false},     {"copy_file_range", by_copy, false},
-    {"O_DIRECT", by_direct_io, false}, {"sendfile", by_sendfile, true},
-    {"splice", by_splice, true},      {"MAP_SHARED", by_shared, true},
-    {"MAP_PRIVATE", by_private, true},
+    {"read", by_read, false},          {"pread", by_pread, false},        {"readv", by_readv, false},
+    {"preadv2", by_preadv2, false},    {"io_uring", by_ring, false},      {"copy_file_range", by_copy, false},
+    {"O_DIRECT", by_direct_io, false}, {"sendfile", by_sendfile, true},   {"splice", by_splice, true},
+    {"MAP_SHARED", by_shared, true},   {"MAP_PRIVATE", by_private, true},
 };
 #define WAYS_COUNT (sizeof WAYS / sizeof *WAYS)
 
@@ -237,7 +186,7 @@ struct putting {
   bool (*put)(int, off_t, unsigned char);
 };
 static const struct putting PUTTINGS[] = {
-    {"write", put_write},   {"pwrite", put_pwrite},         {"pwritev2", put_pwritev2},
+    {"write", put_write},   {"pwrite", put_pwrite},        {"pwritev2", put_pwritev2},
     {"io_uring", put_ring}, {"copy_file_range", put_copy},
 };
 
@@ -251,8 +200,8 @@ static void put_everywhere(int fd, const char *map, const struct descriptors *al
       bool good = PUTTINGS[index].put(fd, at, byte);
       wrong += !good || ((const volatile unsigned char *)map)[at] != byte || by_pread(all, at) != byte;
     }
-    snprintf(sentence, sizeof sentence, "R24: the mapping sees what %s on %s has written", PUTTINGS[index].name,
-             which);
+    snprintf(sentence, sizeof sentence, "R24: the mapping sees what %s on %s has written",
+             PUTTINGS[index].name, which);
     report(wrong == 0, sentence, "%d wrong", wrong);
   }
 }
@@ -291,7 +240,8 @@ static void race(int flags, const char *how) {
   atomic_store(&outdated, 0);
   atomic_store(&looks, 0);
   pthread_t readers[3];
-  for (size_t index = 0; index < 3; index++) pthread_create(&readers[index], NULL, reads_on, (void *)(index + 1));
+  for (size_t index = 0; index < 3; index++)
+    pthread_create(&readers[index], NULL, reads_on, (void *)(index + 1));
   int writer = open(path_of("race"), flags | O_CLOEXEC);
   int reader = open(path_of("race"), O_RDONLY | O_CLOEXEC);
   bool good = true;
@@ -302,13 +252,14 @@ static void race(int flags, const char *how) {
     good &= pread(reader, &found, sizeof found, 64) == (ssize_t)sizeof found && found == round;
   }
   atomic_store(&over, true);
-  for (size_t index = 0; index < 3; index++) pthread_join(readers[index], NULL);
+  for (size_t index = 0; index < 3; index++)
+    pthread_join(readers[index], NULL);
   close(writer);
   close(reader);
   char sentence[200];
   snprintf(sentence, sizeof sentence, "four readers see each write through %s, at once", how);
-  report(good && atomic_load(&outdated) == 0, sentence, "%d of %ld looks outdated, own %d", atomic_load(&outdated),
-         atomic_load(&looks), good);
+  report(good && atomic_load(&outdated) == 0, sentence, "%d of %ld looks outdated, own %d",
+         atomic_load(&outdated), atomic_load(&looks), good);
 }
 
 int main(int argc, char **argv) {
@@ -345,7 +296,8 @@ int main(int argc, char **argv) {
       _exit(0);
     }
     int status = wait_for(child);
-    report(status == 0, "R24: and in another process", "%s is stale", status > 0 ? WAYS[status - 1].name : "?");
+    report(status == 0, "R24: and in another process", "%s is stale",
+           status > 0 ? WAYS[status - 1].name : "?");
     /* The last stores before the end, looked at through what the cache may have kept. */
     int stale = 0;
     unmap(map, PAGES * PAGE);
