@@ -38,28 +38,30 @@ export function judgeBlocks(draft: Draft, space: Space, problems: Problems): boo
     for (const { block, count, physical, state } of [...inode.extents]) {
       const place = `inode ${inode.ino}: extent at file block ${block}`;
       const end = physical + count;
-      const lose = (from: number, to: number, expected: string): void => {
-        problems.add("extent", place, expected, `${to - from} at ${from}`, "they become a hole");
-        inode.extents.remove(block + from - physical, to - from, nothing);
+      const lose = (from: number, blocks: number, expected: string): void => {
+        problems.add("extent", place, expected, `${blocks} at ${from}`, "they become a hole");
+        // Differences first: sums may be no exact doubles.
+        inode.extents.remove(block + (from - physical), blocks, nothing);
       };
       if (end > space.namedBlockCount) {
-        lose(physical, end, `blocks below ${space.namedBlockCount}`);
+        lose(physical, count, `blocks below ${space.namedBlockCount}`);
         continue;
       }
       // What is intact of it stays.
       const last = Math.min(end, space.blockCount);
       let at = physical;
       const keep = (to: number): void => {
-        if (to > at) claims.push({ inode, block: block + at - physical, start: at, count: to - at, state });
+        if (to > at) claims.push({ inode, block: block + (at - physical), start: at, count: to - at, state });
       };
       for (const run of overlapping(metadata, physical, last)) {
         keep(run.start);
         const from = Math.max(at, run.start);
         at = Math.min(last, run.start + run.count);
-        lose(from, at, "blocks outside the metadata");
+        lose(from, at - from, "blocks outside the metadata");
       }
       keep(last);
-      if (last < end) lose(Math.max(physical, last), end, `blocks below ${space.blockCount}`);
+      const beyond = Math.max(physical, last);
+      if (beyond < end) lose(beyond, end - beyond, `blocks below ${space.blockCount}`);
     }
   }
   let shares = claims.some(({ state }) => state === SHARED);

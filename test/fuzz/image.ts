@@ -29,7 +29,7 @@ import { difference, foreignBytes, Model } from "../namespace/model.ts";
 import { MemoryRegion } from "../support/memory-region.ts";
 import { makeSpecimen } from "../support/specimen.ts";
 import { MIB, makeVolume, owner } from "../support/volume.ts";
-import { bodyOf, Document, type GroupParts, type RecordBytes } from "./document.ts";
+import { bodyOf, Document, type GroupParts, type RecordBytes, typeOf } from "./document.ts";
 import { Finding, type Target, wordsOf } from "./fuzzer.ts";
 
 /** Numbers name things modulo how many there are: a step does something wherever it stands. Values are decimal, or hexadecimal bytes. */
@@ -93,6 +93,12 @@ const INTERESTING = [
   ...[0o100644n, 0o40755n, 0o120777n, 0o10644n, 0o60600n, 0o140755n, 0o104755n, 999_999_999n, 1_000_000_000n],
 ];
 
+/** Ends of what numbers on the media can be: of a byte, a block, an inode number, a cookie, a file, an exact double. */
+const EXTREMES = [
+  ...[0n, 1n, 0xffffn, 0xffff_ffffn, 1n << 32n, (1n << 51n) - 1n, 1n << 51n, (1n << 52n) - 1n],
+  ...[(1n << 53n) - 1n, 1n << 53n, S64 - 1n, S64, 2n * S64 - 1n],
+];
+
 export class ImageTarget implements Target<ImageInput> {
   readonly name = "image";
   readonly #bases: readonly Base[];
@@ -141,6 +147,48 @@ export class ImageTarget implements Target<ImageInput> {
   async run(input: ImageInput): Promise<readonly string[]> {
     const { image, granularity } = this.image(input);
     return judge(image, granularity);
+  }
+
+  /**
+   * Each number of the superblocks, of each segment's header and of one record of each kind in the checkpoint and in the log, at
+   * either end of what it can be, and of what something else can be.
+   */
+  *extremes(base: number): Iterable<ImageInput> {
+    const document = documentOf(this.#base(base));
+    const values = function* (
+      fields: readonly StructField[],
+      at: Buffer,
+      from: number,
+    ): Iterable<{ field: string; value: string }> {
+      for (const { name, offset, size, field } of fields) {
+        if (name === "crc" || field.as === "bytes" || field.as === "text") continue;
+        if (from + offset + size > at.length) continue;
+        const old = readField(at, from + offset, size);
+        const width = size * 8;
+        const ends = [old - 1n, old + 1n, ...EXTREMES].map((value) => BigInt.asUintN(width, value));
+        for (const value of new Set(ends)) if (value !== old) yield { field: name, value: `${value}` };
+      }
+    };
+    for (const each of values(Superblock.fields, document.superblocks[0] as Buffer, 0))
+      yield { base, steps: [{ do: "superblock", copies: 3, ...each }] };
+    const seen = new Set<string>();
+    let group = 0;
+    for (const [segment, { header, groups }] of document.segments.entries()) {
+      for (const each of values(SegmentHeader.fields, header, 0))
+        yield { base, steps: [{ do: "segment", segment, ...each }] };
+      const role = header.readUInt32LE(SegmentHeader.at.role);
+      for (const { records } of groups) {
+        for (const [record, bytes] of records.entries()) {
+          const body = bodyOf(bytes);
+          const kind = `${role} ${typeOf(bytes)}`;
+          if (body === undefined || seen.has(kind)) continue;
+          seen.add(kind);
+          for (const each of values(body.fields, bytes, RecordHeader.size))
+            yield { base, steps: [{ do: "record", group, record, ...each }] };
+        }
+        group += 1;
+      }
+    }
   }
 
   *smaller({ base, steps }: ImageInput): Iterable<ImageInput> {
