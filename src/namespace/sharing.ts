@@ -22,13 +22,14 @@ export function knowsSharing(store: Store): boolean {
 
 /**
  * What is marked as shared in [block, block + count) and has no other reference any more is the file's own again. The
- * same blocks stay where they are, so this is no change of the block map. @throws FsError; Wait.
+ * same blocks stay where they are, so this is no change of the block map. As much as one group takes: returns where to go
+ * on, or the end of the range. @throws FsError; Wait.
  */
-export function takeBack(store: Store, inode: Inode, block: number, count: number): void {
+export function takeBack(store: Store, inode: Inode, block: number, count: number): number {
   const { references, unsharedLsn } = store.state;
   const { extents } = inode;
-  if (references.length === 0 || extents === null || unsharedLsn > store.writable().durableLsn) return;
   const end = block + count;
+  if (references.length === 0 || extents === null || unsharedLsn > store.writable().durableLsn) return end;
   const own: { block: number; physical: number; count: number }[] = [];
   for (let piece = extents.next(block); piece !== null && piece.block < end && own.length < RECORDS_MAX; ) {
     if (piece.state === SHARED) {
@@ -42,10 +43,12 @@ export function takeBack(store: Store, inode: Inode, block: number, count: numbe
     }
     piece = extents.next(piece.block + piece.count);
   }
-  if (own.length === 0) return;
+  if (own.length === 0) return end;
   // The file may have more extents then.
   const group = store.begin(store.reserveIsLow());
   for (const run of own.slice(0, RECORDS_MAX))
     group.extent(inode.ino, run.block, run.physical, run.count, WRITTEN);
   store.commit();
+  const last = own[RECORDS_MAX - 1];
+  return last === undefined ? end : last.block + last.count;
 }

@@ -304,8 +304,11 @@ async function grant(
   refuseTail(session, inode, block, count);
   if (anyShared(inode, block, count)) {
     // What was shared once is the file's own again when the others' end is durable.
-    await store.sync();
-    await session.retry(() => takeBack(store, inode, block, count), signal);
+    for (let at = block; at < block + count; ) {
+      const first = at;
+      await store.sync();
+      at = await session.retry(() => takeBack(store, inode, first, block + count - first), signal);
+    }
   }
   // What ordinary mappings have changed is written back first, while that may still allocate.
   await session.pageCache.drop(inode, wish.offset, wish.length, false);
