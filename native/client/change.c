@@ -212,6 +212,7 @@ struct over_context {
   int flags;
   int fd;
   off_t offset;
+  uintptr_t aside; /* where it has been mapped already */
 };
 
 static int act_over(void *context) {
@@ -221,20 +222,43 @@ static int act_over(void *context) {
   return raw_failed(result) ? (int)result : 0;
 }
 
+/* Of a file whose pages are put in place before the call returns. */
+static bool fills_pages(int flags) {
+  return (flags & MAP_ANONYMOUS) == 0 && (flags & (MAP_POPULATE | MAP_LOCKED)) != 0;
+}
+
+static int act_move_over(void *context) {
+  const struct over_context *over = context;
+  long result = raw_mremap(over->aside, over->length, over->length, MREMAP_MAYMOVE | MREMAP_FIXED,
+                           (uintptr_t)over->addr);
+  return raw_failed(result) ? (int)result : 0;
+}
+
 int core_map_over(void *addr, size_t length, int prot, int flags, int fd, off_t offset, void **result) {
   struct over_context context = {
       .addr = addr, .length = length, .prot = prot, .flags = flags, .fd = fd, .offset = offset};
   uintptr_t start = (uintptr_t)addr;
   if (!is_aligned(start, page_bytes()) || length == 0) return -EINVAL;
   if (length > UINTPTR_MAX - start - page_bytes()) return -ENOMEM;
+  bool aside = fills_pages(flags);
+  if (aside) {
+    /* Elsewhere first: the pages may have to wait until what is here is taken away, which needs the lock. */
+    long place = raw_mmap(0, length, prot, flags & ~MAP_FIXED, fd, offset);
+    if (raw_failed(place)) return (int)place;
+    context.aside = (uintptr_t)place;
+  }
   struct mapping *dead = NULL;
   sigset_t mask;
   core_lock(&mask);
-  int error = change_replace(start, start + round_up(length, page_bytes()), act_over, &context, &dead);
+  int error = change_replace(start, start + round_up(length, page_bytes()), aside ? act_move_over : act_over,
+                             &context, &dead);
   change_bury(dead);
   core_unlock(&mask);
   change_mourn(dead);
-  if (error == 0) *result = addr;
+  if (error == 0)
+    *result = addr;
+  else if (aside)
+    raw_munmap(context.aside, length);
   return error;
 }
 
@@ -478,18 +502,17 @@ int core_remap_any(uintptr_t old, size_t old_length, size_t new_length, int flag
   /* Other memory: the kernel's mremap, which may land on a direct mapping. */
   struct move_context move = {
       .old = old, .old_length = old_length, .new_length = new_length, .flags = flags, .new = new};
-  int error;
+  int error = 0;
   bool onto = (flags & MREMAP_FIXED) != 0 && is_aligned(new, page) && new_length > 0;
   /* Without a sum that could overflow. */
   if (onto && new_length >= UINTPTR_MAX - new - page) onto = false;
   if (onto) onto = table_occupied(new, new + round_up(new_length, page));
-  if (onto)
-    error = change_replace(new, new + round_up(new_length, page), act_move, &move, &dead);
-  else
-    error = act_move(&move);
+  if (onto) error = change_replace(new, new + round_up(new_length, page), act_move, &move, &dead);
   change_bury(dead);
   core_unlock(&mask);
   change_mourn(dead);
+  if (!onto)
+    error = act_move(&move); /* locked memory that grows has pages put in place, which may wait for a lease */
   if (error == 0) *result = (void *)move.result;
   return error;
 }
@@ -605,4 +628,31 @@ int core_mlock(uintptr_t start, size_t length, int flags) {
   uintptr_t first = start & ~(page_bytes() - 1);
   if (length > UINTPTR_MAX - start - page_bytes()) return -EINVAL;
   return for_each_piece(first, round_up(start + length, page_bytes()), lock_pages, flags);
+}
+
+int core_may_lock(size_t length) {
+  long trial =
+      raw_mmap(0, length, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_LOCKED, -1, 0);
+  if (raw_failed(trial)) return (int)trial;
+  raw_munmap((uintptr_t)trial, length);
+  return 0;
+}
+
+/* Newer than the headers of the build machine. */
+#ifndef MADV_POPULATE_READ
+#define MADV_POPULATE_READ 22
+#endif
+
+/* As mmap(2) does for shared mappings: by reading. Holes have nothing that could be put in place. */
+static int populate_pages(uintptr_t at, uintptr_t upto, const struct piece *piece, int unused) {
+  (void)unused;
+  if (piece == NULL || piece->state != PIECE_DIRECT) return 0;
+  int error = raw_madvise(at, upto - at, MADV_POPULATE_READ);
+  if (error == -EINVAL) raw_madvise(at, upto - at, MADV_WILLNEED); /* before Linux 5.14 */
+  return 0;
+}
+
+void core_populate(uintptr_t start, size_t length, bool locked) {
+  if (locked) for_each_piece(start, start + length, lock_pages, (int)MLOCK_ONFAULT);
+  for_each_piece(start, start + length, populate_pages, 0);
 }

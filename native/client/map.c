@@ -2,26 +2,33 @@
  * Asking for a lease and building the mapping.
  *
  *   caller   check flags, descriptor and region (R1..R4)
- *   keeper   open the file once more (the lease description), GRANT, EXTENTS
+ *   mapper   open the file once more (the lease description), GRANT, EXTENTS
  *            open the region with the caller's identity, or get it at the door of direct_group=; check that it is the one that the mount names
  *            reserve addresses; map the pieces; map the anchor (one PROT_NONE page of the lease description)
  *            enter it in the table
- *            a moment later: open the file a third time and watch the lease there; close the lease description (break.c)
+ *   caller   if the range was to be prepared and is not: have that done, and begin again
+ *            put pages in place (MAP_POPULATE, MAP_LOCKED)
+ *   keeper   a moment later: open the file a third time and watch the lease there; close the lease description (break.c)
+ *
+ * What may wait for a lease is the caller's to do: it may be a lease of this process, which the keeper has to give back, and a
+ * signal may interrupt it.
  *
  * Whatever fails on the way undoes what came before: the lease ends with its description, the addresses are
  * unmapped.
  *
  * The request lies in memory of its own, not on the caller's stack: a signal handler that leaves with
- * siglongjmp leaks it, rather than have the keeper write into a stack that is in use by somebody else.
+ * siglongjmp leaks it, rather than have the mapper write into a stack that is in use by somebody else.
  */
 #include "internal.h"
 
 #include <fcntl.h>
 #include <poll.h>
+#include <signal.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/un.h>
+#include <time.h>
 
 #include "syscall.h"
 
@@ -30,10 +37,17 @@
   (MAP_TYPE_BITS | MAP_DIRECT | MAP_SYNC | MAP_POPULATE | MAP_NONBLOCK | MAP_NORESERVE | MAP_LOCKED |        \
    MAP_FIXED | MAP_FIXED_NOREPLACE)
 /* Those that go to the kernel with each piece of the region. */
-#define FLAGS_OF_PIECES (MAP_POPULATE | MAP_NONBLOCK | MAP_NORESERVE | MAP_LOCKED)
+#define FLAGS_OF_PIECES MAP_NORESERVE
 #define LEASE_KIND_BITS 0xffu
 /* How long the daemon may take to hand out a descriptor. */
 #define DOOR_MS 10000
+/* The range was to be prepared, and is not; no error of anybody else. */
+#define UNPREPARED (-ENODATA)
+/* Somebody else may clone the range, or punch holes, as soon as it is prepared. */
+#define PREPARATIONS_MAX 4
+/* The daemon gives new leases again when a break is so long over (semantics R16), and a little more. */
+#define AFTER_BREAK_MS 1200
+#define AFTER_BREAK_STEP_MS 20
 
 struct map_request {
   struct request base;
@@ -48,12 +62,13 @@ struct map_request {
   struct io_lease *io;
   uint32_t kind;
   uint32_t lease_flags;
+  bool prepares;   /* every block of the range has to be written */
   char caller[48]; /* the thread as /proc names it: its descriptor table is the one that fd is in */
   bool barred;     /* it may not open the region by its path */
   struct identity identity;
   struct file_facts file; /* of fd */
   struct mapdirect_wire_region region;
-  /* the keeper's work */
+  /* the mapper's work */
   int lease_fd;
   int region_fd;
   struct stat region_status;
@@ -98,12 +113,12 @@ static int name_caller(char *name, size_t bytes) {
 }
 
 /*
- * May the caller not open the region? Only it can tell: the keeper takes on its file-system identity, but not the capabilities
+ * May the caller not open the region? Only it can tell: the mapper takes on its file-system identity, but not the capabilities
  * that it has dropped, nor what Landlock or seccomp forbid it. A lack of descriptors says nothing.
  */
 static bool is_barred(const struct mapdirect_wire_region *region) {
   int errno_before = errno;
-  int fd = raw_open((const char *)region->path, O_RDWR | O_CLOEXEC | O_NONBLOCK | O_NOCTTY, 0);
+  int fd = again(raw_open((const char *)region->path, O_RDWR | O_CLOEXEC | O_NONBLOCK | O_NOCTTY, 0));
   bool barred = fd < 0 && !lacks_resources(errno);
   if (fd >= 0) raw_close(fd);
   errno = errno_before;
@@ -147,22 +162,22 @@ static int check(void *addr, size_t length, int prot, int flags, int fd, off_t o
   map->offset = (uint64_t)offset;
   map->kind = lease & LEASE_KIND_BITS;
   if ((lease & MAPDIRECT_WHOLE_FILE) != 0) map->lease_flags |= MAPDIRECT_WIRE_LEASE_FLAG_WHOLE_FILE;
-  if ((lease & MAPDIRECT_PREPARE) != 0) map->lease_flags |= MAPDIRECT_WIRE_LEASE_FLAG_PREPARE;
+  map->prepares = (lease & MAPDIRECT_PREPARE) != 0;
   if ((flags & MAP_SYNC) != 0) map->lease_flags |= MAPDIRECT_WIRE_LEASE_FLAG_SYNC;
   map->identity = identity_of_caller();
   map->barred = is_barred(&map->region);
   return name_caller(map->caller, sizeof map->caller);
 }
 
-/* ---- on the keeper: the lease */
+/* ---- on the mapper: the lease */
 
-/* A new open file description of the caller's file, in the keeper's table. */
+/* A new open file description of the caller's file, in the library's table. */
 static int open_lease(struct map_request *map) {
   char path[96];
   char *at = append_text(append_text(path, "/proc/"), map->caller);
   at = append_text(at, "/fd/");
   append_number(at, (unsigned)map->fd);
-  int fd = raw_open(path, O_RDWR | O_CLOEXEC | O_NOCTTY, 0);
+  int fd = again(raw_open(path, O_RDWR | O_CLOEXEC | O_NOCTTY, 0));
   if (fd < 0) {
     switch (errno) {
     case ENOENT:
@@ -204,13 +219,15 @@ static bool is_inside(uint64_t bytes, uint64_t at, uint64_t length) {
 static int add_piece(struct map_request *map, uint64_t from, uint64_t to, enum piece_state state,
                      uint64_t physical) {
   if (from >= to) return 0;
+  if (map->prepares && state != PIECE_DIRECT) return UNPREPARED;
   if (!is_aligned(from, page_bytes()) || !is_aligned(to, page_bytes())) return -EINVAL;
   if (state == PIECE_DIRECT) {
     uint64_t alignment = map->region.map_alignment;
     uint64_t length = to - from;
     if (!is_inside(map->region.region_bytes, physical, length)) {
       /* The volume may have grown since we asked. Otherwise it is a broken answer. */
-      if (ioctl(map->lease_fd, (unsigned long)MAPDIRECT_IOCTL_REGION, &map->region) != 0) return -errno;
+      if (again(ioctl(map->lease_fd, (unsigned long)MAPDIRECT_IOCTL_REGION, &map->region)) != 0)
+        return -errno;
       if (!is_inside(map->region.region_bytes, physical, length)) return -EIO;
     }
     if (!is_aligned(physical, alignment) || !is_aligned(from - map->offset, alignment) ||
@@ -287,7 +304,7 @@ static int fetch_extents(struct map_request *map, uint64_t next, uint64_t end, u
     wire->map =
         (struct mapdirect_wire_map){.version = MAPDIRECT_WIRE_VERSION, .offset = next, .length = end - next};
     uint64_t asked = next;
-    if (ioctl(map->lease_fd, (unsigned long)MAPDIRECT_IOCTL_EXTENTS, wire) != 0) {
+    if (again(ioctl(map->lease_fd, (unsigned long)MAPDIRECT_IOCTL_EXTENTS, wire)) != 0) {
       error = -errno;
       break;
     }
@@ -309,8 +326,10 @@ static int grant(struct map_request *map) {
   header->flags = map->lease_flags;
   header->offset = map->offset;
   header->length = map->length;
-  if (ioctl(map->lease_fd, (unsigned long)MAPDIRECT_IOCTL_GRANT, &map->wire) != 0)
+  if (again(ioctl(map->lease_fd, (unsigned long)MAPDIRECT_IOCTL_GRANT, &map->wire)) != 0) {
+    if (errno == EPERM && map->prepares) return UNPREPARED; /* shared blocks */
     return errno == ENOTTY || errno == ENOSYS ? -EOPNOTSUPP : -errno;
+  }
   map->granted = true;
   map->lease_id = header->lease_id;
   memcpy(map->lease_token, header->token, sizeof map->lease_token);
@@ -329,7 +348,7 @@ static int grant(struct map_request *map) {
   return add_piece(map, cursor > last ? cursor : last, end, PIECE_BEYOND, 0);
 }
 
-/* ---- on the keeper: the region */
+/* ---- on the mapper: the region */
 
 static int region_has_uuid(const struct map_request *map) {
   const struct mapdirect_wire_region *region = &map->region;
@@ -357,7 +376,7 @@ static int region_from_door(const struct mapdirect_wire_region *region) {
   int door = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
   if (door < 0) return lacks_resources(errno) ? -errno : -EACCES;
   int result = -EACCES;
-  if (connect(door, (struct sockaddr *)&address, sizeof address) == 0) {
+  if (again(connect(door, (struct sockaddr *)&address, sizeof address)) == 0) {
     struct pollfd ready = {.fd = door, .events = POLLIN};
     char byte;
     struct iovec part = {.iov_base = &byte, .iov_len = 1};
@@ -367,7 +386,7 @@ static int region_from_door(const struct mapdirect_wire_region *region) {
     } control;
     struct msghdr message = {
         .msg_iov = &part, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
-    int count = poll(&ready, 1, DOOR_MS);
+    int count = again(poll(&ready, 1, DOOR_MS));
     if (count == 1 && recvmsg(door, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT) == 1) {
       const struct cmsghdr *header = CMSG_FIRSTHDR(&message);
       if (header != NULL && header->cmsg_level == SOL_SOCKET && header->cmsg_type == SCM_RIGHTS &&
@@ -395,7 +414,7 @@ static bool is_named_rightly(const struct map_request *map, const struct stat *r
 static int region_by_path(struct map_request *map) {
   if (map->barred) return -EACCES;
   /* O_NONBLOCK: what is at that path may be anything by now. */
-  int fd = raw_open((const char *)map->region.path, O_RDWR | O_CLOEXEC | O_NONBLOCK | O_NOCTTY, 0);
+  int fd = again(raw_open((const char *)map->region.path, O_RDWR | O_CLOEXEC | O_NONBLOCK | O_NOCTTY, 0));
   if (fd < 0) return lacks_resources(errno) ? -errno : -EACCES;
   struct stat status;
   if (fstat(fd, &status) == 0 && is_named_rightly(map, &status)) return fd;
@@ -429,7 +448,7 @@ static int open_region(struct map_request *map) {
   return same ? region_has_uuid(map) : -EOPNOTSUPP;
 }
 
-/* ---- on the keeper: the address space */
+/* ---- on the mapper: the address space */
 
 /* Address modulo `unit` that lets the first large extent use huge pages. */
 static uintptr_t wanted_phase(const struct map_request *map, uintptr_t unit) {
@@ -620,11 +639,21 @@ static int build(struct map_request *map) {
   return error;
 }
 
+/* What the next attempt, if there is one, must not find. */
+static void begin_anew(struct map_request *map) {
+  map->run = NULL;
+  map->run_count = 0;
+  map->run_capacity = 0;
+  map->hole_bytes = 0;
+  map->granted = false;
+  map->anchor_apart = false;
+  map->reserved_length = 0;
+}
+
 static void run_map(struct request *base) {
   struct map_request *map = (struct map_request *)(void *)base;
   map->lease_fd = -1;
   map->region_fd = -1;
-  watcher_start(); /* as itself, not as the caller */
   struct identity before = identity_assume(map->identity);
   base->error = build(map);
   if (base->error != 0) {
@@ -633,14 +662,70 @@ static void run_map(struct request *base) {
     if (map->reserved_length > 0 && !kept) raw_munmap(map->reserved_start, map->reserved_length);
     if (map->anchor_apart) raw_munmap(map->anchor, page_bytes());
     if (map->granted) {
-      struct mapdirect_wire_lease lease = {.version = MAPDIRECT_WIRE_VERSION, .lease_id = map->lease_id};
-      ioctl(map->lease_fd, (unsigned long)MAPDIRECT_IOCTL_END, &lease);
+      struct mapdirect_wire_lease lease = {.version = MAPDIRECT_WIRE_VERSION,
+                                           .flags = MAPDIRECT_WIRE_END_FLAG_UNCHANGED,
+                                           .lease_id = map->lease_id};
+      again(ioctl(map->lease_fd, (unsigned long)MAPDIRECT_IOCTL_END, &lease));
     }
   }
   if (map->region_fd >= 0) raw_close(map->region_fd);
   if (map->lease_fd >= 0) raw_close(map->lease_fd);
   identity_assume(before);
   page_free(map->run, round_up(map->run_capacity * sizeof(struct piece), page_bytes()));
+  begin_anew(map);
+}
+
+/* ---- on the caller's thread, again */
+
+/*
+ * FUSE restarts no call after a signal. Whoever handles one without SA_RESTART may want to hear of it; the others, and those of
+ * libc (setuid(2) of another thread), only interrupt. Faults are not sent while a thread waits.
+ */
+static bool wants_interruptions(void) {
+  sigset_t blocked;
+  sigset_t faults;
+  pthread_sigmask(SIG_SETMASK, NULL, &blocked);
+  sigemptyset(&faults);
+  const int of_faults[] = {SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGTRAP};
+  for (size_t index = 0; index < sizeof of_faults / sizeof *of_faults; index++)
+    sigaddset(&faults, of_faults[index]);
+  for (int signal = 1; signal < _NSIG; signal++) {
+    struct sigaction action;
+    if (sigismember(&blocked, signal) == 1 || sigismember(&faults, signal) == 1) continue;
+    if (sigaction(signal, NULL, &action) != 0) continue; /* libc's own */
+    bool handled = action.sa_handler != SIG_DFL && action.sa_handler != SIG_IGN;
+    if (handled && (action.sa_flags & SA_RESTART) == 0) return true;
+  }
+  return false;
+}
+
+int core_prepare(int fd, uint64_t offset, uint64_t length) {
+  struct mapdirect_wire_range range = {.version = MAPDIRECT_WIRE_VERSION, .offset = offset, .length = length};
+  while (ioctl(fd, (unsigned long)MAPDIRECT_IOCTL_PREPARE, &range) != 0)
+    if (errno != EINTR || wants_interruptions()) return -errno;
+  return 0;
+}
+
+/* After a preparation that broke leases. An automatic mapping is an ordinary one rather than wait. */
+static int run_after_break(struct map_request *map) {
+  int error = mapper_run(&map->base);
+  for (int ms = 0; error == -EAGAIN && map->shadow == 0 && ms < AFTER_BREAK_MS; ms += AFTER_BREAK_STEP_MS) {
+    struct timespec step = {.tv_nsec = AFTER_BREAK_STEP_MS * 1000000};
+    while (nanosleep(&step, &step) != 0)
+      if (wants_interruptions()) return -EINTR;
+    error = mapper_run(&map->base);
+  }
+  return error;
+}
+
+/* Most ranges that are to be prepared are so already: for them one request is enough. */
+static int run_prepared(struct map_request *map) {
+  int error = mapper_run(&map->base);
+  for (int count = 0; error == UNPREPARED && count < PREPARATIONS_MAX; count++) {
+    error = core_prepare(map->fd, map->offset, map->length);
+    if (error == 0) error = run_after_break(map);
+  }
+  return error == UNPREPARED ? -EAGAIN : error;
 }
 
 static int map_any(void *addr, size_t length, int prot, int flags, int fd, off_t offset, unsigned lease,
@@ -649,20 +734,24 @@ static int map_any(void *addr, size_t length, int prot, int flags, int fd, off_t
   if (error != 0) return error;
   struct map_request *map = page_alloc(round_up(sizeof *map, page_bytes()));
   if (map == NULL) return -ENOMEM;
+  bool locked = (flags & MAP_LOCKED) != 0;
   error = check(addr, length, prot, flags, fd, offset, lease, map);
+  if (error == 0 && locked) error = core_may_lock(map->length);
   if (error == 0) error = keeper_prepare_forks();
   if (error == 0) {
     map->shadow = shadow;
     map->io = io;
     if (shadow != 0) map->lease_flags |= MAPDIRECT_WIRE_LEASE_FLAG_AUTOMATIC;
     map->base.run = run_map;
-    error = keeper_run(&map->base);
+    error = run_prepared(map);
     change_mourn(map->dead);
   }
   if (error == 0) {
     *result = (void *)map->start;
     count_up(COUNT_DIRECT, 1);
     count_up(COUNT_DIRECT_BYTES, map->length);
+    if (locked || (flags & (MAP_POPULATE | MAP_NONBLOCK)) == MAP_POPULATE)
+      core_populate(map->start, map->length, locked);
   }
   page_free(map, round_up(sizeof *map, page_bytes()));
   return error;
