@@ -872,7 +872,7 @@ void watch_begin(void) {
   watcher_start(); /* as itself, not as the caller */
   struct identity before = identity_assume(identity);
   int fd = reopen(lease_fd);
-  identity_assume(before);
+  identity_restore(before, identity);
   /* A program that has given up its rights since may not open the file again. Then the lease's own description has to
    * do: if somebody unmaps behind the library's back, the lease ends within two seconds and not at once. */
   bool apart = fd >= 0 || (errno != EACCES && errno != EPERM);

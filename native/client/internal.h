@@ -267,6 +267,7 @@ extern _Thread_local enum thread_table thread_table __attribute__((tls_model("in
 struct identity identity_of_caller(void);
 /* On the keeper or the mapper: take on an identity; returns the one before. */
 struct identity identity_assume(struct identity identity);
+void identity_restore(struct identity before, struct identity assumed);
 
 /* ------------------------------------------------------------------------------------------------ mount.c */
 

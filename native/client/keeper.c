@@ -523,9 +523,17 @@ struct identity identity_of_caller(void) {
   return identity;
 }
 
+static void identity_set(struct identity from, struct identity to) {
+  if (from.fsgid != to.fsgid) raw_syscall(SYS_setfsgid, (long)to.fsgid, 0, 0, 0, 0, 0);
+  if (from.fsuid != to.fsuid) raw_syscall(SYS_setfsuid, (long)to.fsuid, 0, 0, 0, 0, 0);
+}
+
 struct identity identity_assume(struct identity identity) {
   struct identity before = identity_of_caller();
-  if (before.fsgid != identity.fsgid) raw_syscall(SYS_setfsgid, (long)identity.fsgid, 0, 0, 0, 0, 0);
-  if (before.fsuid != identity.fsuid) raw_syscall(SYS_setfsuid, (long)identity.fsuid, 0, 0, 0, 0, 0);
+  identity_set(before, identity);
   return before;
+}
+
+void identity_restore(struct identity before, struct identity assumed) {
+  identity_set(assumed, before);
 }

@@ -49,6 +49,9 @@
 #define AFTER_BREAK_MS 1200
 #define AFTER_BREAK_STEP_MS 20
 
+/* Pieces that need no memory of their own: those of most mappings. */
+#define FEW_PIECES 32u
+
 struct map_request {
   struct request base;
   /* what the caller asked for */
@@ -62,9 +65,10 @@ struct map_request {
   struct io_lease *io;
   uint32_t kind;
   uint32_t lease_flags;
-  bool prepares;   /* every block of the range has to be written */
-  char caller[48]; /* the thread as /proc names it: its descriptor table is the one that fd is in */
-  bool barred;     /* it may not open the region by its path */
+  bool prepares;    /* every block of the range has to be written */
+  char caller[48];  /* the thread as /proc names it: its descriptor table is the one that fd is in */
+  bool barred;      /* it may not open the region by its path */
+  struct stat seen; /* what it opened there */
   struct identity identity;
   struct file_facts file; /* of fd */
   struct mapdirect_wire_region region;
@@ -90,7 +94,25 @@ struct map_request {
   uint64_t generation;
   uint32_t granted_kind;
   struct mapdirect_wire_grant_full wire;
+  struct piece few[FEW_PIECES];
 };
+
+#define REQUEST_BYTES round_up(sizeof(struct map_request), page_bytes())
+
+/* One that is not in use. Memory that is unmapped has to be forgotten by each processor that runs the program. */
+static _Atomic(struct map_request *) spare;
+
+static struct map_request *request_alloc(void) {
+  struct map_request *map = atomic_exchange(&spare, NULL);
+  if (map == NULL) return page_alloc(REQUEST_BYTES);
+  memset(map, 0, offsetof(struct map_request, few));
+  return map;
+}
+
+static void request_free(struct map_request *map) {
+  struct map_request *none = NULL;
+  if (!atomic_compare_exchange_strong(&spare, &none, map)) page_free(map, REQUEST_BYTES);
+}
 
 static bool lacks_resources(int error) {
   return error == EMFILE || error == ENFILE || error == ENOMEM;
@@ -116,10 +138,11 @@ static int name_caller(char *name, size_t bytes) {
  * May the caller not open the region? Only it can tell: the mapper takes on its file-system identity, but not the capabilities
  * that it has dropped, nor what Landlock or seccomp forbid it. A lack of descriptors says nothing.
  */
-static bool is_barred(const struct mapdirect_wire_region *region) {
+static bool is_barred(struct map_request *map) {
   int errno_before = errno;
-  int fd = again(raw_open((const char *)region->path, O_RDWR | O_CLOEXEC | O_NONBLOCK | O_NOCTTY, 0));
+  int fd = again(raw_open((const char *)map->region.path, O_RDWR | O_CLOEXEC | O_NONBLOCK | O_NOCTTY, 0));
   bool barred = fd < 0 && !lacks_resources(errno);
+  if (fd >= 0 && fstat(fd, &map->seen) != 0) barred = true;
   if (fd >= 0) raw_close(fd);
   errno = errno_before;
   return barred;
@@ -165,7 +188,7 @@ static int check(void *addr, size_t length, int prot, int flags, int fd, off_t o
   map->prepares = (lease & MAPDIRECT_PREPARE) != 0;
   if ((flags & MAP_SYNC) != 0) map->lease_flags |= MAPDIRECT_WIRE_LEASE_FLAG_SYNC;
   map->identity = identity_of_caller();
-  map->barred = is_barred(&map->region);
+  map->barred = is_barred(map);
   return name_caller(map->caller, sizeof map->caller);
 }
 
@@ -198,14 +221,23 @@ static int open_lease(struct map_request *map) {
   return 0;
 }
 
+static void free_run(struct map_request *map) {
+  if (map->run != map->few)
+    page_free(map->run, round_up(map->run_capacity * sizeof(struct piece), page_bytes()));
+}
+
 static int grow_run(struct map_request *map) {
   if (map->run_count < map->run_capacity) return 0;
-  size_t old_bytes = map->run_capacity * sizeof(struct piece);
-  size_t bytes = round_up(old_bytes == 0 ? 1 : 2 * old_bytes, page_bytes());
+  if (map->run == NULL) {
+    map->run = map->few;
+    map->run_capacity = FEW_PIECES;
+    return 0;
+  }
+  size_t bytes = round_up(2 * map->run_capacity * sizeof(struct piece), page_bytes());
   struct piece *larger = page_alloc(bytes);
   if (larger == NULL) return -ENOMEM;
-  if (map->run_count > 0) memcpy(larger, map->run, map->run_count * sizeof(struct piece));
-  page_free(map->run, round_up(old_bytes, page_bytes()));
+  memcpy(larger, map->run, map->run_count * sizeof(struct piece));
+  free_run(map);
   map->run = larger;
   map->run_capacity = bytes / sizeof(struct piece);
   return 0;
@@ -410,6 +442,36 @@ static bool is_named_rightly(const struct map_request *map, const struct stat *r
   return mounter == 0 || mounter == map->identity.fsuid || mounter == region->st_uid;
 }
 
+/*
+ * The region that was mapped last stays open, for the next caller who has shown that it may open the very same file. The
+ * mapper's alone; one of an earlier keeper went with its table.
+ */
+static struct {
+  struct keeper_fd fd;
+  uint32_t generation;
+  struct stat status;
+  uint8_t uuid[16]; /* found in it */
+} kept = {.fd = KEEPER_NO_FD};
+
+static bool is_any_kept(void) {
+  return keeper_fd_is_one(kept.fd) && kept.generation == keeper_generation();
+}
+
+static bool is_kept(const struct map_request *map) {
+  const struct stat *status = &kept.status;
+  return is_any_kept() && !map->barred && status->st_dev == map->seen.st_dev &&
+         status->st_ino == map->seen.st_ino && status->st_rdev == map->seen.st_rdev &&
+         memcmp(kept.uuid, map->region.uuid, sizeof kept.uuid) == 0;
+}
+
+static void keep_region(const struct map_request *map) {
+  if (is_any_kept()) raw_close(keeper_fd_number(kept.fd));
+  kept.fd = keeper_fd_of(map->region_fd);
+  kept.generation = keeper_generation();
+  kept.status = map->region_status;
+  memcpy(kept.uuid, map->region.uuid, sizeof kept.uuid);
+}
+
 /* The region by its path, if the caller may open it and the mount may name it; -EACCES if not. */
 static int region_by_path(struct map_request *map) {
   if (map->barred) return -EACCES;
@@ -422,30 +484,44 @@ static int region_by_path(struct map_request *map) {
   return -EACCES;
 }
 
-static int open_region(struct map_request *map) {
+static bool is_the_region(const struct map_request *map) {
   const struct mapdirect_wire_region *region = &map->region;
-  int fd = region_by_path(map);
-  /* What comes out of the door the daemon may reach itself. */
-  if (fd == -EACCES) fd = region_from_door(region);
-  if (fd < 0) return fd;
-  map->region_fd = fd;
-  struct stat *status = &map->region_status;
-  if (fstat(fd, status) != 0) return -errno;
-  bool same = false;
+  const struct stat *status = &map->region_status;
   switch (region->kind) {
   case MAPDIRECT_WIRE_REGION_KIND_FILE:
-    same = S_ISREG(status->st_mode) && status->st_dev == region->device && status->st_ino == region->inode;
-    break;
+    return S_ISREG(status->st_mode) && status->st_dev == region->device && status->st_ino == region->inode;
   case MAPDIRECT_WIRE_REGION_KIND_BLOCK:
-    same = S_ISBLK(status->st_mode) && status->st_rdev == region->device;
-    break;
+    return S_ISBLK(status->st_mode) && status->st_rdev == region->device;
   case MAPDIRECT_WIRE_REGION_KIND_DEVDAX:
-    same = S_ISCHR(status->st_mode) && status->st_rdev == region->device;
-    break;
+    return S_ISCHR(status->st_mode) && status->st_rdev == region->device;
   default:
-    break;
+    return false;
   }
-  return same ? region_has_uuid(map) : -EOPNOTSUPP;
+}
+
+static int open_region(struct map_request *map) {
+  if (is_kept(map) && is_named_rightly(map, &map->seen)) {
+    map->region_status = map->seen;
+    if (!is_the_region(map)) return -EOPNOTSUPP;
+    map->region_fd = keeper_fd_number(kept.fd);
+    return 0;
+  }
+  int fd = region_by_path(map);
+  bool by_path = fd >= 0;
+  /* What comes out of the door the daemon may reach itself. */
+  if (fd == -EACCES) fd = region_from_door(&map->region);
+  if (fd < 0) return fd;
+  map->region_fd = fd;
+  if (fstat(fd, &map->region_status) != 0) return -errno;
+  int error = is_the_region(map) ? region_has_uuid(map) : -EOPNOTSUPP;
+  if (error == 0 && by_path) keep_region(map);
+  return error;
+}
+
+/* But for the one that is kept. */
+static void close_region(const struct map_request *map) {
+  bool is_kept_one = is_any_kept() && keeper_fd_number(kept.fd) == map->region_fd;
+  if (map->region_fd >= 0 && !is_kept_one) raw_close(map->region_fd);
 }
 
 /* ---- on the mapper: the address space */
@@ -668,10 +744,10 @@ static void run_map(struct request *base) {
       again(ioctl(map->lease_fd, (unsigned long)MAPDIRECT_IOCTL_END, &lease));
     }
   }
-  if (map->region_fd >= 0) raw_close(map->region_fd);
+  close_region(map);
   if (map->lease_fd >= 0) raw_close(map->lease_fd);
-  identity_assume(before);
-  page_free(map->run, round_up(map->run_capacity * sizeof(struct piece), page_bytes()));
+  identity_restore(before, map->identity);
+  free_run(map);
   begin_anew(map);
 }
 
@@ -732,7 +808,7 @@ static int map_any(void *addr, size_t length, int prot, int flags, int fd, off_t
                    uintptr_t shadow, struct io_lease *io, void **result) {
   int error = core_check_type(flags);
   if (error != 0) return error;
-  struct map_request *map = page_alloc(round_up(sizeof *map, page_bytes()));
+  struct map_request *map = request_alloc();
   if (map == NULL) return -ENOMEM;
   bool locked = (flags & MAP_LOCKED) != 0;
   error = check(addr, length, prot, flags, fd, offset, lease, map);
@@ -753,7 +829,7 @@ static int map_any(void *addr, size_t length, int prot, int flags, int fd, off_t
     if (locked || (flags & (MAP_POPULATE | MAP_NONBLOCK)) == MAP_POPULATE)
       core_populate(map->start, map->length, locked);
   }
-  page_free(map, round_up(sizeof *map, page_bytes()));
+  request_free(map);
   return error;
 }
 

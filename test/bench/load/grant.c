@@ -1,11 +1,12 @@
 /*
- * What a direct mapping costs to make and to end, beside an ordinary one of the same file.
+ * What a direct mapping costs to make and to end, beside an ordinary one of the same file, and beside as many mmap(2) as it has
+ * extents, of a file in memory, without anything else.
  *
  *   grant FILE EXTENTS SECONDS
  *
- * Writes EXTENTS blocks of 4 KiB into FILE, the last one first, so that none is physically behind its neighbour; then maps
- * all of it directly and ordinarily by turns. Prints medians in microseconds as JSON, and how many extents the mapping
- * found.
+ * Gives FILE the EXTENTS blocks of 4 KiB of another file, the last one first, so that none is physically behind its
+ * neighbour; then maps all of it directly and ordinarily by turns. Prints medians in microseconds as JSON, and how many extents
+ * the mapping found.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -21,7 +22,8 @@
 
 enum { BLOCK = 4096, SAMPLES_MAX = 100000 };
 
-static double *samples[4]; /* map and unmap, direct and ordinary */
+enum { KINDS = 6 };
+static double *samples[KINDS]; /* map and unmap: direct, ordinary, by pieces */
 
 static double micros(void) {
   struct timespec time;
@@ -55,6 +57,54 @@ static int count_extents(const char *map, size_t length) {
   return count;
 }
 
+static int open_new(const char *path) {
+  int fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
+  if (fd < 0) fail(path);
+  return fd;
+}
+
+/* Blocks are shared one by one, and then the other file goes. */
+static int make_file(const char *path, long extents) {
+  static char block[BLOCK];
+  char source_path[4096];
+  memset(block, 'g', sizeof block);
+  snprintf(source_path, sizeof source_path, "%s-source", path);
+  int source = open_new(source_path);
+  int fd = open_new(path);
+  for (long index = 0; index < extents; index++)
+    if (pwrite(source, block, BLOCK, index * BLOCK) != BLOCK) fail("write");
+  for (long index = 0; index < extents; index++) {
+    off_t from = (extents - 1 - index) * BLOCK;
+    off_t to = index * BLOCK;
+    if (copy_file_range(source, &from, fd, &to, BLOCK, 0) != BLOCK) fail("copy_file_range");
+  }
+  close(source);
+  if (unlink(source_path) != 0 || fsync(fd) != 0) fail("fsync");
+  /* It takes a moment until they are all this file's alone. */
+  for (int tries = 0; tries < 1000; tries++) {
+    void *map = mapdirect_map(NULL, (size_t)extents * BLOCK, PROT_READ | PROT_WRITE, MAP_SHARED_VALIDATE | MAP_DIRECT,
+                              fd, 0, MAPDIRECT_BREAKABLE);
+    if (map != MAP_FAILED) {
+      mapdirect_unmap(map, (size_t)extents * BLOCK);
+      return fd;
+    }
+    usleep(10000);
+  }
+  fail("mapdirect_map");
+  return fd;
+}
+
+static char *map_pieces(int memory, long extents) {
+  const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+  char *map = mmap(NULL, (size_t)extents * BLOCK, PROT_NONE, flags, -1, 0);
+  if (map == MAP_FAILED) fail("mmap");
+  for (long index = 0; index < extents; index++)
+    if (mmap(map + index * BLOCK, BLOCK, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, memory,
+             (extents - 1 - index) * BLOCK) == MAP_FAILED)
+      fail("mmap");
+  return map;
+}
+
 int main(int argc, char **argv) {
   if (argc != 4) {
     fprintf(stderr, "usage: grant FILE EXTENTS SECONDS\n");
@@ -63,14 +113,10 @@ int main(int argc, char **argv) {
   long extents = strtol(argv[2], NULL, 10);
   double end = strtod(argv[3], NULL) * 1e6;
   size_t length = (size_t)extents * BLOCK;
-  static char block[BLOCK];
-  memset(block, 'g', sizeof block);
-  int fd = open(argv[1], O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
-  if (fd < 0) fail(argv[1]);
-  for (long index = extents - 1; index >= 0; index--)
-    if (pwrite(fd, block, BLOCK, index * BLOCK) != BLOCK) fail("write");
-  if (fsync(fd) != 0) fail("fsync");
-  for (int kind = 0; kind < 4; kind++)
+  int fd = make_file(argv[1], extents);
+  int memory = memfd_create("grant", MFD_CLOEXEC);
+  if (memory < 0 || ftruncate(memory, (off_t)length) != 0) fail("memfd");
+  for (int kind = 0; kind < KINDS; kind++)
     if ((samples[kind] = calloc(SAMPLES_MAX, sizeof(double))) == NULL) fail("memory");
 
   int found = 0;
@@ -94,14 +140,21 @@ int main(int argc, char **argv) {
     before = micros();
     if (munmap(map, length) != 0) fail("munmap");
     samples[3][count] = micros() - before;
+
+    before = micros();
+    map = map_pieces(memory, extents);
+    samples[4][count] = micros() - before;
+    before = micros();
+    if (munmap(map, length) != 0) fail("munmap");
+    samples[5][count] = micros() - before;
     count++;
   }
   unlink(argv[1]);
-  double medians[4];
-  for (int kind = 0; kind < 4; kind++)
+  double medians[KINDS];
+  for (int kind = 0; kind < KINDS; kind++)
     medians[kind] = median(samples[kind], count);
-  printf(
-      "{\"samples\":%d,\"extents\":%d,\"map\":%.3f,\"unmap\":%.3f,\"plainMap\":%.3f,\"plainUnmap\":%.3f}\n",
-      count, found, medians[0], medians[1], medians[2], medians[3]);
+  printf("{\"samples\":%d,\"extents\":%d,\"map\":%.3f,\"unmap\":%.3f,\"plainMap\":%.3f,\"plainUnmap\":%.3f,"
+         "\"piecesMap\":%.3f,\"piecesUnmap\":%.3f}\n",
+         count, found, medians[0], medians[1], medians[2], medians[3], medians[4], medians[5]);
   return 0;
 }

@@ -13,6 +13,8 @@ const FIGURES = {
   plainMap: "plain mmap",
   unmap: "munmap of the direct one",
   plainUnmap: "plain munmap",
+  piecesMap: "as many mmap of memory",
+  piecesUnmap: "munmap of those",
 };
 
 export const grantKey = (figure, extents) => `grant-${figure}-${extents}`;
