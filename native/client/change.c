@@ -118,10 +118,12 @@ static int move_anchors_out(uintptr_t start, uintptr_t end) {
 
 int change_replace(uintptr_t start, uintptr_t end, int (*act)(void *context), void *context,
                    struct mapping **dead) {
+  struct promise before = page_promise(start, end);
   int error = table_reserve(3); /* two for splits, one for an anchor between its two places */
   if (error == 0) error = move_anchors_out(start, end);
   if (error == 0) error = act(context);
   if (error == 0) table_cut(start, end, dead);
+  page_promise_again(before);
   return error;
 }
 
@@ -271,6 +273,7 @@ struct remap_request {
   size_t new_length;
   int flags;
   uintptr_t new;
+  bool reserved; /* `new` is: nothing of the program's is there any more */
   struct mapping *dead;
 };
 
@@ -348,13 +351,14 @@ static int act_reserve(void *context) {
 }
 
 /* Move [old, old + length) to `new`, both in the address space and in the table. With the lock held. */
-static int move_range(const struct remap_request *remap, size_t length, struct mapping *mapping,
+static int move_range(struct remap_request *remap, size_t length, struct mapping *mapping,
                       struct mapping **dead) {
   uintptr_t old = remap->old;
   uintptr_t new = remap->new;
   struct unmap_context target = {.start = new, .length = length};
   int error = change_replace(new, new + length, act_reserve, &target, dead);
   if (error != 0) return error;
+  remap->reserved = true;
 
   size_t count = 0;
   for (size_t index = table_lower(old); index < table_count() && table_at(index)->start < old + length;
@@ -402,7 +406,6 @@ static int move_range(const struct remap_request *remap, size_t length, struct m
       }
       if (returned < part) table_cut(home + returned, home + part, dead);
     }
-    raw_munmap(new, length);
   }
   spans_free(&rights);
   page_free(run, run_bytes);
@@ -432,10 +435,15 @@ static int remap_locked(struct remap_request *remap) {
 static void run_remap(struct request *base) {
   struct remap_request *remap = (struct remap_request *)(void *)base;
   sigset_t mask;
+  bool placed = (remap->flags & MREMAP_FIXED) != 0;
+  page_promise(placed ? remap->new : 0, placed ? remap->new + remap->new_length : 0);
   core_lock(&mask);
   base->error = remap_locked(remap);
+  if (base->error != 0 && remap->reserved) raw_munmap(remap->new, remap->new_length);
+  remap->reserved = false;
   change_bury(remap->dead);
   core_unlock(&mask);
+  page_promise(0, 0);
 }
 
 int core_remap(uintptr_t old, size_t old_length, size_t new_length, int flags, uintptr_t new, void **result) {
@@ -447,16 +455,21 @@ int core_remap(uintptr_t old, size_t old_length, size_t new_length, int flags, u
   if (old_length > UINTPTR_MAX - old - page || new_length > SIZE_MAX - page) return -EINVAL;
   old_length = round_up(old_length, page);
   new_length = round_up(new_length, page);
-  if (new_length > old_length) return -EINVAL;             /* never beyond the grant */
+  if (new_length > old_length) return -EINVAL; /* never beyond the grant */
+  bool placed = (flags & MREMAP_FIXED) != 0 && is_aligned(new, page) && new <= UINTPTR_MAX - new_length;
+  struct promise before = page_promise(placed ? new : 0, placed ? new + new_length : 0);
   struct remap_request *remap = page_alloc(sizeof *remap); /* not on the stack: see map.c */
+  page_promise_again(before);
   if (remap == NULL) return -ENOMEM;
   remap->base.run = run_remap;
+  remap->reserved = placed && page_claim(new, new_length);
   remap->old = old;
   remap->old_length = old_length;
   remap->new_length = new_length;
   remap->flags = flags;
   remap->new = new;
   int error = keeper_run(&remap->base);
+  if (remap->reserved) raw_munmap(new, new_length); /* there was no thread to run it */
   change_mourn(remap->dead);
   page_free(remap, sizeof *remap);
   if (error == 0) *result = (void *)((flags & MREMAP_FIXED) != 0 ? new : old);

@@ -213,6 +213,17 @@ char *append_number(char *at, unsigned number);
 char *append_hex(char *at, uintptr_t number);
 /* Zeroed memory straight from the kernel; NULL when there is none. */
 void *page_alloc(size_t bytes);
+/* What this thread is about to replace or to unmap. Free addresses may be among it, and memory of ours that lay there would go, too:
+ * page_alloc() finds a place elsewhere. */
+struct promise {
+  uintptr_t start;
+  uintptr_t end;
+};
+/* Returns what was promised before, for page_promise_again(). */
+struct promise page_promise(uintptr_t start, uintptr_t end);
+void page_promise_again(struct promise before);
+/* Reserve free addresses that the program named, so that no thread's stack gets there either. False: something is there. */
+bool page_claim(uintptr_t start, size_t length);
 void page_free(void *memory, size_t bytes);
 
 /* With the lock held: */

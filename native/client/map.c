@@ -78,6 +78,7 @@ struct map_request {
   struct stat region_status;
   uint64_t region_inode;
   bool granted;
+  bool claimed; /* the program named free addresses, and they are reserved */
   uintptr_t start;
   uintptr_t anchor;
   bool anchor_apart;        /* not within the reserved range */
@@ -549,19 +550,11 @@ static long reserve_anywhere(uintptr_t hint, size_t length) {
 
 /* At the caller's address; the anchor goes elsewhere, for what lies beside it is not ours. */
 static int reserve_placed(struct map_request *map) {
-  int error = 0;
-  if ((map->flags & MAP_FIXED_NOREPLACE) != 0) {
-    long result = raw_mmap(map->hint, map->length, PROT_NONE,
-                           MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0);
-    if (raw_failed(result)) return (int)result;
-    if ((uintptr_t)result != map->hint) { /* before 4.17 the flag is a hint */
-      raw_munmap((uintptr_t)result, map->length);
-      return -EEXIST;
-    }
-  } else {
+  if (!map->claimed && (map->flags & MAP_FIXED_NOREPLACE) != 0) return -EEXIST;
+  if (!map->claimed) {
     sigset_t mask;
     core_lock(&mask);
-    error = change_replace(map->hint, map->hint + map->length, act_reserve, map, &map->dead);
+    int error = change_replace(map->hint, map->hint + map->length, act_reserve, map, &map->dead);
     change_bury(map->dead);
     core_unlock(&mask);
     if (error != 0) return error;
@@ -703,13 +696,16 @@ static int publish(struct map_request *map) {
   return error;
 }
 
+static bool is_placed(const struct map_request *map) {
+  return (map->flags & (MAP_FIXED | MAP_FIXED_NOREPLACE)) != 0;
+}
+
 static int build(struct map_request *map) {
   int error = open_lease(map);
   if (error == 0) error = open_region(map);
   if (error == 0) error = beyond_open();
   if (error == 0) error = grant(map);
-  if (error == 0)
-    error = (map->flags & (MAP_FIXED | MAP_FIXED_NOREPLACE)) != 0 ? reserve_placed(map) : reserve_free(map);
+  if (error == 0) error = is_placed(map) ? reserve_placed(map) : reserve_free(map);
   if (error == 0) error = place_pieces(map);
   if (error == 0) error = publish(map);
   return error;
@@ -731,11 +727,15 @@ static void run_map(struct request *base) {
   map->lease_fd = -1;
   map->region_fd = -1;
   struct identity before = identity_assume(map->identity);
+  if (is_placed(map)) page_promise(map->hint, map->hint + map->length);
   base->error = build(map);
+  page_promise(0, 0);
   if (base->error != 0) {
     /* What is mapped ordinarily instead replaces the reservation: a gap might be another thread's mapping by then. */
-    bool kept = map->shadow != 0 && (map->flags & (MAP_FIXED | MAP_FIXED_NOREPLACE)) == MAP_FIXED;
-    if (map->reserved_length > 0 && !kept) raw_munmap(map->reserved_start, map->reserved_length);
+    bool stays =
+        map->claimed || (map->shadow != 0 && (map->flags & (MAP_FIXED | MAP_FIXED_NOREPLACE)) == MAP_FIXED);
+    if (map->reserved_length > 0 && stays) act_reserve(map);
+    if (map->reserved_length > 0 && !stays) raw_munmap(map->reserved_start, map->reserved_length);
     if (map->anchor_apart) raw_munmap(map->anchor, page_bytes());
     if (map->granted) {
       struct mapdirect_wire_lease lease = {.version = MAPDIRECT_WIRE_VERSION,
@@ -804,15 +804,15 @@ static int run_prepared(struct map_request *map) {
   return error == UNPREPARED ? -EAGAIN : error;
 }
 
-static int map_any(void *addr, size_t length, int prot, int flags, int fd, off_t offset, unsigned lease,
-                   uintptr_t shadow, struct io_lease *io, void **result) {
-  int error = core_check_type(flags);
-  if (error != 0) return error;
+/* With the place that the program named promised. */
+static int map_promised(void *addr, size_t length, int prot, int flags, int fd, off_t offset, unsigned lease,
+                        uintptr_t shadow, struct io_lease *io, void **result) {
   struct map_request *map = request_alloc();
   if (map == NULL) return -ENOMEM;
   bool locked = (flags & MAP_LOCKED) != 0;
-  error = check(addr, length, prot, flags, fd, offset, lease, map);
+  int error = check(addr, length, prot, flags, fd, offset, lease, map);
   if (error == 0 && locked) error = core_may_lock(map->length);
+  if (error == 0 && is_placed(map)) map->claimed = page_claim(map->hint, map->length);
   if (error == 0) error = keeper_prepare_forks();
   if (error == 0) {
     map->shadow = shadow;
@@ -829,7 +829,21 @@ static int map_any(void *addr, size_t length, int prot, int flags, int fd, off_t
     if (locked || (flags & (MAP_POPULATE | MAP_NONBLOCK)) == MAP_POPULATE)
       core_populate(map->start, map->length, locked);
   }
+  /* An ordinary mapping is to replace the reservation. */
+  if (error != 0 && map->claimed && shadow == 0) raw_munmap(map->hint, map->length);
   request_free(map);
+  return error;
+}
+
+static int map_any(void *addr, size_t length, int prot, int flags, int fd, off_t offset, unsigned lease,
+                   uintptr_t shadow, struct io_lease *io, void **result) {
+  int error = core_check_type(flags);
+  if (error != 0) return error;
+  uintptr_t start = (uintptr_t)addr;
+  bool placed = (flags & (MAP_FIXED | MAP_FIXED_NOREPLACE)) != 0 && length <= UINTPTR_MAX - start;
+  struct promise before = page_promise(placed ? start : 0, placed ? start + length : 0);
+  error = map_promised(addr, length, prot, flags, fd, offset, lease, shadow, io, result);
+  page_promise_again(before);
   return error;
 }
 
