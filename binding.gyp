@@ -29,6 +29,7 @@
         "native/fuse/notifier.cc",
         "native/fuse/mount.cc",
         "native/napi/failure.cc",
+        "native/napi/descriptor_object.cc",
         "native/napi/region_object.cc",
         "native/napi/channel_object.cc",
         "native/napi/system_calls.cc",

@@ -34,6 +34,11 @@ int Channel::open(uv_loop_t *loop, int descriptor, void *buffer, size_t capacity
   int failure = 0;
   opened->poll_ = watch(loop, descriptor, onReadable, opened.get(), failure);
   if (opened->poll_ == nullptr) return failure;
+  opened->turn_ = new uv_prepare_t;
+  uv_prepare_init(loop, opened->turn_);
+  opened->turn_->data = opened.get();
+  uv_prepare_start(opened->turn_, onTurn);
+  uv_unref(reinterpret_cast<uv_handle_t *>(opened->turn_));
   opened->listener_ = listener;
   opened->buffer_ = buffer;
   opened->capacity_ = capacity;
@@ -67,6 +72,9 @@ void Channel::close(void (*afterClose)(void *), void *argument) {
              [](uv_handle_t *handle) { delete reinterpret_cast<uv_poll_t *>(handle); });
     ringPoll_ = nullptr;
   }
+  uv_close(reinterpret_cast<uv_handle_t *>(turn_),
+           [](uv_handle_t *handle) { delete reinterpret_cast<uv_prepare_t *>(handle); });
+  turn_ = nullptr;
   uv_poll_t *poll = poll_;
   poll_ = nullptr;
   poll->data = new Closing{afterClose, argument};
@@ -100,6 +108,11 @@ void Channel::onReadable(uv_poll_t *poll, int, int) {
 void Channel::onRingReadable(uv_poll_t *poll, int, int) {
   const std::shared_ptr<Channel> self = static_cast<Channel *>(poll->data)->shared_from_this();
   self->serveRing();
+}
+
+void Channel::onTurn(uv_prepare_t *turn) {
+  const std::shared_ptr<Channel> self = static_cast<Channel *>(turn->data)->shared_from_this();
+  if (!self->listener_->canServe()) self->close();
 }
 
 void Channel::begin() {

@@ -6,7 +6,9 @@
 // call;
 // - one wake-up serves at most `batch` requests, so that timers and other descriptors get their turn;
 // - the loop is kept alive while the channel is watched, and not a moment longer;
-// - with a ring, requests come through either, and each is answered the way it came.
+// - with a ring, requests come through either, and each is answered the way it came;
+// - it closes itself when the listener cannot serve any more. The environment of a worker thread that is terminated waits
+// for what its thread pool has under way, and that may be a call that waits for an answer from here.
 #pragma once
 
 #include "fuse/busypoll.h"
@@ -22,6 +24,8 @@ class ChannelListener {
 public:
   static constexpr int kNoEntry = -1;
 
+  // Asked in each turn of the loop. False: nobody can answer requests any more.
+  virtual bool canServe() = 0;
   // Around the requests of one wake-up.
   virtual void onBurstBegin() = 0;
   virtual void onBurstEnd() = 0;
@@ -75,6 +79,7 @@ private:
       : options_(options), busyPoll_(options.busyPollNanos, severalCpus) {}
   static void onReadable(uv_poll_t *poll, int status, int events);
   static void onRingReadable(uv_poll_t *poll, int status, int events);
+  static void onTurn(uv_prepare_t *turn);
   static uv_poll_t *watch(uv_loop_t *loop, int descriptor, uv_poll_cb callback, void *self, int &failure);
   void serve();
   void serveRing();
@@ -88,6 +93,7 @@ private:
   BusyPoll busyPoll_;
   uv_poll_t *poll_ = nullptr;
   uv_poll_t *ringPoll_ = nullptr;
+  uv_prepare_t *turn_ = nullptr;
   std::shared_ptr<Ring> ring_;
   bool collecting_ = false; // answers of a request that is being served wait for the end of it
   ChannelListener *listener_ = nullptr;

@@ -1,5 +1,6 @@
 // What the addon exports: `Addon` of src/region/addon.ts.
 #include "napi/channel_object.h"
+#include "napi/descriptor_object.h"
 #include "napi/failure.h"
 #include "napi/region_object.h"
 #include "napi/state.h"
@@ -25,6 +26,7 @@ Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   env.SetInstanceData(new AddonState);
   RegionObject::define(env);
   ChannelObject::define(env);
+  DescriptorObject::define(env);
   exports.Set("flushMethod", flushMethod());
   exports.Set("checksumMethod", crc32cMethod());
   exports.Set("crc32c", Napi::Function::New<checksum>(env, "crc32c"));

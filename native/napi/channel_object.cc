@@ -1,5 +1,6 @@
 #include "napi/channel_object.h"
 
+#include "napi/descriptor_object.h"
 #include "napi/failure.h"
 #include "napi/region_object.h"
 #include "napi/state.h"
@@ -45,7 +46,12 @@ ChannelObject::ChannelObject(const Napi::CallbackInfo &info) : Napi::ObjectWrap<
   const Napi::Env env = info.Env();
   int descriptor = -1;
   Bytes buffer;
-  if (!getInt(env, info[0], "descriptor", descriptor) || !getBytes(env, info[1], "buffer", buffer)) return;
+  DescriptorObject *const owner = DescriptorObject::of(env, info[0]);
+  if (owner != nullptr)
+    descriptor = owner->number();
+  else if (!getInt(env, info[0], "descriptor", descriptor))
+    return;
+  if (!getBytes(env, info[1], "buffer", buffer)) return;
   if (!info[2].IsObject() || !info[3].IsFunction() || !info[4].IsFunction()) {
     fail(env, -EINVAL, "openChannel(descriptor, buffer, options, onRequest, onEnd)");
     return;
@@ -71,6 +77,7 @@ ChannelObject::ChannelObject(const Napi::CallbackInfo &info) : Napi::ObjectWrap<
     fail(env, failure, "watch descriptor " + std::to_string(descriptor));
     return;
   }
+  if (owner != nullptr) owner->release();
   context_ = std::make_unique<Napi::AsyncContext>(env, "mapdirect.channel");
   notifier_ = std::make_unique<Notifier>(
       loop,
@@ -126,6 +133,17 @@ void ChannelObject::close(const Napi::CallbackInfo &info) {
   // Not the callbacks' references: one of them may be what is running now.
   buffer_.Reset();
   Unref();
+}
+
+bool ChannelObject::canServe() {
+  const Napi::Env env = Env();
+  const Napi::HandleScope scope(env);
+  napi_value value = nullptr;
+  bool isPending = false;
+  // The cheapest call for which JavaScript must be able to run.
+  return napi_get_boolean(env, true, &value) != napi_ok ||
+         napi_coerce_to_bool(env, value, &value) == napi_ok ||
+         napi_is_exception_pending(env, &isPending) != napi_ok || isPending;
 }
 
 // One scope for the whole burst: its end runs the tick queue and promise jobs, which costs more than a

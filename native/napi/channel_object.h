@@ -38,6 +38,7 @@ private:
   void close(const Napi::CallbackInfo &info);
   Napi::Value counters(const Napi::CallbackInfo &info);
 
+  bool canServe() override;
   void onBurstBegin() override;
   void onBurstEnd() override;
   bool onRequest(size_t length, int entry) override;

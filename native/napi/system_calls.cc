@@ -1,6 +1,7 @@
 #include "napi/system_calls.h"
 
 #include "fuse/mount.h"
+#include "napi/descriptor_object.h"
 #include "napi/failure.h"
 
 #include <cerrno>
@@ -43,10 +44,10 @@ bool getBig(const Napi::CallbackInfo &info, size_t index, const char *name, int6
 class MountWorker : public Napi::AsyncWorker {
 public:
   MountWorker(Napi::Env env, std::string source, std::string mountpoint, std::string type,
-              std::string options, uint64_t flags)
+              std::string options, uint64_t flags, DescriptorObject *device)
       : Napi::AsyncWorker(env, "mapdirect.mount"), source_(std::move(source)),
         mountpoint_(std::move(mountpoint)), type_(std::move(type)), options_(std::move(options)),
-        flags_(flags) {
+        flags_(flags), device_(device), deviceObject_(Napi::Persistent(device->Value())) {
     napi_create_promise(env, &deferred_, &promise_);
   }
   Napi::Promise promise() const { return Napi::Promise(Env(), promise_); }
@@ -58,11 +59,13 @@ public:
     if (result_ < 0) {
       const std::string what = std::string(step_) + " (" + mountpoint_ + ")";
       napi_reject_deferred(env, deferred_, makeFailure(env, result_, what).Value());
-    } else if (napi_resolve_deferred(env, deferred_, Napi::Number::New(env, result_)) != napi_ok) {
-      // A worker thread that is being terminated. Nobody will serve the mount: who uses it would wait for ever.
-      close(result_);
-      unmountFuse(mountpoint_.c_str(), true);
+      return;
     }
+    device_->hold(result_);
+    if (napi_resolve_deferred(env, deferred_, deviceObject_.Value()) == napi_ok) return;
+    // A worker thread that is being terminated. Nobody will serve the mount: who uses it would wait for ever.
+    device_->closeNow();
+    unmountFuse(mountpoint_.c_str(), true);
   }
 
 private:
@@ -70,6 +73,8 @@ private:
   napi_value promise_ = nullptr; // valid until the call that made it returns
   const std::string source_, mountpoint_, type_, options_;
   const uint64_t flags_;
+  DescriptorObject *const device_;
+  const Napi::ObjectReference deviceObject_;
   const char *step_ = "";
   int result_ = 0;
 };
@@ -81,8 +86,10 @@ Napi::Value mountRoot(const Napi::CallbackInfo &info) {
       !getText(info, 2, "fsType", type) || !getText(info, 3, "options", options) ||
       !getCount(info.Env(), info[4], "flags", flags))
     return Napi::Value();
+  DescriptorObject *const device = DescriptorObject::make(info.Env());
+  if (device == nullptr) return Napi::Value();
   MountWorker *worker = new MountWorker(info.Env(), std::move(source), std::move(mountpoint), std::move(type),
-                                        std::move(options), flags);
+                                        std::move(options), flags, device);
   const Napi::Promise promise = worker->promise();
   worker->Queue();
   return promise;
@@ -128,22 +135,31 @@ Napi::Value unmountAsync(const Napi::CallbackInfo &info) {
 }
 
 Napi::Value socketPair(const Napi::CallbackInfo &info) {
+  const Napi::Env env = info.Env();
+  DescriptorObject *const ours = DescriptorObject::make(env);
+  DescriptorObject *const theirs = ours == nullptr ? nullptr : DescriptorObject::make(env);
+  if (theirs == nullptr) return Napi::Value();
   int sockets[2];
-  if (const int failure = makeSocketPair(sockets); failure != 0)
-    return fail(info.Env(), failure, "socketpair");
-  Napi::Array pair = Napi::Array::New(info.Env(), 2);
-  pair.Set(0U, sockets[0]);
-  pair.Set(1U, sockets[1]);
+  if (const int failure = makeSocketPair(sockets); failure != 0) return fail(env, failure, "socketpair");
+  ours->hold(sockets[0]);
+  theirs->hold(sockets[1]);
+  Napi::Array pair = Napi::Array::New(env, 2);
+  pair.Set(0U, ours->Value());
+  pair.Set(1U, theirs->Value());
   return pair;
 }
 
 Napi::Value receive(const Napi::CallbackInfo &info) {
-  int socket = -1;
-  if (!getInt(info.Env(), info[0], "socket", socket)) return Napi::Value();
-  const int result = receiveDescriptor(socket);
+  const Napi::Env env = info.Env();
+  DescriptorObject *socket = nullptr;
+  if (!DescriptorObject::get(env, info[0], "socket", socket)) return Napi::Value();
+  DescriptorObject *const received = DescriptorObject::make(env);
+  if (received == nullptr) return Napi::Value();
+  const int result = receiveDescriptor(socket->number());
   if (result < 0)
-    return fail(info.Env(), result, "receive a descriptor from socket " + std::to_string(socket));
-  return Napi::Number::New(info.Env(), result);
+    return fail(env, result, "receive a descriptor from socket " + std::to_string(socket->number()));
+  received->hold(result);
+  return received->Value();
 }
 
 // Without waiting, and with a socket of its own each time: whoever reads the log may be started anew in between.

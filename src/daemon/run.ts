@@ -131,7 +131,7 @@ async function serve(
         ring,
       });
       if (mount === null) await mountThroughFuseNative(request, session, log);
-      else session.attach(mount.fd);
+      else session.attach(mount.device);
       const mountId = mountAt(mountpoint)?.id;
       const answered = statfs(mountpoint).then(() => true);
       const ended = session.ended.then(() => false);

@@ -7,7 +7,6 @@
  * - one unmount at a time asks the kernel, and only while this mount is what its mount point shows: another one that lies
  *   beneath or on top is nobody's to take here.
  */
-import { closeSync } from "node:fs";
 import { resolve } from "node:path";
 import { Errno } from "../base/errno.ts";
 import { FsError } from "../base/errors.ts";
@@ -175,7 +174,8 @@ export class Mount {
     const errno = await this.#server.notify(notification);
     if (errno === 0) return true;
     if (errno === Errno.ENOENT) return false;
-    if (errno === Errno.ENODEV) throw new FsError("ENOTCONN", "the file system is not mounted any more");
+    if (errno === Errno.ENODEV || errno === Errno.ENOTCONN)
+      throw new FsError("ENOTCONN", "the file system is not mounted any more");
     throw new FsError(errno, "the kernel refused the notification");
   }
 }
@@ -227,29 +227,20 @@ export async function mount(
     debug: options.debug === true,
     onError: options.onError ?? onStandardError,
   });
-  const { fd, entry } = await openFuseMount({
+  const { device, entry } = await openFuseMount({
     source: options.source ?? type,
     mountpoint: path,
     options: words,
     fsType: `fuse.${type}`,
   });
   try {
-    attach(server, fd);
+    server.attach(device);
     return new Mount(path, await server.ready, server, entry);
   } catch (error) {
+    device.close();
     const place = entry === undefined ? { mountpoint: path, onTop: true } : findMount(entry);
     if (place?.onTop) await unmountFuse(place.mountpoint, { lazy: true }).catch(() => {});
     server.close();
-    throw error;
-  }
-}
-
-/** The descriptor is the server's, or closed. */
-function attach(server: Server, fd: number): void {
-  try {
-    server.attach(fd);
-  } catch (error) {
-    closeSync(fd);
     throw error;
   }
 }

@@ -8,7 +8,10 @@
  * - a reply that nobody took (the request was answered for its handler, or the connection is gone) is undone, so that
  *   references and open files that the kernel does not know of are not left;
  * - nothing that a handler does leaves as an exception: it would end the process, and with it other mounts;
- * - no handler runs before INIT was answered, and none but `release`, `forget` and `destroy` after the end.
+ * - no handler runs before INIT was answered, and none but `release`, `forget` and `destroy` after the end;
+ * - the connection is cut as soon as no notification is under way. One that is being written keeps the descriptor open, and
+ *   may wait for a lock of a caller that waits for us: until it has come back, every request is answered ENOTCONN;
+ * - it is cut before the process ends: libuv then waits for its threads, and one of them may be in a call that waits for us.
  */
 import { append } from "../base/arrays.ts";
 import { Errno, errnoName } from "../base/errno.ts";
@@ -25,7 +28,7 @@ import {
 import { type Notification, notifyPollWakeup } from "../fuse/notify.ts";
 import { printRequest } from "../fuse/print.ts";
 import { Request as ProtocolRequest } from "../fuse/request.ts";
-import { addon, type Channel } from "../region/addon.ts";
+import { addon, type Channel, type OwnedDescriptor } from "../region/addon.ts";
 import { type Desk, type Row, rowOf } from "./operations.ts";
 import type { Connection, FileSystem, HandlerFailure, Operation } from "./types.ts";
 import { type NameForm, Names, type Ttls } from "./values.ts";
@@ -44,6 +47,8 @@ export interface ServerOptions {
 /** After a burst of requests, look for the next one this long before going back to sleep, microseconds. */
 const BUSY_POLL_MICROS = 150;
 const BATCH = 32;
+
+const CUT = new FsError("ENOTCONN", "the connection is being cut");
 
 /** What a request is to its handler. The signal is made when somebody asks for it: most never do. */
 class Call {
@@ -79,6 +84,12 @@ interface Pending {
   grace?: NodeJS.Timeout;
 }
 
+const attached = new Set<Server>();
+
+function endAll(): void {
+  for (const server of attached) server.end();
+}
+
 export class Server implements Desk {
   readonly fileSystem: FileSystem;
   readonly out: Buffer;
@@ -96,6 +107,8 @@ export class Server implements Desk {
   #channel: Channel | null = null;
   #initialised = false;
   #over = false;
+  /** Notifications under way. */
+  #notifying = 0;
   #isReady: (connection: Connection) => void = () => {};
   #isNotReady: (error: unknown) => void = () => {};
   #hasEnded: () => void = () => {};
@@ -120,14 +133,16 @@ export class Server implements Desk {
     });
   }
 
-  attach(descriptor: number): void {
+  attach(device: OwnedDescriptor): void {
     this.#channel = addon().openChannel(
-      descriptor,
+      device,
       this.#buffer,
       { busyPollMicros: BUSY_POLL_MICROS, batch: BATCH },
       (length) => this.#receive(length),
-      () => this.close(),
+      () => this.end(),
     );
+    if (attached.size === 0) process.on("exit", endAll);
+    attached.add(this);
   }
 
   /** Requests whose handlers have not come back. */
@@ -139,22 +154,42 @@ export class Server implements Desk {
   close(): void {
     if (this.#over) return;
     this.#over = true;
-    this.#channel?.close();
-    this.#channel = null;
     for (const pending of this.#pending.values()) {
       clearTimeout(pending.grace);
       pending.answered = true;
       abort(pending);
+      if (this.#notifying > 0) this.#fail(pending.unique, CUT);
     }
     this.#pending.clear();
+    if (this.#notifying === 0) this.#cut();
     this.#isNotReady(new FsError("ENOTCONN", "the file system was unmounted before it was ready"));
     if (this.#initialised) this.quietly("destroy", 0, () => this.fileSystem.destroy?.());
     this.#hasEnded();
   }
 
+  /** The same, whatever is under way. */
+  end(): void {
+    this.close();
+    this.#cut();
+  }
+
+  #cut(): void {
+    this.#channel?.close();
+    this.#channel = null;
+    attached.delete(this);
+    if (attached.size === 0) process.off("exit", endAll);
+  }
+
   /** Resolves with 0 or the errno that the kernel answered. */
   async notify({ code, payload }: Notification): Promise<number> {
-    return (await this.#channel?.notify(code, payload)) ?? Errno.ENOTCONN;
+    if (this.#channel === null || this.#over) return Errno.ENOTCONN;
+    this.#notifying += 1;
+    try {
+      return await this.#channel.notify(code, payload);
+    } finally {
+      this.#notifying -= 1;
+      if (this.#over && this.#notifying === 0) this.#cut();
+    }
   }
 
   wakePoll(kernelHandle: number): void {
@@ -181,6 +216,7 @@ export class Server implements Desk {
     const request = this.#request;
     try {
       request.load(length);
+      if (this.#over) throw CUT;
       if (this.#options.debug) process.stderr.write(`${printRequest(request)}\n`);
       this.#dispatch(request);
     } catch (error) {

@@ -87,6 +87,18 @@ export interface Channel {
   readonly counters: { requests: number; wakeups: number; pollHits: number };
 }
 
+/**
+ * A descriptor that the addon has opened. It is closed when it is collected, or when its worker thread ends, unless somebody has
+ * taken it over: so keep the object for as long as its number is in use.
+ */
+export interface OwnedDescriptor {
+  /** -1 when it was taken or closed. */
+  readonly number: number;
+  /** The number, for the caller to close. */
+  take(): number;
+  close(): void;
+}
+
 /** io_uring and its entries, before and after a channel uses them. Opaque. */
 export interface NativeRing {
   readonly ring: never;
@@ -120,13 +132,13 @@ export interface Addon {
     fsType: string,
     options: string,
     flags: number,
-  ): Promise<number>;
+  ): Promise<OwnedDescriptor>;
   unmount(mountpoint: string, lazy: boolean): void;
   /** The same on the thread pool, for a daemon that unmounts itself: the kernel may need it meanwhile. */
   unmountAsync(mountpoint: string, lazy: boolean): Promise<void>;
   /** For the hand-over of a /dev/fuse descriptor by fusermount3 (fusemount.ts): a connected pair, closed on exec. */
-  socketpair(): [number, number];
-  receiveDescriptor(socket: number): number;
+  socketpair(): [OwnedDescriptor, OwnedDescriptor];
+  receiveDescriptor(socket: OwnedDescriptor): OwnedDescriptor;
   /** One datagram to a unix socket, without waiting: 0 or a positive errno (EAGAIN: it takes no more at the moment). */
   sendDatagram(path: string, data: Uint8Array): number;
   /** dup2(2). */
@@ -138,7 +150,7 @@ export interface Addon {
    * lies in buffer[0, length) until it returns; true from it has promises run before the channel looks for more. `onEnd(errno)`: 0 when the file system was unmounted (ENODEV).
    */
   openChannel(
-    descriptor: number,
+    descriptor: OwnedDescriptor | number,
     buffer: Uint8Array,
     options: { busyPollMicros: number; batch: number },
     onRequest: (length: number, entry?: number) => unknown,

@@ -5,12 +5,11 @@
  * The mount point may lie on a mount that this very thread serves: no synchronous call may have the kernel look it up.
  */
 import { spawn } from "node:child_process";
-import { closeSync } from "node:fs";
 import { realpath, stat } from "node:fs/promises";
 import { resolve } from "node:path";
 import { Errno } from "../base/errno.ts";
 import { FsError } from "../base/errors.ts";
-import { addon } from "./addon.ts";
+import { addon, type OwnedDescriptor } from "./addon.ts";
 import { type MountEntry, readMounts } from "./mountinfo.ts";
 
 export interface FuseMountRequest {
@@ -24,7 +23,8 @@ export interface FuseMountRequest {
 }
 
 export interface FuseMount {
-  readonly fd: number;
+  /** /dev/fuse, for a channel to take over. */
+  readonly device: OwnedDescriptor;
   readonly unprivileged: boolean;
   /** What the kernel lists it as; undefined where that cannot be told (no /proc). */
   readonly entry: MountEntry | undefined;
@@ -85,13 +85,13 @@ export async function openFuseMount(request: FuseMountRequest): Promise<FuseMoun
   const { mountpoint, mode } = await lookUp(resolve(request.mountpoint));
   const before = new Set(listMounts().map(({ id }) => id));
   const asRoot = process.geteuid?.() === 0;
-  const fd = await (asRoot
+  const device = await (asRoot
     ? mountAsRoot(request, mountpoint, mode)
     : mountThroughHelper(request, mountpoint));
   const entry = listMounts().findLast(
     (each) => each.mountpoint === mountpoint && each.fsType === request.fsType && !before.has(each.id),
   );
-  return { fd, unprivileged: !asRoot, entry };
+  return { device, unprivileged: !asRoot, entry };
 }
 
 function listMounts(): MountEntry[] {
@@ -145,7 +145,11 @@ async function lookUp(given: string): Promise<{ mountpoint: string; mode: number
   }
 }
 
-async function mountAsRoot(request: FuseMountRequest, mountpoint: string, mode: number): Promise<number> {
+async function mountAsRoot(
+  request: FuseMountRequest,
+  mountpoint: string,
+  mode: number,
+): Promise<OwnedDescriptor> {
   const { flags, rest } = splitMountOptions(request.options);
   const kernelOptions = [
     `rootmode=${(mode & 0o170000).toString(8)}`,
@@ -160,7 +164,7 @@ async function mountAsRoot(request: FuseMountRequest, mountpoint: string, mode: 
   }
 }
 
-async function mountThroughHelper(request: FuseMountRequest, mountpoint: string): Promise<number> {
+async function mountThroughHelper(request: FuseMountRequest, mountpoint: string): Promise<OwnedDescriptor> {
   const subtype = request.fsType.replace(/^fuse\.?/, "");
   const words = [
     `fsname=${escapeOption(request.source)}`,
@@ -170,14 +174,14 @@ async function mountThroughHelper(request: FuseMountRequest, mountpoint: string)
   const [ours, theirs] = addon().socketpair();
   try {
     try {
-      await runHelper(["-o", words.join(","), "--", mountpoint], theirs);
+      await runHelper(["-o", words.join(","), "--", mountpoint], theirs.number);
     } finally {
       // Its end must be closed here too, or a helper that sent nothing would leave us waiting.
-      closeSync(theirs);
+      theirs.close();
     }
     return addon().receiveDescriptor(ours);
   } finally {
-    closeSync(ours);
+    ours.close();
   }
 }
 

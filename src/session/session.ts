@@ -31,6 +31,7 @@ import {
   type KernelChannel,
   type NativeRegion,
   type NativeRing,
+  type OwnedDescriptor,
 } from "../region/addon.ts";
 import type { NativeBacked, Region } from "../region/region.ts";
 import { Answers } from "./answers.ts";
@@ -194,10 +195,10 @@ export class Session {
   }
 
   /** Serve the /dev/fuse descriptor until the file system is unmounted. */
-  attach(descriptor: number): void {
+  attach(device: OwnedDescriptor | number): void {
     this.#kernel = this.attachTo((buffer, onRequest, onEnd) =>
       addon().openChannel(
-        descriptor,
+        device,
         buffer,
         { busyPollMicros: BUSY_POLL_MICROS, batch: BATCH },
         onRequest,

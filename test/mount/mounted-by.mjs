@@ -13,7 +13,7 @@ const volume = await Volume.open(region, {
   readOnly: false,
   ...{ direct: "seal", breakTimeSeconds: 5, maxLeases: 100, maxLeasedBytes: 1 << 30, administratorUid: 0 },
 });
-const { fd } = await openFuseMount({
+const { device } = await openFuseMount({
   source: path,
   mountpoint,
   // The last one counts.
@@ -24,7 +24,7 @@ const session = new Session(volume, {
   ...{ uid: Number(user), debug: null, warn: console.error, mountSource: path, mountpoint, directSocket: "" },
   ...{ atime: "relatime", noDirectoryAtime: false, ring: null },
 });
-session.attach(fd);
+session.attach(device);
 process.stdout.write("mounted\n");
 await session.ended;
 await session.close();

@@ -49,13 +49,19 @@ interface Frame {
   payload: Buffer;
 }
 
+/** The numbers of two connected sockets. */
+function socketPair(): [number, number] {
+  const [one, other] = addon().socketpair();
+  return [one.take(), other.take()];
+}
+
 /** A channel on one end of a socket pair; the other end plays the kernel. */
 function pair(
   onRequest: (text: string, channel: Channel) => unknown,
   onEnd: (errno: number) => void = () => {},
   busyPollMicros = 50,
 ) {
-  const [server, kernel] = addon().socketpair();
+  const [server, kernel] = socketPair();
   const buffer = new Uint8Array(4096);
   const channel: Channel = addon().openChannel(
     server,
@@ -225,7 +231,7 @@ describe("a channel in a process of its own", () => {
     const script = `
       const fs = require("node:fs");
       const addon = require(${JSON.stringify(join(packageRoot, "build/Release/mapdirect.node"))});
-      const [server, kernel] = addon.socketpair();
+      const [server, kernel] = addon.socketpair().map((end) => end.take());
       const buffer = new Uint8Array(4096);
       const watch = (onRequest) =>
         addon.openChannel(server, buffer, { busyPollMicros: 0, batch: 8 }, onRequest, () => {});
@@ -280,7 +286,7 @@ describe("a channel in a process of its own", () => {
       const { Worker } = require("node:worker_threads");
       const source = \`
         const addon = require(${JSON.stringify(join(packageRoot, "build/Release/mapdirect.node"))});
-        const [a, b] = addon.socketpair();
+        const [a, b] = addon.socketpair().map((end) => end.take());
         const c = addon.openChannel(a, new Uint8Array(64), { busyPollMicros: 0, batch: 1 }, () => {}, () => {});
         c.notify(3, new Uint8Array(4)).then(() => require("node:worker_threads").parentPort.postMessage("up"));
       \`;
@@ -292,7 +298,7 @@ describe("a channel in a process of its own", () => {
   test("channels and regions are collected when dropped", () => {
     const ended = run(`
       for (let i = 0; i < 200; i++) {
-        const [a, b] = addon.socketpair();
+        const [a, b] = addon.socketpair().map((end) => end.take());
         addon.openChannel(a, new Uint8Array(64), { busyPollMicros: 0, batch: 1 }, () => {}, () => {}).close();
         fs.closeSync(b);
       }
@@ -312,7 +318,7 @@ describe.skipIf(noFuse !== null)(`a real mount${noFuse === null ? "" : ` (skippe
   async function mount(options: string[]) {
     const mountpoint = mkdtempSync(join(directory, "mnt-"));
     const source = join(directory, "region");
-    const { fd, unprivileged } = await openFuseMount({
+    const { device, unprivileged } = await openFuseMount({
       source,
       mountpoint,
       options,
@@ -333,7 +339,7 @@ describe.skipIf(noFuse !== null)(`a real mount${noFuse === null ? "" : ` (skippe
       return out;
     };
     const channel = addon().openChannel(
-      fd,
+      device,
       buffer,
       { busyPollMicros: 50, batch: 64 },
       () => {
@@ -465,7 +471,7 @@ describe.skipIf(noFuse !== null)(`a real mount${noFuse === null ? "" : ` (skippe
 
       const ends: number[] = [];
       const channel = addon().openChannel(
-        mounted.fd,
+        mounted.device,
         new Uint8Array(1 << 17),
         { busyPollMicros: 0, batch: 1 },
         () => {},
