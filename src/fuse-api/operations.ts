@@ -7,6 +7,7 @@
  * - `encode` checks the reply first (TypeError) and writes whole structs into the server's buffer;
  * - only what `encode` accepted can need `undo`.
  */
+import { constants } from "node:fs";
 import { FsError } from "../base/errors.ts";
 import * as put from "../fuse/encode.ts";
 import * as wire from "../fuse/kernel.ts";
@@ -14,10 +15,13 @@ import type { Request as ProtocolRequest } from "../fuse/request.ts";
 import type * as api from "./types.ts";
 import {
   attrOf,
+  bigInteger,
   byteArray,
   entryOf,
   integer,
   iterable,
+  madeOf,
+  modeOf,
   type Names,
   record,
   safeNumber,
@@ -66,6 +70,8 @@ function add<O extends api.Operation>(opcode: number, row: Row<O>): void {
   rows[opcode] = row as unknown as Row;
 }
 
+const { S_IFDIR, S_IFLNK, S_IFREG } = constants;
+
 const nothing = (): Record<string, never> => ({});
 const empty = (): number => 0;
 const done = (): undefined => undefined;
@@ -76,6 +82,9 @@ const nameOf = (request: ProtocolRequest, desk: Desk): string => desk.names.deco
 
 const putEntry = (entry: api.Entry, desk: Desk): number =>
   put.putEntry(desk.view, 0, entryOf(entry, desk.ttls));
+
+const putMade = (entry: api.Entry, desk: Desk, type: number): number =>
+  put.putEntry(desk.view, 0, madeOf(entry, type, desk.ttls));
 
 function forgetNode(nodeid: number, desk: Desk): void {
   desk.quietly("forget", nodeid, () => desk.fileSystem.forget?.(nodeid, 1));
@@ -155,8 +164,8 @@ add(wire.Opcode.READLINK, {
   decode: nothing,
   encode(reply, desk) {
     const target = desk.names.encode(reply, "target");
-    if (target === "" || target.length > wire.TARGET_MAX_BYTES) {
-      throw new TypeError(`target: ${target.length} bytes`);
+    if (target === "" || target.length > wire.TARGET_MAX_BYTES || target.includes("\0")) {
+      throw new TypeError(`target: ${shown(target)} of ${target.length} bytes cannot be one`);
     }
     return desk.out.write(target, 0, "latin1");
   },
@@ -168,7 +177,7 @@ add(wire.Opcode.MKNOD, {
     const { mode, rdev, umask } = request.body(wire.MknodIn);
     return { name: nameOf(request, desk), mode, rdev, umask };
   },
-  encode: putEntry,
+  encode: (reply, desk, request) => putMade(reply, desk, request.mode),
   undo: forget,
 });
 
@@ -178,7 +187,7 @@ add(wire.Opcode.MKDIR, {
     const { mode, umask } = request.body(wire.MkdirIn);
     return { name: nameOf(request, desk), mode, umask };
   },
-  encode: putEntry,
+  encode: (reply, desk) => putMade(reply, desk, S_IFDIR),
   undo: forget,
 });
 
@@ -188,7 +197,7 @@ add(wire.Opcode.SYMLINK, {
     name: nameOf(request, desk),
     target: desk.names.decode(request.secondName()),
   }),
-  encode: putEntry,
+  encode: (reply, desk) => putMade(reply, desk, S_IFLNK),
   undo: forget,
 });
 
@@ -280,7 +289,7 @@ for (const [opcode, operation] of [
     },
     encode(reply, desk) {
       const { handle, flags } = openedOf(reply);
-      return put.putCreateOut(desk.view, 0, entryOf(reply, desk.ttls), handle, flags);
+      return put.putCreateOut(desk.view, 0, madeOf(reply, S_IFREG, desk.ttls), handle, flags);
     },
     undo(reply, desk, request) {
       close("release", reply, desk, { ...request, nodeid: reply.nodeid });
@@ -410,7 +419,7 @@ for (const opcode of [wire.Opcode.COPY_FILE_RANGE, wire.Opcode.COPY_FILE_RANGE_6
 // ---- directories
 
 /** The type of a directory entry: DT_*. */
-const typeOf = (mode: unknown): number => (integer(mode, "mode", 0, 0xffff_ffff) >> 12) & 15;
+const typeOf = (mode: unknown): number => modeOf(mode) >> 12;
 
 add(wire.Opcode.READDIR, {
   operation: "readdir",
@@ -548,6 +557,10 @@ add(wire.Opcode.LISTXATTR, {
 
 // ---- locks, ioctl, poll, bmap
 
+/** OFFSET_MAX (include/linux/fs.h), and a pid_t: beyond them the kernel answers its caller EIO by itself. */
+const LOCK_END_MAX = 0x7fff_ffff_ffff_ffffn;
+const PID_MAX = 0x7fff_ffff;
+
 const locking = (request: ProtocolRequest): Fields<api.LockRequest> => {
   const { fh, owner, start, end, type, pid, lkFlags } = request.body(wire.LkIn);
   return {
@@ -562,11 +575,11 @@ add(wire.Opcode.GETLK, {
   operation: "getlk",
   decode: locking,
   encode(reply, desk, { lock }) {
-    const { start, end, type, pid } = reply ?? { ...lock, type: wire.LockType.UNLOCK };
-    if (typeof start !== "bigint" || typeof end !== "bigint")
-      throw new TypeError("lock: start and end are bigint");
-    integer(type, "type", 0, 2);
-    return put.putLkOut(desk.view, 0, start, end, type, integer(pid, "pid", 0, 0xffff_ffff));
+    const found = record(reply ?? { ...lock, type: wire.LockType.UNLOCK }, "lock") as api.Lock;
+    const start = bigInteger(found.start, "start", 0n, LOCK_END_MAX);
+    const end = bigInteger(found.end, "end", start, LOCK_END_MAX);
+    const type = integer(found.type, "type", 0, 2);
+    return put.putLkOut(desk.view, 0, start, end, type, integer(found.pid, "pid", 0, PID_MAX));
   },
 });
 

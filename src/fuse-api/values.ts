@@ -30,7 +30,11 @@ export class Names {
 
   encode(text: unknown, what: string): string {
     if (typeof text !== "string") throw new TypeError(`${what}: expected a string, got ${shown(text)}`);
-    if (this.#form === "utf8") return Buffer.from(text, "utf8").toString("latin1");
+    if (this.#form === "utf8") {
+      // One half of a surrogate pair has no UTF-8: it would become another name.
+      if (/\p{Surrogate}/u.test(text)) throw new TypeError(`${what}: ${shown(text)} is no Unicode`);
+      return Buffer.from(text, "utf8").toString("latin1");
+    }
     if (/[^\0-\xff]/.test(text)) throw new TypeError(`${what}: one character per byte was asked for`);
     return text;
   }
@@ -64,6 +68,26 @@ export function integer(value: unknown, what: string, least = 0, most = Number.M
   throw new TypeError(`${what}: expected an integer from ${least} to ${most}, got ${shown(value)}`);
 }
 
+/** The same of 64 bits. Nothing is converted: BigInt() would make something of "7" and true, too. */
+export function bigInteger(value: unknown, what: string, least: bigint, most: bigint): bigint {
+  if (typeof value === "bigint" && value >= least && value <= most) return value;
+  throw new TypeError(`${what}: expected a bigint from ${least} to ${most}, got ${shown(value)}`);
+}
+
+/** Type and permissions, as st_mode: what a reply has room for is more, and would be cut off. */
+export function modeOf(value: unknown): number {
+  return integer(value, "mode", 0, 0xffff);
+}
+
+/** S_IFIFO, S_IFCHR, S_IFDIR, S_IFBLK, S_IFREG, S_IFLNK, S_IFSOCK: the kernel answers EIO by itself for any other. */
+const TYPES: readonly number[] = [1, 2, 4, 6, 8, 10, 12];
+
+function modeWithType(value: unknown): number {
+  const mode = modeOf(value);
+  if (TYPES.includes(mode >> 12)) return mode;
+  throw new TypeError(`mode: expected the type of a file (S_IFREG…) in it, got 0o${mode.toString(8)}`);
+}
+
 export function record(value: unknown, what: string): object {
   if (typeof value === "object" && value !== null) return value;
   throw new TypeError(`${what}: expected an object, got ${shown(value)}`);
@@ -90,6 +114,7 @@ export function safeNumber(value: bigint): number {
 }
 
 const U32 = 0xffff_ffff;
+const U64 = 0xffff_ffff_ffff_ffffn;
 const EPOCH: Time = { seconds: 0, nanoseconds: 0 };
 
 function timeOf(value: Time | Date | undefined, what: string): Time {
@@ -126,7 +151,7 @@ export function attrOf(value: Attributes): Attr {
     mtimeNsec: mtime.nanoseconds,
     ctimeSec: ctime.seconds,
     ctimeNsec: ctime.nanoseconds,
-    mode: integer(value.mode, "mode", 0, U32),
+    mode: modeWithType(value.mode),
     nlink: integer(value.nlink ?? 1, "nlink", 0, U32),
     uid: integer(value.uid ?? ownUid, "uid", 0, U32),
     gid: integer(value.gid ?? ownGid, "gid", 0, U32),
@@ -146,8 +171,8 @@ export function statxOf(value: ExtendedAttributes): StatxAttr {
   return {
     ...attr,
     mask: STATX_BASIC | (value.btime === undefined ? 0 : STATX_BTIME),
-    attributes: BigInt(value.attributes ?? 0n),
-    attributesMask: BigInt(value.attributesMask ?? 0n),
+    attributes: bigInteger(value.attributes ?? 0n, "attributes", 0n, U64),
+    attributesMask: bigInteger(value.attributesMask ?? 0n, "attributesMask", 0n, U64),
     btimeSec: btime.seconds,
     btimeNsec: btime.nanoseconds,
   };
@@ -185,6 +210,16 @@ export function entryOf(value: Entry, defaults: Ttls): ProtocolEntry {
     attrValidNsec: attributes.nsec,
     attr: attrOf(value.attributes),
   };
+}
+
+/** An entry of what was just made, which has to be of the type that was asked for, and not the root directory. */
+export function madeOf(value: Entry, type: number, defaults: Ttls): ProtocolEntry {
+  const entry = entryOf(value, defaults);
+  integer(entry.nodeid, "nodeid", 2);
+  if (entry.attr.mode >> 12 === type >> 12) return entry;
+  throw new TypeError(
+    `mode: expected type 0o${((type >> 12) << 12).toString(8)}, got 0o${entry.attr.mode.toString(8)}`,
+  );
 }
 
 export function statfsOf(value: FileSystemStatistics): Statfs {

@@ -1,7 +1,18 @@
 /** mapdirect/fuse on real mounts, served by this process: what handlers do wrong, interrupts, notifications, the end. */
 import { spawn } from "node:child_process";
 import { mkdirSync, mkdtempSync, rmSync } from "node:fs";
-import { access, open, readdir, readFile, stat, truncate, writeFile } from "node:fs/promises";
+import {
+  access,
+  mkdir,
+  open,
+  readdir,
+  readFile,
+  readlink,
+  stat,
+  symlink,
+  truncate,
+  writeFile,
+} from "node:fs/promises";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { describe, expect, onTestFinished, test } from "vitest";
@@ -242,11 +253,14 @@ describe.skipIf(notRoot !== undefined)("mapdirect/fuse", () => {
 
   test("a reply of the wrong form is EIO, and the report says what is wrong with it", async () => {
     let reply: unknown;
+    const link = { ino: 3, mode: 0o120777 };
     const { mnt, file, failures } = await serve({
       getattr: ({ nodeid }) => (nodeid === 1 ? attributes(1) : wrong(reply)),
       read: () => wrong(reply),
       readdir: () => wrong(reply),
       getxattr: () => wrong(reply),
+      lookup: ({ name }) => (name === "file" ? entry(FILE) : { ...entry(3), attributes: link }),
+      readlink: () => wrong(reply),
     });
     const check = async (
       use: () => Promise<unknown>,
@@ -269,6 +283,9 @@ describe.skipIf(notRoot !== undefined)("mapdirect/fuse", () => {
         "attributes",
         {},
         { ino: 2, mode: -1 },
+        { ino: 2, mode: 0o644 },
+        { ino: 2, mode: S_IFREG + 0x1_0000 },
+        { ino: 2, mode: 0o030644 },
         { ino: 2, mode: "0644" },
         { ino: 1.5, mode: 0 },
         { ino: 2, mode: S_IFREG, size: 2n },
@@ -287,16 +304,88 @@ describe.skipIf(notRoot !== undefined)("mapdirect/fuse", () => {
         [{}],
         [{ name: "a/b", ino: 1, mode: 0 }],
         [{ name: "", ino: 1, mode: 0 }],
+        [{ name: "\ud83d", ino: 1, mode: 0 }],
+        [{ name: "a", ino: 1, mode: 0x1_0000 }],
         [{ name: "x".repeat(256), ino: 1, mode: 0 }],
         [{ name: "a", ino: "1", mode: 0 }],
         [{ name: "a", ino: 1, mode: 0, offset: 0 }],
       ],
-      /expected|cannot/,
+      /expected|cannot|no Unicode/,
     );
     reply = { ...attributes(FILE), size: 10 };
     const handle = await open(file);
+    await check(
+      () => readlink(join(mnt, "link")),
+      [undefined, "", "a\0b", "x".repeat(5000)],
+      /expected|cannot/,
+    );
     await check(() => handle.read(), [undefined, "content", [1, 2], Buffer.alloc(5000)], /expected|at most/);
     await handle.close();
+  });
+
+  test("numbers of 64 bits are taken as they are or refused, and the report names the field", async () => {
+    let reply: unknown;
+    const { file, failures } = await serve({ statx: () => wrong(reply) });
+    for (const field of ["attributes", "attributesMask"]) {
+      for (const value of [-1n, 2n ** 64n, "7", true, 7, {}]) {
+        failures.length = 0;
+        reply = { ...attributes(FILE), [field]: value };
+        await expect(stat(file)).rejects.toMatchObject({ code: "EIO" });
+        expect(String(failures[0]?.error)).toMatch(`TypeError: ${field}: expected a bigint`);
+      }
+      reply = { ...attributes(FILE), [field]: 2n ** 64n - 1n };
+      await stat(file);
+    }
+  });
+
+  test.skipIf(missing("python3") !== undefined)(
+    "a lock that the kernel would not take is refused, and the report names the field",
+    async () => {
+      let reply: unknown;
+      const { file, failures } = await serve({ getlk: () => wrong(reply), setlk: () => {} });
+      const code = `
+import fcntl, os, struct, sys
+fd = os.open(sys.argv[1], os.O_RDWR)
+try: fcntl.fcntl(fd, fcntl.F_GETLK, struct.pack("hhqqi4x", fcntl.F_WRLCK, 0, 0, 0, 0)); print("taken")
+except OSError as error: print(error.errno)
+`;
+      const ask = async (change: object) => {
+        failures.length = 0;
+        reply = { start: 5n, end: 7n, type: 1, pid: 1, ...change };
+        return `${(await succeed("python3", ["-c", code, file])).trim()} ${failures.map(({ error }) => error)}`;
+      };
+      expect(await ask({})).toBe("taken ");
+      expect(await ask({ end: 2n ** 63n - 1n })).toBe("taken ");
+      for (const [field, value] of Object.entries({ start: -1n, end: 4n, type: 3, pid: 2 ** 31 }))
+        expect(await ask({ [field]: value })).toMatch(`5 TypeError: ${field}: expected`);
+      expect(await ask({ end: 2n ** 63n })).toMatch("5 TypeError: end: expected");
+      expect(await ask({ start: "5" })).toMatch("5 TypeError: start: expected");
+    },
+  );
+
+  test("what was made is of the type that was asked for, and not the root directory, or the report says so", async () => {
+    let reply: unknown;
+    const { mnt, failures } = await serve({
+      mkdir: () => wrong(reply),
+      symlink: () => wrong(reply),
+      create: () => wrong(reply),
+      mknod: () => wrong(reply),
+    });
+    const folder = { nodeid: 9, attributes: { ino: 9, mode: S_IFDIR | 0o755 } };
+    const uses: [() => Promise<unknown>, unknown[]][] = [
+      [() => mkdir(join(mnt, "new")), [entry(FILE), { ...folder, nodeid: 1 }]],
+      [() => symlink("target", join(mnt, "new")), [folder, entry(FILE)]],
+      [() => open(join(mnt, "new"), "wx"), [folder, { ...entry(FILE), nodeid: 1 }]],
+      [() => succeed("mkfifo", [join(mnt, "new")]), [folder, entry(FILE)]],
+    ];
+    for (const [use, replies] of uses) {
+      for (const each of replies) {
+        failures.length = 0;
+        reply = each;
+        await expect(use()).rejects.toThrow(/EIO|Input\/output error/);
+        expect(String(failures[0]?.error)).toMatch(/TypeError: (mode|nodeid): expected/);
+      }
+    }
   });
 
   test("a thenable that settles twice, or throws when it is looked at, gets one answer", async () => {
