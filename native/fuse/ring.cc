@@ -57,6 +57,7 @@ static_assert(sizeof(EntryHeaders) <= kPartsAt && kPartsAt + 2 * sizeof(iovec) <
 constexpr uint32_t kSubmissions = 64;
 constexpr uint32_t kCompletions = 4096;
 constexpr uint32_t kEntriesMax = 65536;
+constexpr uint32_t kRefusalsMax = 1000;
 constexpr size_t kCpusMax = 8192;              // CONFIG_NR_CPUS
 constexpr uint64_t kKnock = uint64_t{1} << 63; // more than the kernel ever counts requests
 
@@ -154,7 +155,7 @@ int Ring::addEntry(uint16_t queue) {
   void *block =
       mmap(nullptr, blockBytes(), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (block == MAP_FAILED) return -errno;
-  entries_.push_back({static_cast<uint8_t *>(block), queue, 0});
+  entries_.push_back({static_cast<uint8_t *>(block), queue, 0, 0, 0});
   all_[queue]++;
   return 0;
 }
@@ -167,25 +168,28 @@ size_t Ring::messageBytes() const {
   return blockBytes() - (kPage - kFixedBytes);
 }
 
-// There is always room: whoever adds one submits in time.
-io_uring_sqe *Ring::nextSubmission() {
+void Ring::command(const Submission &wanted) {
   if (queued_ == kSubmissions) submit();
-  const uint32_t tail = *submissionTail_; // ours alone
-  const uint32_t index = tail & submissionMask_;
+  if (queued_ == kSubmissions || !backlog_.empty())
+    backlog_.push_back(wanted);
+  else
+    put(wanted);
+}
+
+// There is room.
+void Ring::put(const Submission &wanted) {
+  const uint32_t index = *submissionTail_ & submissionMask_; // ours alone
   uint8_t *at = submissions_ + index * kSubmissionBytes;
   memset(at, 0, kSubmissionBytes);
   submissionArray_[index] = index;
-  return reinterpret_cast<io_uring_sqe *>(at);
-}
-
-void Ring::command(uint32_t operation, uint32_t entry, uint64_t commitId) {
-  io_uring_sqe *submission = nextSubmission();
+  io_uring_sqe *submission = reinterpret_cast<io_uring_sqe *>(at);
   submission->opcode = IORING_OP_URING_CMD;
   submission->fd = device_;
-  submission->cmd_op = operation;
-  submission->user_data = entry;
-  if (operation == kRegister) {
-    uint8_t *block = entries_[entry].block;
+  submission->cmd_op = wanted.operation;
+  submission->user_data = wanted.entry;
+  const Entry &entry = entries_[wanted.entry];
+  if (wanted.operation == kRegister) {
+    uint8_t *block = entry.block;
     iovec *parts = reinterpret_cast<iovec *>(block + kPartsAt);
     parts[0] = {block, sizeof(EntryHeaders)};
     parts[1] = {block + kPage, options_.payloadBytes};
@@ -193,8 +197,8 @@ void Ring::command(uint32_t operation, uint32_t entry, uint64_t commitId) {
     submission->len = 2;
   }
   Command command{};
-  command.commitId = commitId;
-  command.queue = entries_[entry].queue;
+  command.commitId = wanted.commitId;
+  command.queue = entry.queue;
   memcpy(reinterpret_cast<uint8_t *>(submission) + kCommandAt, &command, sizeof command);
   std::atomic_ref<uint32_t>(*submissionTail_).store(*submissionTail_ + 1, std::memory_order_release);
   queued_++;
@@ -211,34 +215,36 @@ bool Ring::wantsEntering() const {
 
 // Also runs what the kernel wants to have run by this thread: it copies requests that have come into their entries.
 void Ring::submit() {
-  while (queued_ > 0 || wantsEntering()) {
+  for (;;) {
+    for (; queued_ < kSubmissions && !backlog_.empty(); backlog_.pop_front())
+      put(backlog_.front());
+    if (queued_ == 0 && !wantsEntering()) return;
     const int done = enter(queued_);
     if (done < 0 && errno == EINTR) continue;
-    // Nothing else is expected of a valid ring (EBADR, EBUSY: completions are in the way, and are taken next).
-    if (done <= 0) return;
+    if (done <= 0) break;
     queued_ -= static_cast<uint32_t>(done) < queued_ ? static_cast<uint32_t>(done) : queued_;
   }
+  // No memory (EAGAIN), or completions are in the way, and are taken next (EBADR, EBUSY). What is left is tried again in the next
+  // turn of the loop: its callers wait, and nothing else may ever happen.
+  if (queued_ > 0) wake();
 }
 
 int Ring::start(int device) {
   device_ = device;
   for (uint32_t entry = 0; entry < entries_.size(); entry++)
-    command(kRegister, entry, 0);
+    command({kRegister, entry, 0});
   submit();
-  // A refusal comes at once.
-  Arrival arrival;
-  for (uint32_t seen = 0; seen < entries_.size() && hasCompletion(); seen++) {
-    const io_uring_cqe &first = completions_[*completionHead_ & completionMask_];
-    if (first.res >= 0) break;
-    next(arrival);
-  }
+  // A refusal comes at once. A request that is there already is served like any other.
+  Arrival none;
+  while (hasCompletion() && completions_[*completionHead_ & completionMask_].res < 0)
+    take(nextCompletion(), none);
   return failure_;
 }
 
 void Ring::grow() {
   for (uint16_t queue = 0; queue < options_.queues; queue++) {
     if (inUse_[queue] < all_[queue] || addEntry(queue) != 0) continue;
-    command(kRegister, entryCount() - 1, 0);
+    command({kRegister, entryCount() - 1, 0});
     submit();
     knock(queue);
   }
@@ -277,7 +283,10 @@ void Ring::awake() {
 void Ring::asleep() {
   std::atomic_ref<uint32_t>(*completionFlags_).fetch_and(~uint32_t{IORING_CQ_EVENTFD_DISABLED});
   // Of what has come meanwhile the kernel tells nobody.
-  if (!hasCompletion() && !wantsEntering()) return;
+  if (hasCompletion() || wantsEntering()) wake();
+}
+
+void Ring::wake() {
   const uint64_t one = 1;
   while (write(event_, &one, sizeof one) < 0 && errno == EINTR) {
   }
@@ -287,14 +296,36 @@ bool Ring::hasCompletion() const {
   return *completionHead_ != loadAcquire(completionTail_);
 }
 
+// There is one.
+io_uring_cqe Ring::nextCompletion() {
+  const uint32_t head = *completionHead_;
+  const io_uring_cqe completion = completions_[head & completionMask_];
+  std::atomic_ref<uint32_t>(*completionHead_).store(head + 1, std::memory_order_release);
+  return completion;
+}
+
 bool Ring::next(Arrival &arrival) {
-  while (hasCompletion()) {
-    const uint32_t head = *completionHead_;
-    const io_uring_cqe completion = completions_[head & completionMask_];
-    std::atomic_ref<uint32_t>(*completionHead_).store(head + 1, std::memory_order_release);
-    if (take(completion, arrival)) return true;
-  }
+  while (hasCompletion())
+    if (take(nextCompletion(), arrival)) return true;
   return false;
+}
+
+// The kernel has not done what an entry was to be used for.
+void Ring::refused(uint32_t index, int failure) {
+  Entry &entry = entries_[index];
+  failure_ = failure;
+  // The mount has ended, or the ring.
+  if (failure == -ENOTCONN || failure == -ECONNABORTED || failure == -ECANCELED) return;
+  // It waits for nobody: `grow` makes up for it.
+  const bool isNew = entry.answered == 0;
+  // The request has ended without us, and the kernel has forgotten the entry. Its memory will do for a new one.
+  const bool isLost = failure == -ENOENT || failure == -EIO;
+  if (isNew || ++entry.refusals > kRefusalsMax) {
+    all_[entry.queue]--;
+    return;
+  }
+  if (isLost) entry.answered = 0;
+  command({isLost ? kRegister : kCommitAndFetch, index, entry.answered});
 }
 
 bool Ring::take(const io_uring_cqe &completion, Arrival &arrival) {
@@ -302,10 +333,10 @@ bool Ring::take(const io_uring_cqe &completion, Arrival &arrival) {
   if (index >= entries_.size()) return false;
   Entry &entry = entries_[index];
   if (completion.res < 0) {
-    // The mount has ended (ENOTCONN, ECONNABORTED), or the kernel did not take the entry.
-    failure_ = completion.res;
+    refused(index, completion.res);
     return false;
   }
+  entry.refusals = 0;
   EntryHeaders headers;
   memcpy(&headers, entry.block, sizeof headers);
   fuse_in_header request;
@@ -347,7 +378,8 @@ void Ring::commit(uint32_t index, uint64_t unique, int error, size_t length) {
   memcpy(entry.block + offsetof(EntryHeaders, entry), &about, sizeof about);
   inUse_[entry.queue]--;
   entry.inode = 0;
-  command(kCommitAndFetch, index, unique);
+  entry.answered = unique;
+  command({kCommitAndFetch, index, unique});
 }
 
 bool Ring::claim(uint64_t unique, uint32_t &entry) {

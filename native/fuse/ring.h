@@ -6,13 +6,15 @@
 // - an entry is with the kernel, or holds one request that has not been answered; its answer gives it back;
 // - a queue (one for each possible CPU) whose entries all hold requests is given another one by `grow`, and those that found
 //   none are fetched: requests that wait hold up nobody else. The kernel takes no entry back, so they stay;
-// - what the kernel has written is checked before it is used as a length.
+// - what the kernel has written is checked before it is used as a length;
+// - an answer is kept until the kernel has taken it: what it refuses for the moment is submitted again.
 #pragma once
 
 #include "fuse/device.h"
 
 #include <cstddef>
 #include <cstdint>
+#include <deque>
 #include <memory>
 #include <unordered_map>
 #include <vector>
@@ -65,7 +67,7 @@ public:
   int answer(uint32_t entry, uint64_t unique, int error, const void *payload, size_t length);
   int answerFromRegion(uint32_t entry, uint64_t unique, const Mapping &region, const Piece *pieces,
                        size_t count);
-  uint32_t queued() const { return queued_; }
+  uint32_t queued() const { return queued_ + static_cast<uint32_t>(backlog_.size()); }
   void submit();
   void grow();
 
@@ -77,7 +79,14 @@ private:
   struct Entry {
     uint8_t *block;
     uint16_t queue;
-    uint64_t inode; // that its request is about; 0: none is held
+    uint64_t inode;    // that its request is about; 0: none is held
+    uint64_t answered; // the request whose answer the kernel was given last; 0: none
+    uint32_t refusals; // of the same command, one after the other
+  };
+  struct Submission {
+    uint32_t operation;
+    uint32_t entry;
+    uint64_t commitId;
   };
 
   explicit Ring(const RingOptions &options)
@@ -85,13 +94,16 @@ private:
   int map(const char *&step);
   size_t blockBytes() const;
   int addEntry(uint16_t queue);
-  io_uring_sqe *nextSubmission();
-  void command(uint32_t operation, uint32_t entry, uint64_t commitId);
+  void command(const Submission &wanted);
+  void put(const Submission &wanted);
   int enter(uint32_t count);
   void knock(uint16_t queue);
+  void wake();
   // The kernel wants something to be run by this thread, or has completions that found no place.
   bool wantsEntering() const;
+  io_uring_cqe nextCompletion();
   bool take(const io_uring_cqe &completion, Arrival &arrival);
+  void refused(uint32_t index, int failure);
   void commit(uint32_t entry, uint64_t unique, int error, size_t length);
 
   const RingOptions options_;
@@ -102,8 +114,9 @@ private:
   int ring_ = -1;
   int event_ = -1;
   int device_ = -1;
-  int failure_ = 0; // why the kernel refused an entry
-  uint32_t queued_ = 0;
+  int failure_ = 0;                // why the kernel refused an entry
+  uint32_t queued_ = 0;            // in the submission queue
+  std::deque<Submission> backlog_; // found no room there
   uint64_t knocks_ = 0;
   uint8_t *rings_ = nullptr;
   size_t ringsBytes_ = 0;

@@ -50,5 +50,7 @@ export function settledOrAborted(until: Promise<void>, signal: AbortSignal): Pro
     };
     signal.addEventListener("abort", done);
     until.then(done, done);
+    // Of what has happened already, a listener is not told.
+    if (signal.aborted) done();
   });
 }

@@ -2,7 +2,7 @@ import { describe, expect, test } from "vitest";
 import { dateInWords, now } from "../../src/base/clock.ts";
 import { Errno, errnoName } from "../../src/base/errno.ts";
 import { CorruptionError, FsError, InvariantError, invariant } from "../../src/base/errors.ts";
-import { retrying, Wait } from "../../src/base/wait.ts";
+import { retrying, settledOrAborted, Wait } from "../../src/base/wait.ts";
 
 describe("errors", () => {
   test("an FsError carries the number of its name, and gives the name back", () => {
@@ -89,4 +89,8 @@ test("a time that no Date reaches is said in seconds", () => {
   expect(dateInWords(8_640_000_000_000n)).toBe("+275760-09-13T00:00:00.000Z");
   for (const seconds of [8_640_000_000_001n, 2n ** 60n, -(2n ** 63n)])
     expect(dateInWords(seconds)).toBe(`@${seconds}`);
+});
+
+test("a wait that was cut short before it began is over at once", async () => {
+  await settledOrAborted(new Promise(() => {}), AbortSignal.abort());
 });

@@ -5,8 +5,10 @@
 import { spawn } from "node:child_process";
 import { type FileHandle, mkdir, open, readFile, stat, writeFile } from "node:fs/promises";
 import { availableParallelism } from "node:os";
+import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
-import { describe, expect, onTestFinished, test } from "vitest";
+import { fileURLToPath } from "node:url";
+import { describe, expect, onTestFinished, test, vi } from "vitest";
 import { mapDirect, open as openDirect } from "../../src/api/index.ts";
 import { isRunning } from "../../src/daemon/mounts.ts";
 import * as wire from "../../src/lease/wire.ts";
@@ -15,7 +17,7 @@ import { cpusIn } from "../../src/region/fuse-ring.ts";
 import { crowd } from "../support/crowd.mjs";
 import { grantRequest } from "../support/grant.ts";
 import { withMount } from "../support/mount.ts";
-import { cli, missing, noOtherUser, OTHER_UID } from "../support/run.ts";
+import { cli, missing, noOtherUser, OTHER_UID, succeed } from "../support/run.ts";
 import { uringUnavailable } from "../support/transport.ts";
 import { until } from "../support/until.ts";
 
@@ -174,6 +176,39 @@ describe.skipIf(unavailable !== null)(`transport=io_uring${unavailable ? ` (${un
       expect(await readFile(mount.at("file"), "utf8")).toBe("kept");
     });
   });
+
+  test.each(["submission", "command"])(
+    "a kernel that refuses a %s now and then, for want of memory, has every request answered",
+    async (refuse) => {
+      await withMount({}, async (mount) => {
+        const preload = join(mount.folder, "refusing.so");
+        const source = fileURLToPath(new URL("../support/refusing-ring.c", import.meta.url));
+        await succeed("cc", ["-shared", "-fPIC", "-O1", "-o", preload, source]);
+        await mount.unmount();
+        vi.stubEnv("LD_PRELOAD", preload).stubEnv("REFUSE", refuse);
+        await mount.mount(options).finally(() => vi.unstubAllEnvs());
+        // More callers at a time than the submission queue holds answers.
+        const script = `
+          const { stat, writeFile, readFile } = require("node:fs/promises");
+          const use = async (path) => {
+            for (let round = 0; round < 20; round++) {
+              await writeFile(path, path + round);
+              if ((await readFile(path, "utf8")) !== path + round) throw new Error(path);
+              await stat(path + "-none").catch(() => {});
+            }
+          };
+          Promise.all(Array.from({ length: 120 }, (_, index) => use(process.argv[1] + index)));`;
+        const caller = spawn(process.execPath, ["-e", script, mount.at("file")], {
+          env: { ...process.env, UV_THREADPOOL_SIZE: "120" },
+          stdio: "inherit",
+        });
+        onTestFinished(() => void caller.kill("SIGKILL"));
+        await until(() => caller.exitCode !== null, 30_000);
+        expect(caller.exitCode).toBe(0);
+        await mount.check();
+      });
+    },
+  );
 
   test("a mount in use that is told to end lets go of those who wait, and ends", async () => {
     await withMount({ options }, async (mount) => {
