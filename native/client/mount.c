@@ -112,6 +112,7 @@ static int ask(int fd, struct mapdirect_wire_region *region) {
     case ENOMEM:
     case ENOTCONN:
     case ECONNABORTED:
+    case ECANCELED: /* the daemon died while it was on its way, over io_uring */
       return -errno;
     default:
       return -EOPNOTSUPP; /* a FUSE file system, but not this one */

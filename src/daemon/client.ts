@@ -99,6 +99,7 @@ function advice(errno: number): string {
     case Errno.EINTR:
       return "it was interrupted";
     case Errno.ENOTCONN:
+    case Errno.ECONNABORTED:
       return "mount the region again with 'mapdirect mount REGION MOUNTPOINT'";
     case Errno.ETXTBSY:
       return "see 'mapdirect leases MOUNTPOINT' for who maps it";

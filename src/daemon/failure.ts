@@ -39,6 +39,7 @@ const MEANING: Record<string, string> = {
   EACCES: "permission denied",
   EAGAIN: "a limit is reached, a lease is being broken, or a snapshot is being taken",
   EBUSY: "it is in use",
+  ECONNABORTED: "the daemon behind it is gone",
   EEXIST: "it exists already",
   EFBIG: "it is too large",
   EINVAL: "the request does not fit it",

@@ -66,9 +66,12 @@ export function servedMountOf(region: string): MountEntry | undefined {
   }
 }
 
-/** Whether this is what a mount answers whose daemon is gone, or going this very moment. */
+/**
+ * Whether this is what a mount answers whose daemon is gone, or going this very moment. ECANCELED: the request was on its way to
+ * the daemon's ring (fs/fuse/dev_uring.c, fuse_uring_send_in_task).
+ */
 export function isDeadMount(error: unknown): boolean {
-  return ["ENOTCONN", "ECONNABORTED"].includes((error as NodeJS.ErrnoException).code ?? "");
+  return ["ENOTCONN", "ECONNABORTED", "ECANCELED"].includes((error as NodeJS.ErrnoException).code ?? "");
 }
 
 /** The mount that a path means: where it is mounted, or the region that is. Undefined if it is neither. */
