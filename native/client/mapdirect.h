@@ -299,19 +299,19 @@ typedef void mapdirect_break_handler(const struct mapdirect_break *what, void *c
  */
 MAPDIRECT_API int mapdirect_on_break(mapdirect_break_handler *handler, void *context, unsigned flags);
 
+/* As the context of mapdirect_hand_over(): wait without a limit. */
+#define MAPDIRECT_UNTIL_ANSWERED ((void *)1)
+
 /*
- * mapdirect_hand_over, mapdirect_wait_break, mapdirect_answer_break - be told on a thread of the program.
+ * mapdirect_hand_over - a handler for mapdirect_on_break() that has threads of the program told.
  *
- * mapdirect_hand_over() is a handler for mapdirect_on_break(). It hands each break over to a thread that is in
- * mapdirect_wait_break(), one at a time, and returns when that thread has called mapdirect_answer_break(), or when three
- * quarters of the remaining time are over. It does not wait in a process in which no thread has ever called
- * mapdirect_wait_break(): a forked child has none.
+ * It hands each break over to a thread that is in mapdirect_wait_break(), one at a time, and returns when that thread has
+ * called mapdirect_answer_break(), or when three quarters of the remaining time are over. It does not wait in a process in
+ * which no thread has ever called mapdirect_wait_break(): a forked child has none.
  *
- * With MAPDIRECT_UNTIL_ANSWERED as its context it waits without a limit: for memory that a device may store to, and that
- * must not be given up before the device has been told (docs/LEASES.md, "Devices"). At the deadline the operation goes on all
- * the same, and what the mapping still reaches is in quarantine until the answer.
- *
- * The thread may do anything that a thread of the program may, but should answer soon: the next break waits for it.
+ * With the context MAPDIRECT_UNTIL_ANSWERED it waits without a limit: for memory that a device may store to, and that must
+ * not be given up before the device has been told (docs/LEASES.md, "Devices"). At the deadline the operation goes on all the
+ * same, and what the mapping still reaches is in quarantine until the answer.
  *
  *     mapdirect_on_break(mapdirect_hand_over, NULL, MAPDIRECT_INERT);
  *     struct mapdirect_break what;
@@ -320,15 +320,24 @@ MAPDIRECT_API int mapdirect_on_break(mapdirect_break_handler *handler, void *con
  *         ... stop using what.address ...
  *         mapdirect_answer_break(&what);
  *       }
- *
- * timeout_ms: milliseconds to wait for a break; negative: for ever.
- *
- * Errors of mapdirect_wait_break: ETIMEDOUT, EINTR (a signal). Of mapdirect_answer_break: ETIMEDOUT (too late: the memory
- * is being taken away, or has been).
  */
-#define MAPDIRECT_UNTIL_ANSWERED ((void *)1)
 MAPDIRECT_API void mapdirect_hand_over(const struct mapdirect_break *what, void *context);
+
+/*
+ * mapdirect_wait_break - on a thread of the program, wait for a break that mapdirect_hand_over() hands over.
+ *
+ * timeout_ms: milliseconds; negative: for ever. The thread may do anything that a thread of the program may, but should
+ * answer soon: the next break waits for it.
+ *
+ * Errors: ETIMEDOUT, EINTR (a signal).
+ */
 MAPDIRECT_API int mapdirect_wait_break(struct mapdirect_break *what, int timeout_ms);
+
+/*
+ * mapdirect_answer_break - the break that mapdirect_wait_break() told of may go on: the library takes the memory away.
+ *
+ * Errors: ETIMEDOUT (too late: the memory is being taken away, or has been).
+ */
 MAPDIRECT_API int mapdirect_answer_break(const struct mapdirect_break *what);
 
 /* What happened in this process so far; a forked child counts from zero. */

@@ -7,6 +7,7 @@ import { mountAt } from "../../src/daemon/mounts.ts";
 import { packageRoot } from "../../src/region/addon.ts";
 import { folderPrefix } from "../support/leftovers.ts";
 import { withMount } from "../support/mount.ts";
+import { noNumpy, numpyPython, pythonPath } from "../support/python.ts";
 import { cli, missing, noOtherUser, notRoot, OTHER_UID, run, succeed } from "../support/run.ts";
 
 const readme = readFileSync(join(packageRoot, "README.md"), "utf8");
@@ -86,6 +87,22 @@ test("the program for Node", async () => {
     await rm(folder, { recursive: true, force: true });
   }
 });
+
+test.skipIf(noNumpy !== undefined)(
+  `the program for Python${noNumpy === undefined ? "" : `: ${noNumpy}`}`,
+  async () => {
+    const program = /```python\n([\s\S]*?)```/.exec(readme)?.[1] ?? "";
+    expect(program).toContain("mapdirect.map");
+    await withMount({}, async (mount) => {
+      const placed = program.replace('"/mnt/', `"${mount.path}/`);
+      const env = { PYTHONPATH: pythonPath };
+      expect(await succeed(numpyPython as string, ["-c", placed], { env })).toMatch(
+        /^Location\(state='written', physical=\d+, length=\d+, lease_id=\d+, generation=\d+\)\n$/,
+      );
+      expect(readFileSync(mount.at("table")).readDoubleLE((1 << 20) - 8)).toBe(1.5);
+    });
+  },
+);
 
 /** The blocks of commands, in order. */
 const commands = [...readme.matchAll(/```sh\n([\s\S]*?)```/g)].map((match) => match[1] ?? "");

@@ -2,6 +2,7 @@
  * Memory that is registered with a device, here buffers of io_uring, and what has to come first: docs/LEASES.md, "Devices".
  * On a mount with break_time=2.
  */
+#include <poll.h>
 #include <sys/statvfs.h>
 #include <sys/uio.h>
 
@@ -204,6 +205,50 @@ static void ended_by_the_program(void) {
   close(fd);
 }
 
+/* As the document has it. */
+static pid_t guard(void) {
+  int self = (int)syscall(SYS_pidfd_open, getpid(), 0);
+  if (self < 0) return -1;
+  pid_t child = fork();
+  if (child == 0) {
+    struct pollfd gone = {.fd = self, .events = POLLIN};
+    while (poll(&gone, 1, -1) != 1)
+      continue;
+    _exit(0);
+  }
+  close(self);
+  return child;
+}
+
+static void guarded(void) {
+  int fd = make(NAME);
+  int pids[2];
+  if (pipe(pids) != 0) give_up("a pipe");
+  pid_t process = fork();
+  if (process == 0) {
+    char *map = mapdirect_map(NULL, LENGTH, READ_WRITE, MAP_SHARED_VALIDATE, fd, 0, MAPDIRECT_SEAL);
+    pid_t of_guard = map == MAP_FAILED ? -1 : guard();
+    if (write(pids[1], &of_guard, sizeof of_guard) != (ssize_t)sizeof of_guard) _exit(1);
+    for (;;)
+      pause();
+  }
+  pid_t of_guard = -1;
+  if (read(pids[0], &of_guard, sizeof of_guard) != (ssize_t)sizeof of_guard || of_guard < 0)
+    give_up("a guard");
+  kill(of_guard, SIGSTOP);
+  kill(process, SIGKILL);
+  wait_for(process);
+  bool held = true;
+  for (int tries = 0; tries < 20 && held; tries++) {
+    sleep_ms(10);
+    held = punch(NAME, 0) == ETXTBSY;
+  }
+  report(held, "after kill -9 the lease lasts as long as the guard", " ");
+  kill(of_guard, SIGCONT);
+  check(punch_soon(NAME, 0) == 0, "and the guard ends with the process that it guards");
+  close(fd);
+}
+
 int main(int argc, char **argv) {
   begin(argc, argv);
   catch_faults();
@@ -216,5 +261,6 @@ int main(int argc, char **argv) {
   too_late();
   in_time();
   ended_by_the_program();
+  guarded();
   return checks == 0 ? 0 : end();
 }
