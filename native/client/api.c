@@ -146,6 +146,8 @@ int mapdirect_query(const void *addr, struct mapdirect_lease_info *info) {
 
 int mapdirect_on_break(mapdirect_break_handler *handler, void *context, unsigned flags) {
   if (flags != 0 && flags != MAPDIRECT_REMAP && flags != MAPDIRECT_INERT) return answer(errno, -EINVAL);
+  /* A break may come before the thread that is to be told of it does. */
+  if (handler == mapdirect_hand_over && context == MAPDIRECT_UNTIL_ANSWERED) relay_listen();
   break_wish(handler, context, flags);
   return 0;
 }

@@ -436,6 +436,8 @@ void break_wish_remap(void);
 
 /* On the watcher. */
 void relay_hand_over(const struct mapdirect_break *what, bool until_answered);
+/* Some thread of this process will wait, or waits. */
+void relay_listen(void);
 /* On any other thread. -ETIMEDOUT, -EINTR. */
 int relay_wait(struct mapdirect_break *what, int timeout_ms);
 /* -ETIMEDOUT: nobody waits for it any more. */

@@ -309,7 +309,7 @@ MAPDIRECT_API int mapdirect_on_break(mapdirect_break_handler *handler, void *con
  * called mapdirect_answer_break(), or when three quarters of the remaining time are over. It does not wait in a process in
  * which no thread has ever called mapdirect_wait_break(): a forked child has none.
  *
- * With the context MAPDIRECT_UNTIL_ANSWERED it waits without a limit: for memory that a device may store to, and that must
+ * With the context MAPDIRECT_UNTIL_ANSWERED it waits without a limit, also for the thread's first call: for memory that a device may store to, and that must
  * not be given up before the device has been told (docs/LEASES.md, "Devices"). At the deadline the operation goes on all the
  * same, and what the mapping still reaches is in quarantine until the answer.
  *

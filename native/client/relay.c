@@ -65,7 +65,7 @@ void relay_hand_over(const struct mapdirect_break *what, bool until_answered) {
 }
 
 /* What a parent had in its slot is not this process's to take. */
-static void listen_here(void) {
+void relay_listen(void) {
   pid_t self = getpid();
   if (atomic_load(&slot.listening) == self) return;
   sigset_t mask;
@@ -78,7 +78,7 @@ static void listen_here(void) {
 }
 
 int relay_wait(struct mapdirect_break *what, int timeout_ms) {
-  listen_here();
+  relay_listen();
   uint64_t end_ms = now_ms() + (uint64_t)(timeout_ms < 0 ? 0 : timeout_ms);
   for (;;) {
     uint32_t word = atomic_load(&slot.word);

@@ -335,15 +335,19 @@ def _tell(what: _Break) -> None:
         sys.excepthook(*sys.exc_info())
 
 
-def _listen() -> None:
+def _hear(timeout_ms: int) -> None:
     what = _Break()
+    if _library.mapdirect_wait_break(ctypes.byref(what), timeout_ms) != 0:
+        return
+    try:
+        _tell(what)
+    finally:
+        _library.mapdirect_answer_break(ctypes.byref(what))
+
+
+def _listen() -> None:
     while True:
-        if _library.mapdirect_wait_break(ctypes.byref(what), -1) != 0:
-            continue
-        try:
-            _tell(what)
-        finally:
-            _library.mapdirect_answer_break(ctypes.byref(what))
+        _hear(-1)
 
 
 def _start_listening() -> None:
@@ -351,6 +355,8 @@ def _start_listening() -> None:
         if _registry.listening:
             return
         _registry.listening = True
+    # From here on the library waits for this process, though the thread may take a while to come.
+    _hear(0)
     threading.Thread(target=_listen, name="mapdirect-breaks", daemon=True).start()
 
 

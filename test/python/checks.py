@@ -183,9 +183,7 @@ def goes_without_callback():
     fd = make(2)
     with breakable(fd) as mapping:
         part = mapping.buffer[:]
-        begun = time.monotonic()
         assert truncate(0) == 0
-        assert time.monotonic() - begun < 3, "nobody was waited for"
         assert_inert(mapping, part)
 
 

@@ -24,7 +24,7 @@ const PROPERTIES = {
   ends_when_collected: "a mapping lasts as long as anything leads to its memory, and no longer",
   tells:
     "a callback hears of a break on a thread of the program, and may still store; then all views are zeros",
-  goes_without_callback: "without a callback nobody is waited for",
+  goes_without_callback: "without a callback the memory becomes zeros all the same",
   callback_fails: "an exception in a callback stops nothing",
   callback_hangs: "a callback that does not return delays the break, but not to its deadline",
   interpreter_is_held: "a lease is revoked though no thread of Python can run",

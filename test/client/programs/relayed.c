@@ -138,6 +138,26 @@ static void heard_of(bool slow) {
   close(fd);
 }
 
+static void before_anybody_waits(void) {
+  int fd = make_file(NAME, "WW");
+  begin_stranger(NAME);
+  char *map = map_breakable(fd, LENGTH);
+  map[0] = 'h';
+  mapdirect_on_break(mapdirect_hand_over, MAPDIRECT_UNTIL_ANSWERED, MAPDIRECT_INERT);
+  let_truncate();
+  sleep_ms(300);
+  check(map[0] == 'h', "without a limit the memory stays until a thread has come and answered");
+  pthread_t listener;
+  atomic_store(&told, 0);
+  answer_after_ms = 0;
+  if (pthread_create(&listener, NULL, listen_once, NULL) != 0) give_up("a thread");
+  report(end_stranger() == 0, "then the truncate goes on", " ");
+  pthread_join(listener, NULL);
+  check(atomic_load(&told) == 1 && answer_error == 0 && is_inert(map, LENGTH), "and the pages are inert");
+  munmap(map, LENGTH);
+  close(fd);
+}
+
 static void waits(void) {
   struct mapdirect_break what;
   check(mapdirect_wait_break(&what, 0) == -1 && errno == ETIMEDOUT, "nothing to hear is ETIMEDOUT, at once");
@@ -174,6 +194,7 @@ static void in_a_child(void) {
 int main(int argc, char **argv) {
   begin(argc, argv);
   catch_faults();
+  before_anybody_waits();
   waits();
   detached();
   inert();
