@@ -1,12 +1,13 @@
 /** `import … from "mapdirect"`: mapping files from JavaScript, making and mounting volumes. */
 import { spawn } from "node:child_process";
 import { once } from "node:events";
-import { closeSync, existsSync, openSync, readSync } from "node:fs";
+import fs, { closeSync, existsSync, openSync, readSync } from "node:fs";
 import { mkdir, mkdtemp, readFile, rm, stat, truncate, writeFile } from "node:fs/promises";
+import { syncBuiltinESMExports } from "node:module";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
-import { describe, expect, test } from "vitest";
+import { describe, expect, onTestFinished, test } from "vitest";
 import {
   type BreakNotice,
   type DirectMapping,
@@ -73,6 +74,21 @@ for (const { name, assumePmem } of regions) {
       expect(leases().map(({ id }) => BigInt(id))).toEqual([mapping.leaseId]);
       await mapping.release();
       await truncate(path, 0);
+    });
+
+    test("a file that is cut before it is mapped is refused, and no page raises SIGBUS", async () => {
+      const path = await fileOf(2);
+      const looked = fs.fstat;
+      onTestFinished(() => {
+        fs.fstat = looked;
+        syncBuiltinESMExports();
+      });
+      const before: unknown = { size: 4 * PAGE };
+      fs.fstat = ((_fd: number, done: (error: null, status: unknown) => void) =>
+        done(null, before)) as unknown as typeof fs.fstat;
+      syncBuiltinESMExports();
+      await expect(mapDirect(path, { prepare: false })).rejects.toThrow("a file that became smaller");
+      expect(leases()).toEqual([]);
     });
 
     test("release empties the buffer and all its views, and may be called again", async () => {
