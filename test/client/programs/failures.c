@@ -116,6 +116,38 @@ static int scenario(bool broken) {
   return is_harmed() ? STRANGER_HARMED : atomic_load(&has_failed) ? GOOD : NOT_REACHED;
 }
 
+/* Its content, or zeros that belong to nobody, or a fault. */
+static bool page_is_sound_or_inert(char *at, char content) {
+  return page_is_sound(at, content) || page_is_sound(at, 0);
+}
+
+/* One mapping becomes inert because its lease is broken, another one by the program. */
+static int inert_scenario(void) {
+  const char *names[] = {"failures", "failures-other"};
+  char *maps[2] = {MAP_FAILED, MAP_FAILED};
+  mapdirect_on_break(NULL, NULL, MAPDIRECT_INERT);
+  for (int index = 0; index < 2; index++) {
+    int fd = open(path_of(names[index]), O_RDWR | O_CLOEXEC);
+    for (int tries = 0; tries < 2 && maps[index] == MAP_FAILED; tries++)
+      maps[index] = map_any(NULL, 5 * PAGE, READ_WRITE, DIRECT, fd, 0);
+    if (maps[index] == MAP_FAILED) return NO_MAPPING_AT_LAST;
+  }
+  sleep_ms(10); /* they are watched by now */
+  pid_t child = fork();
+  if (child == 0) _exit(truncate(path_of(names[0]), 0) == 0 ? 0 : 1);
+  if (wait_for(child) != 0) return LEASE_LEFT;
+  if (!page_is_sound_or_inert(maps[0], 'A') || !page_is_sound_or_inert(maps[0] + 3 * PAGE, 'D'))
+    return WRONG_PAGE;
+  if (mapdirect_detach(maps[1], 5 * PAGE) != 0 && mapdirect_detach(maps[1], 5 * PAGE) != 0)
+    return STILL_KNOWN;
+  for (int page = 0; page < 5; page++)
+    if (!page_is_sound(maps[1] + page * (long)PAGE, 0)) return WRONG_PAGE;
+  struct mapdirect_lease_info info;
+  if (mapdirect_query(maps[1], &info) == 0) return STILL_KNOWN;
+  if (punch_soon(names[1], 0) != 0) return LEASE_LEFT;
+  return is_harmed() ? STRANGER_HARMED : atomic_load(&has_failed) ? GOOD : NOT_REACHED;
+}
+
 /* Of MAPDIRECT=auto: ordinary or not, it behaves as an ordinary one. */
 static int automatic_scenario(void) {
   const char *name = "failures";
@@ -150,6 +182,7 @@ static void each_in_turn(const char *sentence, const char *kind, int (*act)(void
   int call = 0;
   for (;; call++) {
     close(make_file("failures", "WWHWW"));
+    close(make_file("failures-other", "WWHWW"));
     pid_t child = fork();
     if (child == 0) {
       surround_by_strangers();
@@ -177,5 +210,6 @@ int main(int argc, char **argv) {
   each_in_turn("each call fails once: mapped, moved, forked and unmapped all the same", "seal",
                whole_scenario);
   each_in_turn("each call fails once: and the lease is broken", "breakable", broken_scenario);
+  each_in_turn("each call fails once: and what is broken or detached is inert", "breakable", inert_scenario);
   return end();
 }
