@@ -10,10 +10,14 @@ import { packageRoot } from "../../src/region/addon.ts";
 import { folderPrefix } from "../support/leftovers.ts";
 import { useMount } from "../support/mount.ts";
 import { noNumpy, noPython, numpyPython, python, pythonPath } from "../support/python.ts";
-import { noUserMount, OTHER_UID, type Result, run, succeed } from "../support/run.ts";
+import { missing, noUserMount, OTHER_UID, type Result, run, succeed } from "../support/run.ts";
 
 const checks = join(packageRoot, "test/python/checks.py");
 const preload = join(packageRoot, "dist/lib/libmapdirect_preload.so");
+
+/** That of somebody's home may not be entered by others. */
+const systemPython = "/usr/bin/python3";
+const noUser = noUserMount() ?? missing(systemPython);
 
 const PROPERTIES = {
   stores:
@@ -125,14 +129,16 @@ describe.skipIf(noPython !== undefined)(`Python${noPython === undefined ? "" : `
     },
   );
 
-  describe.skipIf(noUserMount() !== undefined)(`on a mount of an ordinary user`, () => {
-    const mount = useMount({ options: "break_time=4", user: OTHER_UID });
-    test("an ordinary user maps, is told, and loses the mapping", async () => {
-      const args = [checks, "tells", mount.path, mount.region];
-      // A Python of the system: that of somebody's home may not be entered.
-      expectOk(await run("/usr/bin/python3", args, { user: OTHER_UID, env: { PYTHONPATH: pythonPath } }));
-    });
-  });
+  describe.skipIf(noUser !== undefined)(
+    `on a mount of an ordinary user${noUser === undefined ? "" : `: ${noUser}`}`,
+    () => {
+      const mount = useMount({ options: "break_time=4", user: OTHER_UID });
+      test("an ordinary user maps, is told, and loses the mapping", async () => {
+        const args = [checks, "tells", mount.path, mount.region];
+        expectOk(await run(systemPython, args, { user: OTHER_UID, env: { PYTHONPATH: pythonPath } }));
+      });
+    },
+  );
 
   test("without the C library the import says so", async () => {
     const folder = mkdtempSync(folderPrefix("/dev/shm"));
