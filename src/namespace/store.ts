@@ -174,7 +174,10 @@ export class Store {
     this.superblock = superblock;
     this.readOnlyReason = readOnlyReason;
     this.blockBytes = superblock.blockBytes;
-    this.discards = new Discards({ region, ...space, blockBytes: superblock.blockBytes });
+    this.discards = new Discards({
+      ...{ region, allocator: space.allocator, blockBytes: superblock.blockBytes },
+      spared: () => this.#placesOfNextMount(),
+    });
     this.blockShift = BigInt(Math.log2(superblock.blockBytes));
     this.blockMask = BigInt(superblock.blockBytes - 1);
     this.#group = new GroupBuilder(groupCapacity(recovery.geometry));
@@ -753,6 +756,20 @@ export class Store {
     );
   }
 
+  /**
+   * Where the next mount of a sparse region looks first for segments, in a volume as it is now. What metadata has today is free
+   * then, but for a checkpoint and the beginning of a log; these may lie anywhere, so there are as many places more.
+   */
+  #placesOfNextMount(): Run[] {
+    if (this.region.allocate === undefined) return [];
+    const { segmentBytes } = this.superblock;
+    const taken: Run[] = [];
+    for (const { name, start, count } of this.metadataRuns())
+      if (SEGMENTS.has(name) && start + count <= this.allocator.end) taken.push({ start, count });
+    const places = fullReserve(this.#size(), 1, this.#segmentBudget) + this.#snapshotSegments() + 3;
+    return this.allocator.alignedPlaces(places, segmentBytes / this.blockBytes, taken);
+  }
+
   /** The log is long, or takes what the next checkpoint needs; a log of one segment gives nothing back. */
   #checkpointDue(logSegments: number): boolean {
     return (
@@ -1073,6 +1090,13 @@ function adoptCopies(
     return isThere ? pool.adoptCopy(copy) : null;
   });
 }
+/** What is a whole segment (metadataRuns). */
+const SEGMENTS: ReadonlySet<string> = new Set([
+  ...GIVEN_BACK,
+  "next checkpoint",
+  "next checkpoint's spare",
+  "reserve",
+]);
 
 /** Blocks of all files, unordered. */
 function usedRuns(state: State): Run[] {

@@ -311,20 +311,20 @@ export class Allocator {
   }
 
   /**
-   * Where allocateAligned() would find room for as many runs of `count` blocks as `taken` has, if those of `taken` were free.
-   * Nothing is allocated or freed.
+   * Where allocateAligned() would find room for so many runs of `count` blocks, if those of `taken` were free. Nothing is
+   * allocated or freed.
    */
-  alignedPlaces(count: number, taken: readonly Run[]): Run[] {
+  alignedPlaces(places: number, count: number, taken: readonly Run[]): Run[] {
     for (const run of taken) this.#put(run.start, run.count);
-    const places: Run[] = [];
-    while (places.length < taken.length) {
+    const found: Run[] = [];
+    while (found.length < places) {
       const place = this.allocateAligned(count);
       if (place === null) break;
-      places.push(place);
+      found.push(place);
     }
-    for (const run of places) this.#put(run.start, run.count);
+    for (const run of found) this.#put(run.start, run.count);
     for (const run of taken) this.#take(run.start, run.count);
-    return places;
+    return found;
   }
 
   /** Give blocks back as soon as the group with this number is durable. */

@@ -7,8 +7,8 @@
  *   so, in quarantine, withheld, or in the reserve of metadata is allocated for the allocator, and stays as it is;
  * - nobody gets a block while it is being discarded: a discard that comes after a store would destroy it;
  * - nothing is discarded while somebody wants the region's bytes as they were (Region.beforeStore);
- * - where the next mount looks for its reserve first, room that a sparse region has stays: on a full disk below it would
- *   find none otherwise, and could not write;
+ * - what is spared keeps the room that it has below: where the next mount looks for segments of metadata first, and on a full
+ *   disk below would find none otherwise;
  * - one slice at a time, on the thread pool, bounded in bytes and in extents: who needs the last free blocks waits for no
  *   more than that.
  */
@@ -17,7 +17,6 @@ import { FsError } from "../base/errors.ts";
 import type { Region } from "../region/region.ts";
 import type { Allocator, Run } from "./allocator.ts";
 import { blocksIn, overlapping, union } from "./runs.ts";
-import type { SegmentPool } from "./segment-pool.ts";
 
 /** Of one slice: bytes, extents, and extents that are looked at. */
 const SLICE_BYTES = 8 * 1024 * 1024;
@@ -40,14 +39,15 @@ export interface TrimRange {
 export interface DiscardOptions {
   readonly region: Region;
   readonly allocator: Allocator;
-  readonly pool: SegmentPool;
   readonly blockBytes: number;
+  /** Free space that keeps the room that it has below, in any order. */
+  readonly spared: () => readonly Run[];
 }
 
 export class Discards {
   readonly #region: Region;
   readonly #allocator: Allocator;
-  readonly #pool: SegmentPool;
+  readonly #spared: () => readonly Run[];
   readonly #blockBytes: number;
   #slice: Promise<void> | null = null;
   #ended = false;
@@ -64,7 +64,7 @@ export class Discards {
   constructor(options: DiscardOptions) {
     this.#region = options.region;
     this.#allocator = options.allocator;
-    this.#pool = options.pool;
+    this.#spared = options.spared;
     this.#blockBytes = options.blockBytes;
   }
 
@@ -85,7 +85,7 @@ export class Discards {
    */
   async trim(range: TrimRange, pause: () => Promise<void>): Promise<number> {
     let blocks = 0;
-    for (const part of this.#withoutReserve(range)) {
+    for (const part of this.#withoutSpared(range)) {
       for (let at = part.start, joins = false; at < part.end; ) {
         while (this.#slice !== null) await this.#slice;
         const found = this.#next({ ...part, start: at }, joins);
@@ -171,13 +171,10 @@ export class Discards {
     }
   }
 
-  /** Parts of a range that are no place where the next mount looks for its reserve. */
-  #withoutReserve({ start, end, least }: TrimRange): TrimRange[] {
-    // Where nothing is sparse, room need not be kept.
-    const spared = this.#region.allocate === undefined ? [] : union(this.#pool.placesOfNextMount());
+  #withoutSpared({ start, end, least }: TrimRange): TrimRange[] {
     const parts: TrimRange[] = [];
     let from = start;
-    for (const run of overlapping(spared, start, end)) {
+    for (const run of overlapping(union(this.#spared()), start, end)) {
       if (run.start > from) parts.push({ start: from, end: run.start, least });
       from = run.start + run.count;
     }

@@ -109,11 +109,6 @@ export class SegmentPool {
     }
   }
 
-  /** Where the next mount looks first for a reserve as large as this one, if the volume is then as it is now. */
-  placesOfNextMount(): Run[] {
-    return this.#allocator.alignedPlaces(this.#segmentBlocks, [...this.runs()]);
-  }
-
   *runs(): IterableIterator<{ start: number; count: number }> {
     for (const segments of [this.#free, this.#lent.keys()]) {
       for (const segment of segments) yield { start: segment / this.#blockBytes, count: this.#segmentBlocks };

@@ -107,6 +107,12 @@ describe("fstrim", () => {
       code: 1,
       stderr: expect.stringContaining("Operation not permitted"),
     });
+    // All capabilities, but in a user namespace of their own.
+    const words = ["--user", "--map-root-user", "fstrim", mount.path];
+    expect(await run("unshare", words, { user: 1000 })).toMatchObject({
+      code: 1,
+      stderr: expect.stringContaining("Operation not permitted"),
+    });
     // Root, but without CAP_SYS_ADMIN.
     const bounded = await run("setpriv", ["--bounding-set=-sys_admin", "fstrim", mount.path]);
     expect(bounded).toMatchObject({ code: 1, stderr: expect.stringContaining("Operation not permitted") });
@@ -200,18 +206,24 @@ async function fillBelow(mount: TestMount, options: string): Promise<void> {
     await call("mkfs", "--size", "64M", region);
     await call("mount", "--log", "none", "-o", options, region, mount.path);
     await writeFile(mount.at("first"), Buffer.alloc(8 * MIB, 1));
-    await writeFile(mount.at("second"), Buffer.alloc(2 * MIB, 1));
-    await call("unmount", mount.path);
-    // The reserve is taken behind what the files have.
-    await call("mount", "--log", "none", "-o", options, region, mount.path);
+    // The reserve grows with what there is, behind what the file has.
+    mkdirSync(mount.at("many"));
+    const made = `cd "$1"; for n in $(seq 6000); do : > "a-file-of-many-$n"; done`;
+    await run("sh", ["-c", made, "sh", mount.at("many")]);
     await rm(mount.at("first"));
-    expect(trim(mount.path, 0, ALL, 0)).toBeGreaterThan(8 * MIB);
+    if (options === "discard") await until(() => onDisk(region) < 12 * MIB, LIMIT_MS);
+    else expect(trim(mount.path, 0, ALL, 0)).toBeGreaterThan(8 * MIB);
     await call("unmount", mount.path);
     await run("dd", ["if=/dev/zero", `of=${join(small, "filler")}`, "bs=4096"]);
     await call("mount", "--log", "none", region, mount.path);
-    const info = JSON.parse(await call("info", "--json", mount.path)) as { read_only: string | null };
+    const info = JSON.parse(await call("info", "--json", mount.path)) as {
+      read_only: string | null;
+      metadata_reserve: number;
+      metadata_reserve_needed: number;
+    };
     expect(info.read_only).toBeNull();
-    await rm(mount.at("second"));
+    expect(info.metadata_reserve).toBeGreaterThanOrEqual(info.metadata_reserve_needed);
+    await writeFile(mount.at("after"), "");
     await call("check", mount.path);
     await call("unmount", mount.path);
   } finally {
@@ -220,16 +232,19 @@ async function fillBelow(mount: TestMount, options: string): Promise<void> {
   }
 }
 
-test("what was trimmed can be mounted and used though the disk below has become full", async ({ skip }) => {
-  if (!isRoot) skip("needs root");
-  const { TestMount: Made } = await import("../support/mount.ts");
-  const mount = new Made({});
-  try {
-    await fillBelow(mount, "defaults");
-  } finally {
-    await mount.dispose();
-  }
-});
+test.for(["defaults", "discard"])(
+  "what was trimmed (-o %s) can be mounted and used though the disk below has become full",
+  async (options, { skip }) => {
+    if (!isRoot) skip("needs root");
+    const { TestMount: Made } = await import("../support/mount.ts");
+    const mount = new Made({});
+    try {
+      await fillBelow(mount, options);
+    } finally {
+      await mount.dispose();
+    }
+  },
+);
 
 const noLoop = loopUnavailable();
 test.skipIf(noLoop !== null)(

@@ -1,15 +1,16 @@
 /** Which blocks are told to what lies below, and that nobody is hurt by it: on a region in memory, which forgets them. */
 import { describe, expect, test } from "vitest";
 import { FsError } from "../../src/base/errors.ts";
-import { Wait } from "../../src/base/wait.ts";
+import { retrying, Wait } from "../../src/base/wait.ts";
 import { checkVolume } from "../../src/namespace/check.ts";
+import { write } from "../../src/namespace/data.ts";
+import { S_IFREG } from "../../src/namespace/inode.ts";
+import { create, unlink } from "../../src/namespace/names.ts";
 import { Store } from "../../src/namespace/store.ts";
-import type { Region } from "../../src/region/region.ts";
 import { Allocator, type Run } from "../../src/space/allocator.ts";
 import { Discards, type TrimRange } from "../../src/space/discard.ts";
-import { SegmentPool } from "../../src/space/segment-pool.ts";
 import { MemoryRegion } from "../support/memory-region.ts";
-import { MIB, makeVolume } from "../support/volume.ts";
+import { MIB, makeVolume, owner } from "../support/volume.ts";
 
 const BLOCK = 4096;
 const CHUNK = (2 * MIB) / BLOCK;
@@ -18,13 +19,12 @@ interface Bench {
   readonly allocator: Allocator;
   readonly region: MemoryRegion;
   readonly discards: Discards;
-  readonly pool: SegmentPool;
   /** In blocks, in order. */
   readonly told: Run[];
 }
 
-function make(blocks: number, options: { sparse?: boolean } = {}): Bench {
-  const region: MemoryRegion & Pick<Region, "allocate"> = MemoryRegion.blank(blocks * BLOCK);
+function make(blocks: number, spared: () => readonly Run[] = () => []): Bench {
+  const region = MemoryRegion.blank(blocks * BLOCK);
   const allocator = new Allocator(blocks, BLOCK);
   const told: Run[] = [];
   const discard = region.discard.bind(region);
@@ -32,15 +32,8 @@ function make(blocks: number, options: { sparse?: boolean } = {}): Bench {
     told.push({ start: offset / BLOCK, count: length / BLOCK });
     await discard(offset, length);
   };
-  if (options.sparse === true) region.allocate = () => {};
-  const pool = new SegmentPool(allocator, 131072, BLOCK, region);
-  return {
-    allocator,
-    region,
-    pool,
-    told,
-    discards: new Discards({ region, allocator, pool, blockBytes: BLOCK }),
-  };
+  const discards = new Discards({ region, allocator, blockBytes: BLOCK, spared });
+  return { allocator, region, told, discards };
 }
 
 const all = ({ allocator }: Bench, least = 1): TrimRange => ({ start: 0, end: allocator.blockCount, least });
@@ -153,30 +146,51 @@ describe("a trim", () => {
   });
 });
 
-describe("the room that metadata will need", () => {
-  test("keeps what a sparse region has for it: where the next mount looks first", async () => {
-    const bench = make(8 * CHUNK, { sparse: true });
-    bench.allocator.claim(0, 40);
-    expect(bench.pool.ensure(3)).toBe(true);
-    // The reserve lies behind what a file has had.
-    const [first] = [...bench.pool.runs()];
-    bench.allocator.free(0, 40);
-    await bench.discards.trim(all(bench), pause);
-    const next = new Allocator(8 * CHUNK, BLOCK);
-    const places = [32, 32, 32].map((blocks) => next.allocateAligned(blocks) as Run);
-    expect(places[0]?.start).toBeLessThan(first?.start as number);
-    for (const { start, count } of [...places, ...bench.pool.runs()]) {
-      const hit = bench.told.some((run) => run.start < start + count && start < run.start + run.count);
-      expect(hit, `blocks from ${start}`).toBe(false);
-    }
-    bench.allocator.check();
-    expect(bench.pool.available).toBe(3);
+describe("what is spared", () => {
+  test("keeps the room that it has, and no more than that", async () => {
+    const spared = [
+      { start: 5 * CHUNK, count: 32 },
+      { start: 64, count: 32 },
+      { start: 96, count: 32 },
+      { start: 0, count: 32 },
+    ];
+    const bench = make(8 * CHUNK, () => spared);
+    expect(await bench.discards.trim(all(bench), pause)).toBe(8 * CHUNK - 4 * 32);
+    expect(joined(bench.told)).toEqual([
+      { start: 32, count: 32 },
+      { start: 128, count: 5 * CHUNK - 128 },
+      { start: 5 * CHUNK + 32, count: 3 * CHUNK - 32 },
+    ]);
   });
 
-  test("is no reason to keep anything where nothing is sparse", async () => {
-    const bench = make(8 * CHUNK);
-    bench.pool.ensure(3);
-    expect(await bench.discards.trim(all(bench), pause)).toBe(bench.allocator.freeBlocks);
+  test("of a sparse region are the places where the next mount looks for segments first", async () => {
+    const region = await makeVolume(16 * MIB, "page");
+    const had: [number, number][] = [];
+    Object.assign(region, { allocate: (offset: number, length: number) => had.push([offset, length]) });
+    const store = await Store.open(region, { readOnly: false });
+    const file = create(store, store.root, "large", S_IFREG | 0o600, 0, owner, null);
+    write(store, file, 0n, new Uint8Array(4 * MIB), 0, 4 * MIB, false);
+    // The reserve grows behind the file.
+    for (let count = 0; count < 3000; count += 1)
+      await retrying(() =>
+        create(store, store.root, `one of many ${count}`, S_IFREG | 0o600, 0, owner, null),
+      );
+    await retrying(() => unlink(store, store.root, "large"));
+    await store.sync();
+    const told: [number, number][] = [];
+    region.discard = async (offset, length) => void told.push([offset, length]);
+    await store.discards.trim({ start: 0, end: store.allocator.blockCount, least: 1 }, pause);
+    expect(told.reduce((sum, [, length]) => sum + length, 0)).toBeGreaterThan(2 * MIB);
+    checkVolume(store);
+    await store.close();
+    had.length = 0;
+    const again = await Store.open(region, { readOnly: false });
+    expect(had.length).toBeGreaterThan(10);
+    const hollow = had.filter(([offset, length]) =>
+      told.some(([from, bytes]) => from < offset + length && offset < from + bytes),
+    );
+    expect(hollow).toEqual([]);
+    await again.close();
   });
 });
 
