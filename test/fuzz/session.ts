@@ -10,10 +10,11 @@
  */
 import { setTimeout as sleep, setImmediate as turn } from "node:timers/promises";
 import { InHeader, Opcode } from "../../src/fuse/kernel.ts";
+import { FstrimRange, Fsxattr, LinuxIoctl } from "../../src/fuse/linux-ioctls.ts";
 import { type OpRow, opRow, opRows } from "../../src/fuse/opcodes.ts";
 import { printReply, printRequest } from "../../src/fuse/print.ts";
 import { Request } from "../../src/fuse/request.ts";
-import { type StructField, viewOf } from "../../src/layout/struct.ts";
+import { type StructField, struct, u32, viewOf } from "../../src/layout/struct.ts";
 import * as wire from "../../src/lease/wire.ts";
 import { checkVolume } from "../../src/namespace/check.ts";
 import { Store } from "../../src/namespace/store.ts";
@@ -59,6 +60,9 @@ const PLAIN: Call = {
   ...{ ioctl: "", wire: {}, bytes: [], gone: false, turns: 1 },
 };
 
+const FLAGS = struct("flags", "What GETFLAGS and SETFLAGS carry.", { flags: u32("FS_*_FL") }, 4);
+const LABEL = struct("label", "As numbers, which are mostly no text.", { label: u32("bytes") }, 4);
+
 const WIRES = {
   REGION: wire.WireRegion,
   GRANT: wire.WireMap,
@@ -71,7 +75,16 @@ const WIRES = {
   OFFER: wire.WireClone,
   CLONE: wire.WireClone,
   DEFRAG: wire.WireRange,
+  FITRIM: FstrimRange,
+  GETFLAGS: FLAGS,
+  SETFLAGS: FLAGS,
+  FSGETXATTR: Fsxattr,
+  FSSETXATTR: Fsxattr,
+  GETVERSION: FLAGS,
+  GETFSLABEL: LABEL,
+  SETFSLABEL: LABEL,
 } as const;
+const COMMANDS = { ...wire.Ioctl, ...LinuxIoctl };
 
 const NAMES = [
   ...["dir", "file", "twin", "moved", "link", "new", "a", "b", ".", "..", "", "a/b", "\xff\xfe"],
@@ -175,6 +188,20 @@ export class SessionTarget implements Target<SessionInput> {
         ...files,
         ioctl("GRANT", 1, { kind: "1", length: "4096" }),
         ioctl("EXTENTS", 2, { length: "1048576" }),
+      ],
+      [
+        ...files,
+        ioctl("SETFLAGS", 1, { flags: "64" }),
+        ioctl("FITRIM", 1, { length: "8388608" }),
+        ioctl("FSGETXATTR", 1, {}),
+        call("UNLINK", { node: 2, names: ["file"] }),
+      ],
+      [
+        ...files,
+        ioctl("GRANT", 1, { kind: "2", offset: "0", length: "8192", flags: "4" }),
+        { ...ioctl("SETFLAGS", 2, { flags: "16" }), turns: 4 },
+        ioctl("END", 1, { leaseId: "1" }),
+        ioctl("SETFSLABEL", 1, { label: "65" }),
       ],
       [...files, ioctl("PREPARE", 1, { length: "65536" }), ioctl("DEFRAG", 1, {})],
       [...files, ioctl("REGION", 1, {}), ioctl("OFFER", 1, {}), ioctl("CLONE", 2, {})],
@@ -350,7 +377,7 @@ function encode(one: Call, unique: bigint): Buffer {
   let data = Buffer.from(one.data, "hex");
   const fields = { ...one.fields };
   if (row.opcode === Opcode.IOCTL && ioctl !== null) {
-    const cmd = wire.Ioctl[ioctl];
+    const cmd = COMMANDS[ioctl];
     const size = (cmd >>> 16) & 0x3fff;
     data = Buffer.alloc((cmd >>> 30) & 1 ? size : 0);
     if (data.length > 0) encoded(WIRES[ioctl], one.wire).copy(data);

@@ -78,6 +78,17 @@ test("a page that the kernel refuses is tried again a few times; where it cannot
   expect(asked).toEqual([0, 0, 0]);
   expect(pages.bytes).toBe(4 * HUGE_PAGE_BYTES);
 
+  // What was discarded may be filled again.
+  const gathered = new HugePages(refusing, () => 3 * HUGE_PAGE_BYTES, { roundMs: 1, pauseMs: 1 });
+  await until(() => gathered.bytes === 2 * HUGE_PAGE_BYTES, LIMIT_MS);
+  await until(() => asked.length >= 6, LIMIT_MS);
+  asked.length = 0;
+  gathered.forget(HUGE_PAGE_BYTES + 4096, HUGE_PAGE_BYTES);
+  expect(gathered.bytes).toBe(0);
+  await until(() => gathered.bytes === 2 * HUGE_PAGE_BYTES, LIMIT_MS);
+  await gathered.close();
+  expect(asked.length).toBeGreaterThan(0);
+
   let calls = 0;
   const without = {
     gather: async () => {
