@@ -34,8 +34,9 @@ export interface MountOptions {
   assumePmem: boolean;
   /** What can be read of a damaged volume. */
   rescue: boolean;
-  /** What becomes free is told to what the region lies on. */
+  /** What has been free for `discardDelaySeconds` is told to what the region lies on. */
   discard: boolean;
+  discardDelaySeconds: number;
   /** Although a volume with the same uuid is mounted. */
   sameUuidToo: boolean;
   /** Where metrics are shown; null for nowhere. */
@@ -180,6 +181,15 @@ const VALUED: Record<string, { wants: string; set: (options: MountOptions, value
       return true;
     },
   },
+  discard_delay: {
+    wants: "whole seconds, from 1 to 86400",
+    set: (options, value) => {
+      const seconds = parseCount(value, 86_400);
+      if (seconds === undefined || seconds === 0) return false;
+      options.discardDelaySeconds = seconds;
+      return true;
+    },
+  },
   max_leases: {
     wants: "a whole number, at most 1048576",
     set: (options, value) => {
@@ -240,6 +250,7 @@ export function defaultMountOptions(asRoot: boolean): MountOptions {
     assumePmem: false,
     rescue: false,
     discard: false,
+    discardDelaySeconds: 30,
     sameUuidToo: false,
     metrics: null,
     transport: "kernel",

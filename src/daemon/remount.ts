@@ -24,6 +24,7 @@ const OF_THE_DAEMON: readonly [keyof MountOptions, string][] = [
   ["assumePmem", "assume_pmem"],
   ["rescue", "rescue"],
   ["discard", "discard"],
+  ["discardDelaySeconds", "discard_delay="],
   ["cache", "cache="],
   ["metrics", "metrics="],
   ["transport", "transport="],

@@ -87,7 +87,7 @@ async function serve(
     const volume = await Volume.open(region, {
       readOnly: options.readOnly,
       rescue: options.rescue,
-      discard: options.discard,
+      discardAfterSeconds: options.discard ? options.discardDelaySeconds : null,
       tell: (text) => log.warn(text),
       ...leasePolicy(options, region.facts.sizeBytes, process.getuid?.() ?? 0),
     });

@@ -18,8 +18,8 @@ export interface VolumeOptions extends LeasePolicy {
   readonly readOnly: boolean;
   /** Read-only, and though it be damaged: what can be read of it. */
   readonly rescue?: boolean;
-  /** What becomes free is told to what the region lies on, now and then. */
-  readonly discard?: boolean;
+  /** What has been free for so long is told to what the region lies on; null: never. */
+  readonly discardAfterSeconds?: number | null;
   /** A line for whoever runs the daemon. */
   readonly tell?: (text: string) => void;
 }
@@ -78,9 +78,6 @@ export interface VolumeInfo {
 /** Write-back of page-granular regions, and of times: nothing is older than this when the power fails, milliseconds. */
 const WRITE_BACK_MS = 4000;
 
-/** What has been free for longer than this is discarded, with -o discard, milliseconds. */
-const DISCARD_MS = 3000;
-
 /** What cannot be written is in the journal's failure, and lacking space mends itself. */
 function butRefused(error: unknown): void {
   if (!(error instanceof FsError)) throw error;
@@ -122,9 +119,10 @@ export class Volume {
       // A failure is sticky in the journal, which tells of it; who writes next hears of it, too.
       if (this.store.journal?.failure === null) await this.store.sync().catch(butRefused);
     });
-    if (options.discard !== true || store.journal === null) return;
+    const { discardAfterSeconds: seconds = null } = options;
+    if (seconds === null || store.journal === null) return;
     store.discards.follow((text) => options.tell?.(text));
-    this.#every(DISCARD_MS, "discarding", () => store.discards.discardFreed());
+    this.#every(seconds * 1000, "discarding", () => store.discards.discardFreed());
   }
 
   #every(milliseconds: number, what: string, run: () => unknown): void {

@@ -57,7 +57,7 @@ describe("mount options", () => {
 
   test("options of ours have typed values", () => {
     const options = parseMountOptions(
-      ["direct=breakable,break_time=3,max_leases=7,max_leased=256M,assume_pmem"],
+      ["direct=breakable,break_time=3,max_leases=7,max_leased=256M,assume_pmem,discard,discard_delay=7"],
       true,
     );
     expect(options).toMatchObject({
@@ -66,7 +66,10 @@ describe("mount options", () => {
       maxLeases: 7,
       maxLeasedBytes: 256 * 1024 ** 2,
       assumePmem: true,
+      discard: true,
+      discardDelaySeconds: 7,
     });
+    expect(parseMountOptions(["discard,nodiscard"], true)).toMatchObject({ discard: false });
     expect(parseMountOptions(["log=syslog,log=none"], true).log).toEqual({ kind: "none" });
     expect(parseMountOptions(["log=/var/log/x"], true).log).toEqual({ kind: "file", path: "/var/log/x" });
   });
@@ -82,6 +85,7 @@ describe("mount options", () => {
     ["ro,bogus=1", "bogus=1"],
     ["direct=sometimes", "seal, breakable or off"],
     ["direct", "needs a value"],
+    ["discard_delay=0", "whole seconds"],
     ["break_time=-1", "whole seconds"],
     ["break_time=1.5", "whole seconds"],
     ["max_leases=many", "whole number"],

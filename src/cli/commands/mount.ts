@@ -81,7 +81,8 @@ Options for -o:
   assume_pmem            as --assume-pmem
   ro,rescue              what can be read of a damaged volume
   discard                blocks that have become free are given back to what the region lies
-                         on, a little later; 'fstrim' gives back all of them at once
+                         on; 'fstrim' gives back all of them at once
+  discard_delay=SECONDS  when they have been free for so long, or up to twice that (30)
   nouuid                 although a volume of the same uuid is mounted: a copy of it
   transport=io_uring     as --transport io_uring: requests through io_uring (Linux 6.14,
                          where fuse.enable_uring is on)
