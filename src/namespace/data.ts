@@ -473,6 +473,7 @@ export function guardPrepare(store: Store, inode: Inode, block: number, count: n
 export function prepareSome(store: Store, inode: Inode, block: number, count: number, limit: number): number {
   const map = extentsOf(inode);
   store.writable();
+  mustNotBePinned(inode);
   takeBack(store, inode, block, count);
   const end = block + count;
   let at = block;

@@ -5,11 +5,12 @@
 import { execFileSync } from "node:child_process";
 import { chmodSync, closeSync, mkdirSync, mkdtempSync, openSync, rmSync, statSync } from "node:fs";
 import { readFile, rm, stat, writeFile } from "node:fs/promises";
-import { join } from "node:path";
+import { basename, join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { describe, expect, test } from "vitest";
 import { mapDirect, open as openDirect } from "../../src/api/index.ts";
 import { FstrimRange, LinuxIoctl } from "../../src/fuse/linux-ioctls.ts";
+import * as wire from "../../src/lease/wire.ts";
 import { addon } from "../../src/region/addon.ts";
 import { folderPrefix } from "../support/leftovers.ts";
 import { loopUnavailable, makeLoopDevice } from "../support/loop-device.ts";
@@ -116,6 +117,22 @@ describe("fstrim", () => {
     // Root, but without CAP_SYS_ADMIN.
     const bounded = await run("setpriv", ["--bounding-set=-sys_admin", "fstrim", mount.path]);
     expect(bounded).toMatchObject({ code: 1, stderr: expect.stringContaining("Operation not permitted") });
+  });
+
+  test("is refused while a snapshot is being taken", async ({ skip }) => {
+    if (!isRoot) skip("needs root");
+    const argument = new Uint8Array(wire.WIRE_SNAPSHOT_BYTES);
+    const begin = { version: wire.WIRE_VERSION, step: wire.SnapshotStep.BEGIN };
+    wire.WireSnapshot.encode(new DataView(argument.buffer), 0, begin);
+    const descriptor = openSync(mount.path, "r");
+    try {
+      addon().ioctl(descriptor, wire.Ioctl.SNAPSHOT, argument);
+      expect(trim(mount.path, 0, ALL, 0)).toBe("EBUSY");
+    } finally {
+      closeSync(descriptor);
+    }
+    await until(() => trim(mount.path, 0, ALL, 0) !== "EBUSY", LIMIT_MS);
+    expect(trim(mount.path, 0, ALL, 0)).toBeGreaterThan(0);
   });
 
   test("leaves blocks to a process that maps them, though their file is gone", async ({ skip }) => {
@@ -281,6 +298,9 @@ test.skipIf(noLoop !== null)(
       await rm(join(mountpoint, "gone"));
       expect(trim(mountpoint, 0, ALL, 0)).toBeGreaterThan(32 * MIB);
       expect(onDisk(backing)).toBeLessThan(full - 30 * MIB);
+      // The device takes none any more.
+      await writeFile(`/sys/block/${basename(device.path)}/queue/discard_max_bytes`, "0");
+      expect(trim(mountpoint, 0, ALL, 0)).toBe("EOPNOTSUPP");
       await call("unmount", mountpoint);
       await call("mount", "--log", "none", device.path, mountpoint);
       expect((await readFile(join(mountpoint, "kept"))).equals(bytesOf(3 * MIB))).toBe(true);

@@ -6,7 +6,7 @@ import { existsSync, mkdirSync } from "node:fs";
 import { open, readFile, rm, stat, writeFile } from "node:fs/promises";
 import { describe, expect, test } from "vitest";
 import { mapDirect, open as openDirect } from "../../src/api/index.ts";
-import { Ioctl, LeaseKind } from "../../src/lease/wire.ts";
+import { Ioctl, LeaseFlag, LeaseKind, WireMap } from "../../src/lease/wire.ts";
 import { addon } from "../../src/region/addon.ts";
 import { grantRequest } from "../support/grant.ts";
 import { type TestMount, useMount, withMount } from "../support/mount.ts";
@@ -176,6 +176,50 @@ except OSError as error:
     await rm(mount.at("foreign"));
   });
 });
+
+test.skipIf(lacking !== undefined)(
+  "of a grant that is under way and of a flag that comes meanwhile one is refused",
+  async () => {
+    await withMount({ sizeBytes: 400 << 20 }, async (mount) => {
+      const request = grantRequest(LeaseKind.SEAL, 0, 256 << 20);
+      new DataView(request.buffer).setUint32(WireMap.at.flags, LeaseFlag.PREPARE, true);
+      const printed = await python(
+        `import errno, fcntl, os, struct, sys, threading, time
+path, number, request = sys.argv[1], int(sys.argv[2]), bytes.fromhex(sys.argv[3])
+def ask(number, fd, argument):
+    try:
+        fcntl.ioctl(fd, number, argument)
+        return "ok"
+    except OSError as error:
+        return errno.errorcode[error.errno]
+for n in range(8):
+    with open(path, "w") as file:
+        file.truncate(256 << 20)
+    fd, other = os.open(path, os.O_RDWR), os.open(path, os.O_RDONLY)
+    answers = {}
+    def grant():
+        # It takes a while: the blocks are allocated and zeroed first.
+        answers["grant"] = ask(number, fd, bytearray(request))
+    thread = threading.Thread(target=grant)
+    thread.start()
+    time.sleep(n / 100)
+    answers["flag"] = ask(0x40086602, other, struct.pack("i", 0x10))
+    thread.join()
+    print(answers["grant"], answers["flag"])
+    ask(0x40086602, other, struct.pack("i", 0))
+    os.close(fd)
+    os.close(other)
+    os.unlink(path)`,
+        mount.at("contested"),
+        `${Ioctl.GRANT}`,
+        Buffer.from(request).toString("hex"),
+      );
+      const answers = printed.split("\n");
+      expect(answers.length).toBe(8);
+      for (const answer of answers) expect(["ok ETXTBSY", "EACCES ok", "EPERM ok"], answer).toContain(answer);
+    });
+  },
+);
 
 describe.skipIf(lacking !== undefined)("times of access", () => {
   const mount = useMount({ options: "strictatime" });

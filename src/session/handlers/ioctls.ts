@@ -257,8 +257,7 @@ function grantWish(session: Session, handle: Handle, payload: Uint8Array): MapRe
   if (session.isDown) throw new FsError("EIO", "the file system was shut down");
   if ((handle.flags & OpenFlag.ACCMODE) !== OpenFlag.RDWR)
     throw new FsError("EACCES", "not open for reading and writing");
-  // Nobody can look at a store into a page. So mmap(2) answers for a file that only grows.
-  if (isPinned(handle.inode)) throw new FsError("EACCES", "the file is immutable or append-only");
+  refusePinned(handle.inode);
   if (wish.length === 0n || (wish.offset & store.blockMask) !== 0n) {
     throw new FsError("EINVAL", `offset and length: whole blocks of ${store.blockBytes} bytes, at least one`);
   }
@@ -337,6 +336,7 @@ function makeLease(session: Session, request: Request, handle: Handle, wish: Map
   const { block, count } = rangeOf(store, wish);
   refuseTail(session, inode, block, count);
   session.heldFiles.check(inode);
+  refusePinned(inode);
   // Of two requests at a time one gets it.
   if (handle.lease !== null) throw new FsError("EBUSY", "this open file has a lease already");
   const holder = new Caller(request.pid, request.uid);
@@ -367,6 +367,11 @@ function replyGranted(session: Session, request: Request, lease: Lease): void {
     leaseId: lease.id,
     token: lease.token,
   });
+}
+
+/** Nobody can look at a store into a page. @throws FsError EACCES, as mmap(2) says for a file that only grows */
+function refusePinned(inode: Inode): void {
+  if (isPinned(inode)) throw new FsError("EACCES", "the file is immutable or append-only");
 }
 
 /** While the volume is being made smaller, no lease gets where blocks are about to move. @throws FsError EAGAIN */
