@@ -208,8 +208,7 @@ export class Discards {
   /** With nothing awaited since the runs were found to be free. */
   async #discard(found: readonly Run[]): Promise<number> {
     if (this.#ended) throw new FsError("EROFS", "being unmounted");
-    if (this.#region.beforeStore !== null)
-      throw new FsError("EBUSY", "a snapshot is being taken, which may need what was there");
+    this.#mustNotBeWanted();
     const runs = found.map(({ start, count }) => this.#allocator.beginDiscard(start, count));
     const work = this.#give(runs);
     const over = (): void => {
@@ -222,9 +221,16 @@ export class Discards {
     return blocks;
   }
 
+  #mustNotBeWanted(): void {
+    if (this.#region.beforeStore !== null)
+      throw new FsError("EBUSY", "a snapshot is being taken, which may need what was there");
+  }
+
   async #give(runs: readonly Run[]): Promise<void> {
     try {
       for (const { start, count } of runs) {
+        // A snapshot may have begun since the last one.
+        this.#mustNotBeWanted();
         const offset = start * this.#blockBytes;
         const length = count * this.#blockBytes;
         await this.#region.discard?.(offset, length);

@@ -113,6 +113,21 @@ describe("a trim", () => {
     expect(bench.allocator.freeBlocks).toBe(CHUNK);
   });
 
+  test("ends, without harm, when somebody begins to want them in the middle of a slice", async () => {
+    const bench = make(CHUNK);
+    for (let block = 10; block < CHUNK; block += 20) bench.allocator.claim(block, 1);
+    const free = bench.allocator.freeBlocks;
+    const { discard } = bench.region;
+    bench.region.discard = async (offset, length) => {
+      await discard(offset, length);
+      if (bench.told.length === 3) bench.region.beforeStore = () => {};
+    };
+    await expect(bench.discards.trim(all(bench), pause)).rejects.toMatchObject({ code: "EBUSY" });
+    expect(bench.told.length).toBe(3);
+    expect([bench.allocator.freeBlocks, bench.allocator.pendingBlocks]).toEqual([free, 0]);
+    bench.allocator.check();
+  });
+
   test("that fails gives its blocks back to the free space", async () => {
     const bench = make(CHUNK);
     bench.region.discard = async () => {
