@@ -13,6 +13,9 @@ type Step =
   | { do: "claim"; start: number; count: number }
   | { do: "release"; lsn: number }
   | { do: "withhold"; share: number }
+  | { do: "discard"; from: number; limit: number }
+  | { do: "discarded"; index: number }
+  | { do: "places"; power: number; count: number }
   | { do: "restore" | "cut" }
   | { do: "extend"; by: number };
 
@@ -37,6 +40,13 @@ const step: fc.Arbitrary<Step> = fc.oneof(
   }),
   fc.record({ do: fc.constant("release" as const), lsn: fc.nat({ max: 50 }) }),
   fc.record({ do: fc.constant("withhold" as const), share }),
+  fc.record({ do: fc.constant("discard" as const), from: share, limit: fc.integer({ min: 1, max: 900 }) }),
+  fc.record({ do: fc.constant("discarded" as const), index: fc.nat() }),
+  fc.record({
+    do: fc.constant("places" as const),
+    power: fc.nat({ max: 6 }),
+    count: fc.integer({ min: 1, max: 5 }),
+  }),
   fc.record({ do: fc.constantFrom("restore" as const, "cut" as const) }),
   fc.record({ do: fc.constant("extend" as const), by: fc.nat({ max: 1200 }) }),
 );
@@ -62,6 +72,7 @@ describe("the allocator", () => {
         const used = new Array<boolean>(count).fill(false);
         const held: { start: number; count: number }[] = [];
         const pending: { start: number; count: number; lsn: number }[] = [];
+        const discarding: { start: number; count: number }[] = [];
         let lsn = 0;
         const take = (start: number, length: number): void => {
           for (let block = start; block < start + length; block += 1) {
@@ -134,6 +145,43 @@ describe("the allocator", () => {
                 else pending.push(run);
               }
               break;
+            case "discard": {
+              const from = Math.floor(one.from * end);
+              const run = allocator.nextFree(from, end, one.limit);
+              const first = used.findIndex((inUse, block) => block >= from && isFree(inUse, block));
+              expect(run?.start ?? -1).toBe(first);
+              if (run === null) break;
+              const row = used.slice(first, end).indexOf(true);
+              expect(run.count).toBe(Math.min(one.limit, row < 0 ? end - first : row));
+              discarding.push(allocator.beginDiscard(run.start, run.count));
+              used.fill(true, run.start, run.start + run.count);
+              break;
+            }
+            case "discarded": {
+              if (discarding.length === 0) break;
+              const [run] = discarding.splice(one.index % discarding.length, 1) as [(typeof discarding)[0]];
+              allocator.endDiscard(run);
+              give(run.start, run.count);
+              break;
+            }
+            case "places": {
+              const want = 2 ** one.power;
+              // Those that could be given back, all of them before the end.
+              const taken = held.filter(({ start, count: length }) => start + length <= end);
+              const without = used.slice();
+              for (const run of taken) without.fill(false, run.start, run.start + run.count);
+              const places = allocator.alignedPlaces(one.count, want, taken);
+              let possible = 0;
+              for (let at = 0; at + want <= end; at += want)
+                if (!without.slice(at, at + want).includes(true)) possible += 1;
+              expect(places.length).toBe(Math.min(one.count, possible));
+              expect(new Set(places.map(({ start }) => start)).size).toBe(places.length);
+              for (const { start, count: length } of places) {
+                expect([start % want, length]).toEqual([0, want]);
+                expect(without.slice(start, start + length)).not.toContain(true);
+              }
+              break;
+            }
             case "withhold":
               if (withheld) break;
               withheld = true;
@@ -165,7 +213,9 @@ describe("the allocator", () => {
           allocator.check();
           expect(allocator.freeBlocks).toBe(used.filter(isFree).length);
           expect([allocator.blockCount, allocator.end]).toEqual([count, end]);
-          expect(allocator.pendingBlocks).toBe(pending.reduce((sum, run) => sum + run.count, 0));
+          const waiting = [...pending, ...discarding, ...allocator.pendingRuns()].map(({ count }) => count);
+          const sum = waiting.reduce((total, blocks) => total + blocks, 0);
+          expect(2 * allocator.pendingBlocks).toBe(sum);
         }
         expect(used.map((_, block) => allocator.isFree(block))).toEqual(used.map(isFree));
       }),
