@@ -30,6 +30,7 @@ const COMMANDS: Readonly<Record<string, () => Promise<Command>>> = {
   fsck: async () => (await import("./commands/fsck.ts")).fsckCommand(),
   tune: async () => (await import("./commands/tune.ts")).tuneCommand(),
   probe: async () => (await import("./commands/probe.ts")).probeCommand(),
+  superblock: async () => (await import("./commands/superblock.ts")).superblockCommand(),
   check: async () => (await import("./commands/check.ts")).checkCommand(),
   resize: async () => (await import("./commands/resize.ts")).resizeCommand(),
   dump: async () => (await import("./commands/dump.ts")).dumpCommand(),

@@ -11,9 +11,9 @@
  * - whatever the region holds, the answer is a report or an FsError.
  */
 import { CorruptionError, FsError, InvariantError } from "../base/errors.ts";
-import type { ChainEnd } from "../media/chain.ts";
+import type { ChainEnd, ChainGeometry } from "../media/chain.ts";
 import { COUNTER_MAX, COUNTER_ROOM, FeatureIncompatible, RESERVED_BYTES } from "../media/format.ts";
-import type { Recovery } from "../media/recovery.ts";
+import { geometryOf, type Recovery } from "../media/recovery.ts";
 import { leastReserve, rewriteReserve } from "../media/reserve.ts";
 import { mustBeReadOnly, type SuperblockValue } from "../media/superblock.ts";
 import { type BroughtBack, bringBack, checkTree, claimAll } from "../namespace/recovered.ts";
@@ -25,7 +25,9 @@ import { SegmentPool } from "../space/segment-pool.ts";
 import { judgeBlocks } from "./blocks.ts";
 import { checkCopies } from "./copies.ts";
 import { type Loss, LossCounter, lossInWords } from "./loss.ts";
+import { findNewest, findWithoutSuperblock } from "./newest.ts";
 import { type Problem, Problems } from "./problem.ts";
+import { mendedSuperblock, newestCopy } from "./superblock.ts";
 import { type Survey, survey } from "./survey.ts";
 import { TreeJudge } from "./tree.ts";
 
@@ -77,10 +79,51 @@ export async function fsck(region: Region, options: FsckOptions): Promise<FsckRe
     if (problems.count === 0) return reportOf(problems, { ...strict, superblock }, verdict);
   }
   const refusal = "state" in strict ? null : strict.refusal.message;
-  const found = survey(region, problems);
-  if (found === null) {
+  const basis = basisOf(region, strict, problems);
+  if (basis === null) {
     return reportOf(problems, null, { refusal, repairable: false, loss: null, repaired: false });
   }
+  const { whole, geometry, from } = basis;
+  const { superblock, allocator, state } = whole;
+  const highest = Math.max(superblock.sequence, superblock.incarnations, from.index, from.lsn - 1);
+  if (highest > COUNTER_MAX - COUNTER_ROOM) {
+    const limit = `counters below ${COUNTER_MAX - COUNTER_ROOM}`;
+    problems.add("superblock", "superblock or log", limit, `${highest}`, null);
+  }
+  const repairable = !problems.beyondRepair && mustBeReadOnly(superblock) === null;
+  const loss = problems.losesSomething ? (whole.loss ?? null) : null;
+  const allowed = loss === null || options.mayLose === undefined || options.mayLose(loss);
+  const repaired = options.repair && repairable && allowed;
+  const report = reportOf(problems, whole, { refusal, repairable, loss, repaired });
+  if (repaired) {
+    // Until the superblocks name the new metadata, the old stays as it is, with what it was read from.
+    for (const at of basis.copies)
+      allocator.claim(at / superblock.blockBytes, superblock.segmentBytes / superblock.blockBytes);
+    const pool = new SegmentPool(allocator, superblock.segmentBytes, superblock.blockBytes, region);
+    if (loss !== null && options.undo !== undefined) keep(region, options.undo(), basis, pool);
+    await rewrite(region, geometry, pool, state, superblock, from, true);
+  }
+  return report;
+}
+
+type Strict = BroughtBack | { readonly refusal: Error };
+
+/** What a repair writes anew, and what it was read from. */
+interface Basis {
+  readonly whole: Whole;
+  readonly geometry: ChainGeometry;
+  readonly segments: readonly number[];
+  readonly copies: readonly number[];
+  /** Numbers above all that its log has used. */
+  readonly from: { readonly index: number; readonly lsn: number };
+}
+
+/** null: nothing tells where anything is. */
+function basisOf(region: Region, strict: Strict, problems: Problems): Basis | null {
+  const newer = "state" in strict ? null : newest(region, problems);
+  if (newer !== null) return newer;
+  const found = survey(region, problems);
+  if (found === null) return null;
   // But for copies nothing may be wrong.
   const whole =
     "state" in strict ? { ...strict, superblock: strict.recovery.superblock } : madeToFit(found, problems);
@@ -93,27 +136,51 @@ export async function fsck(region: Region, options: FsckOptions): Promise<FsckRe
         : new CorruptionError("metadata", "to be readable", error.message);
     problems.add("layout", seen.where, seen.expected, seen.found, "all metadata is written anew");
   }
-  const { superblock, allocator, state } = whole;
-  const highest = Math.max(superblock.sequence, superblock.incarnations, found.nextIndex, found.nextLsn);
-  if (highest > COUNTER_MAX - COUNTER_ROOM) {
-    const limit = `counters below ${COUNTER_MAX - COUNTER_ROOM}`;
-    problems.add("superblock", "superblock or log", limit, `${highest}`, null);
-  }
-  const repairable = !problems.beyondRepair && mustBeReadOnly(superblock) === null;
-  const loss = problems.losesSomething ? (whole.loss ?? null) : null;
-  const allowed = loss === null || options.mayLose === undefined || options.mayLose(loss);
-  const repaired = options.repair && repairable && allowed;
-  const report = reportOf(problems, whole, { refusal, repairable, loss, repaired });
-  if (repaired) {
-    // Until the superblocks name the new metadata, the old stays as it is, with what it was read from.
-    for (const at of found.copies)
-      allocator.claim(at / superblock.blockBytes, superblock.segmentBytes / superblock.blockBytes);
-    const pool = new SegmentPool(allocator, superblock.segmentBytes, superblock.blockBytes, region);
-    if (loss !== null && options.undo !== undefined) keep(region, options.undo(), whole, found, pool);
-    const from = { index: found.nextIndex, lsn: found.nextLsn + 1 };
-    await rewrite(region, found.geometry, pool, state, superblock, from, true);
-  }
-  return report;
+  const { geometry, segments, copies } = found;
+  return { whole, geometry, segments, copies, from: { index: found.nextIndex, lsn: found.nextLsn + 1 } };
+}
+
+/** Metadata that is whole, and at least as new as what the superblock names and a mount refuses. */
+function newestWhole(region: Region): BroughtBack | null {
+  const base = newestCopy(region);
+  if (base === null) return mendedSuperblock(region) === null ? findWithoutSuperblock(region) : null;
+  if (base.regionBytes > region.facts.sizeBytes) return null;
+  const found = findNewest(region, base);
+  if (found === null) return null;
+  const { superblock, nextLsn } = found.recovery;
+  const isNewer = superblock.checkpointIncarnation > base.checkpointIncarnation;
+  const goesAsFar =
+    superblock.logIncarnation === base.logIncarnation && nextLsn >= Math.max(base.tailLsn, base.logLsn);
+  return isNewer || goesAsFar ? found : null;
+}
+
+function newest(region: Region, problems: Problems): Basis | null {
+  const found = newestWhole(region);
+  if (found === null) return null;
+  const isKnown = newestCopy(region) !== null;
+  problems.add(
+    "superblock-old",
+    "superblock",
+    isKnown ? "to name metadata that is whole and the newest" : "one whole copy",
+    isKnown ? "other metadata" : "none",
+    isKnown
+      ? "what is whole and newest counts"
+      : "what is whole counts; the volume gets another uuid and no label",
+  );
+  return basisFrom(found);
+}
+
+function basisFrom(found: BroughtBack): Basis {
+  const { recovery, segments } = found;
+  const { superblock, mended, log, nextLsn } = recovery;
+  return {
+    whole: { ...found, superblock },
+    // Of the uuid that it gets, if its own is lost.
+    geometry: geometryOf(superblock),
+    segments,
+    copies: [...mended.values()],
+    from: { index: log.index + 1, lsn: nextLsn + 1 },
+  };
 }
 
 /** What can be read of a volume, damaged or not; its recovery says what is not there. Nothing is written. */
@@ -121,6 +188,8 @@ export function rescue(region: Region): BroughtBack {
   const strict = mountable(region);
   if ("state" in strict) return strict;
   const problems = new Problems();
+  const whole = newestWhole(region);
+  if (whole !== null) return whole;
   const found = survey(region, problems);
   if (found === null) throw strict.refusal;
   const { state, superblock, allocator, loss } = madeToFit(found, problems);
@@ -136,7 +205,7 @@ export function rescue(region: Region): BroughtBack {
     ...{ label: "rescue", why: "what could be read of a damaged volume", superblock, warnings },
     ...{ geometry: found.geometry, mended: new Map(), groupsApplied: 0, groupsDropped: 0 },
     ...{ checkpoint: { ...chain, segments: found.segments }, log: chain, resumable: false },
-    ...{ nextLsn: found.nextLsn, durableLsn: 0 },
+    ...{ checkpointEndLsn: 0, nextLsn: found.nextLsn, durableLsn: 0 },
     ...{ nextIno: state.nextIno, nextGeneration: state.nextGeneration },
   };
   return { state, recovery, allocator, segments: found.segments };
@@ -146,13 +215,12 @@ export function rescue(region: Region): BroughtBack {
 function keep(
   region: Region,
   undo: Undo,
-  { superblock, state }: Whole,
-  found: Survey,
+  { whole: { superblock, state }, segments, copies }: Basis,
   pool: SegmentPool,
 ): void {
   const { segmentBytes } = superblock;
   undo.keep(region, 0, RESERVED_BYTES);
-  for (const at of [...found.segments, ...found.copies]) undo.keep(region, at, segmentBytes);
+  for (const at of [...segments, ...copies]) undo.keep(region, at, segmentBytes);
   // All of it twice, at most.
   pool.ensure(2 * rewriteReserve({ ...superblock, snapshotBytes: state.snapshotBytes }));
   for (const { start, count } of pool.runs())
@@ -205,7 +273,7 @@ function warningsOf({ allocator, state, superblock, recovery }: Whole): string[]
 }
 
 /** What a mount would find, or why it would refuse. */
-function mountable(region: Region): BroughtBack | { readonly refusal: Error } {
+function mountable(region: Region): Strict {
   try {
     return bringBack(region);
   } catch (error) {

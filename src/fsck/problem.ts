@@ -5,6 +5,8 @@ export type ProblemCode =
   | "superblock-copy"
   /** No copy is whole. */
   | "superblock"
+  /** Whole metadata is not what the superblock names, or no superblock is left to name it. */
+  | "superblock-old"
   /** The region is smaller than its volume. */
   | "region-short"
   /** A part of the checkpoint or of the log is damaged or missing. */

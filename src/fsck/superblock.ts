@@ -46,14 +46,20 @@ export function findSuperblock(region: Region, problems: Problems): FoundSuperbl
   return { value, namedBytes };
 }
 
-/** A whole copy whose pointers lead nowhere: its chains are searched for. */
-function withoutPlaces(region: Region, problems: Problems): SuperblockValue | null {
+/** The whole copy with the highest number, wherever it points. */
+export function newestCopy(region: Region): SuperblockValue | null {
   let best: SuperblockValue | null = null;
   for (const offset of SUPERBLOCK_OFFSETS) {
     const verdict = judgeCopy(readSome(region, offset, Superblock.size), offset);
     if (verdict.kind !== "valid") continue;
     if (best === null || verdict.value.sequence > best.sequence) best = verdict.value;
   }
+  return best;
+}
+
+/** A whole copy whose pointers lead nowhere: its chains are searched for. */
+function withoutPlaces(region: Region, problems: Problems): SuperblockValue | null {
+  const best = newestCopy(region);
   if (best === null) return null;
   for (const [name, at] of [
     ["checkpoint", best.checkpointSegment],
@@ -71,19 +77,40 @@ function withoutPlaces(region: Region, problems: Problems): SuperblockValue | nu
   return best;
 }
 
-/** Words in which the copies may differ to be tried both ways: 2^12 checksums take milliseconds. */
-const MENDED_WORDS_MAX = 12;
-
-/** Two copies that are damaged in different places are one whole copy, taken together. */
 function mended(region: Region, problems: Problems): SuperblockValue | null {
-  const [first, second] = SUPERBLOCK_OFFSETS.map((at) => readSome(region, at, Superblock.size)) as [
-    Buffer,
-    Buffer,
-  ];
+  const value = mendedSuperblock(region);
+  if (value === null) return null;
+  const [first, second] = copiesOf(region);
+  problems.add(
+    "superblock-copy",
+    "superblock",
+    "one whole copy of two",
+    `both damaged, in ${differingWords(first, second).length} words`,
+    "together they are whole; both are written anew",
+  );
+  return value;
+}
+
+function copiesOf(region: Region): [Buffer, Buffer] {
+  return SUPERBLOCK_OFFSETS.map((at) => readSome(region, at, Superblock.size)) as [Buffer, Buffer];
+}
+
+/** Byte offsets of the words in which they differ. */
+function differingWords(first: Buffer, second: Buffer): number[] {
   const differing: number[] = [];
   for (let at = 0; at < Superblock.size; at += 8) {
     if (first.compare(second, at, at + 8, at, at + 8) !== 0) differing.push(at);
   }
+  return differing;
+}
+
+/** Words in which the copies may differ to be tried both ways: 2^12 checksums take milliseconds. */
+const MENDED_WORDS_MAX = 12;
+
+/** Two copies that are damaged in different places are one whole copy, taken together. */
+export function mendedSuperblock(region: Region): SuperblockValue | null {
+  const [first, second] = copiesOf(region);
+  const differing = differingWords(first, second);
   if (differing.length > MENDED_WORDS_MAX) return null;
   for (let choice = 0; choice < 2 ** differing.length; choice += 1) {
     const mix = Buffer.from(first);
@@ -91,15 +118,7 @@ function mended(region: Region, problems: Problems): SuperblockValue | null {
       if ((choice & (1 << bit)) !== 0) second.copy(mix, at, at, at + 8);
     }
     const verdict = judgeCopy(mix, 0);
-    if (verdict.kind !== "valid") continue;
-    problems.add(
-      "superblock",
-      "superblock",
-      "one whole copy of two",
-      `both damaged, in ${differing.length} words`,
-      "together they are whole; both are written anew",
-    );
-    return verdict.value;
+    if (verdict.kind === "valid") return verdict.value;
   }
   return null;
 }

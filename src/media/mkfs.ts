@@ -23,6 +23,7 @@ import {
 } from "./format.ts";
 import { leastReserve, leastVolumeBytes } from "./reserve.ts";
 import { judgeCopy, type SuperblockValue } from "./superblock.ts";
+import { findTrace } from "./traces.ts";
 
 export const ROOT_INO = 1;
 const DEFAULT_BLOCK_SIZE_BYTES = 4096;
@@ -223,7 +224,8 @@ const signatures: readonly Signature[] = [
   { name: "vfat file system", offset: 54, magic: "FAT1" },
   { name: "swap area", offset: 4086, magic: "SWAPSPACE2" },
   { name: "LUKS volume", offset: 0, magic: "LUKS" },
-  { name: "LVM physical volume", offset: 536, magic: "LVM2 001" },
+  // Its label may be in any of the first four sectors.
+  ...[24, 536, 1048, 1560].map((offset) => ({ name: "LVM physical volume", offset, magic: "LVM2 001" })),
   { name: "Linux RAID member", offset: 4096, magic: [0xfc, 0x4e, 0x2b, 0xa9] },
   { name: "bcache device", offset: 4120, magic: [0xc6, 0x85, 0x73, 0xf6] },
   { name: "GPT partition table", offset: 512, magic: "EFI PART" },
@@ -248,5 +250,6 @@ export function identifyContent(region: Region): string | null {
     const expected = typeof magic === "string" ? Buffer.from(magic, "latin1") : Buffer.from(magic);
     if (data.subarray(offset, offset + expected.length).equals(expected)) return name;
   }
-  return null;
+  const trace = findTrace(region);
+  return trace === null ? null : `mapdirect file system without a superblock (metadata at byte ${trace})`;
 }

@@ -135,6 +135,8 @@ export interface Recovery {
   /** Segments that are damaged, and the copy that was used. */
   readonly mended: ReadonlyMap<number, number>;
   readonly checkpoint: ChainEnd;
+  /** The checkpoint contains changes of groups below this number. */
+  readonly checkpointEndLsn: number;
   readonly log: ChainEnd;
   /** Groups of the log that were applied, and valid ones that were not. */
   readonly groupsApplied: number;
@@ -168,13 +170,15 @@ interface CheckpointEnd {
 export interface Sources {
   readonly media: Media;
   readonly superblock?: SuperblockChoice;
+  /** If the superblock has another uuid than its segments. */
+  readonly geometry?: ChainGeometry;
 }
 
 /** @throws CorruptionError (refused by the table, or damage in a structure), FsError EINVAL (no volume, unknown version). */
 export function recover(region: Region, sink: RecoverySink, found: Sources = { media: region }): Recovery {
   const { media } = found;
   const { value: superblock, warnings } = found.superblock ?? readSuperblock(region);
-  const geometry = geometryOf(superblock);
+  const geometry = found.geometry ?? geometryOf(superblock);
 
   let end: CheckpointEnd | null = null;
   let records = 0;
@@ -280,6 +284,7 @@ export function recover(region: Region, sink: RecoverySink, found: Sources = { m
     warnings: [...warnings, ...[...mended].map(mendedInWords)],
     mended,
     checkpoint,
+    checkpointEndLsn: checkpointEnd.endLsn,
     log,
     groupsApplied: applied,
     groupsDropped: dropped,

@@ -27,6 +27,7 @@ import {
   Superblock,
   VolumeState,
 } from "./format.ts";
+import { findTrace, isBlank } from "./traces.ts";
 
 export type SuperblockValue = StructValue<typeof Superblock>;
 
@@ -160,12 +161,22 @@ export function readSuperblock(region: Region): SuperblockChoice {
   }
   if (best === null) {
     if (verdicts.every((verdict) => verdict.kind === "absent")) {
-      throw new FsError(
-        "EINVAL",
-        `${region.facts.path} holds no mapdirect file system; make one with 'mapdirect mkfs'`,
-      );
+      const { path } = region.facts;
+      if (findTrace(region) !== null)
+        throw new CorruptionError("superblocks", "one copy of two", "none, but metadata");
+      // To make one is no advice where anything else may lie.
+      const todo = isBlank(region) ? "make one with 'mapdirect mkfs'" : "see 'blkid' for what it may hold";
+      throw new FsError("EINVAL", `${path} holds no mapdirect file system; ${todo}`);
     }
     throw new CorruptionError("superblocks", "one valid copy of two", warnings.join("; "));
+  }
+  for (const [index, verdict] of verdicts.entries()) {
+    // One write behind is what an interrupted write leaves.
+    if (verdict.kind !== "valid" || verdict.value.sequence >= best.sequence - 1) continue;
+    const { sequence } = verdict.value;
+    warnings.push(
+      `superblock at byte ${SUPERBLOCK_OFFSETS[index]}: an older one, number ${sequence} and not ${best.sequence}`,
+    );
   }
   const unknown = best.featuresIncompatible & ~KNOWN_INCOMPATIBLE;
   if (unknown !== 0) {

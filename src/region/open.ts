@@ -99,10 +99,7 @@ function checkIsRegion(path: string): void {
 }
 
 function tooSmall(path: string, sizeBytes: number): FsError {
-  return new FsError(
-    "EINVAL",
-    `${path} has ${sizeBytes} bytes, fewer than any region; name another file, or make one with 'mapdirect mkfs'`,
-  );
+  return new FsError("EINVAL", `${path} has ${sizeBytes} bytes, fewer than any region; name another file`);
 }
 
 function explain(error: unknown, path: string, readOnly: boolean): Error {

@@ -22,6 +22,7 @@ const COMMANDS = [
   "fsck",
   "tune",
   "probe",
+  "superblock",
   "snapshot",
   "check",
   "resize",

@@ -17,7 +17,15 @@ import { Recorder } from "../powercut/recorder.ts";
 import { apply, settle, statesOf } from "../powercut/states.ts";
 import { MemoryRegion } from "../support/memory-region.ts";
 import { damage, makeSpecimen, withLies } from "../support/specimen.ts";
-import { MIB, makeVolume, onAnotherBoot, owner, patchSuperblock, randomOf } from "../support/volume.ts";
+import {
+  MIB,
+  makeVolume,
+  onAnotherBoot,
+  owner,
+  patchSuperblock,
+  randomOf,
+  withoutCopies,
+} from "../support/volume.ts";
 
 const seed = Number(process.env.MAPDIRECT_SEED ?? Math.floor(Math.random() * 2 ** 31));
 const runs = Number(process.env.MAPDIRECT_RUNS ?? 150);
@@ -413,16 +421,89 @@ describe("fsck finds, and a repair mends", () => {
     image[SUPERBLOCK_OFFSETS[0] + 200] = 0xee;
     image[SUPERBLOCK_OFFSETS[1] + 150] = 0xee;
     const report = await fsck(MemoryRegion.fromImage(image), { repair: false });
-    expect(report.problems).toMatchObject([{ code: "superblock", found: "both damaged, in 2 words" }]);
+    expect(report.problems).toMatchObject([{ code: "superblock-copy", found: "both damaged, in 2 words" }]);
     expect(await repaired(image, "page")).not.toBeNull();
   });
 
-  test("no superblock at all: it cannot", async () => {
-    const image = (await makeVolume(4 * MIB, "page")).image();
+  test("no superblock at all, and no whole metadata: it cannot", async () => {
+    const image = withoutCopies((await makeVolume(4 * MIB, "page")).image());
+    const { recovery } = await Store.open(MemoryRegion.fromImage(image), { readOnly: true });
+    image[recovery.checkpoint.segment + 100] = 0xee;
     for (const offset of SUPERBLOCK_OFFSETS) image.fill(offset % 251, offset + 8, offset + 512);
     const report = await fsck(MemoryRegion.fromImage(image), { repair: true });
     expect(report).toMatchObject({ superblock: null, repairable: false, repaired: false });
     expect(report.problems[0]?.repair).toBeNull();
+  });
+
+  for (const [how, sizeBytes, blockSizeBytes, clean] of [
+    ["unmounted", 16 * MIB, 4096, true],
+    ["killed", 16 * MIB, 4096, false],
+    ["with larger blocks", 64 * MIB, 65_536, true],
+    ["with larger segments", 1024 * MIB, 4096, true],
+  ] as const) {
+    test(`both superblocks gone: the segments tell what they are (${how})`, async () => {
+      const region = await makeVolume(sizeBytes, "cacheline", { blockSizeBytes });
+      const store = await Store.open(region, { readOnly: false });
+      const directory = create(store, store.root, "directory", S_IFDIR | 0o755, 0, owner, null);
+      for (let index = 0; index < 30; index += 1) {
+        const bytes = 1000 + index * 7000;
+        const file = create(store, directory, `file-${index}`, S_IFREG | 0o644, 0, owner, null);
+        write(store, file, 0n, pattern(bytes, index), 0, bytes, false);
+      }
+      if (clean) await store.close();
+      const zeros = new Uint8Array(128 * 1024);
+      region.write(0, zeros, 0, zeros.length);
+      const refusal = await Store.open(region, { readOnly: true }).catch((error: Error) => error.message);
+      expect(refusal).toMatch(/damaged superblocks: .*none, but metadata/);
+      expect(refusal).not.toContain("mkfs");
+      const report = await fsck(region, { repair: true, mayLose: () => false });
+      expect(report).toMatchObject({ repaired: true, loss: null, problems: [{ code: "superblock-old" }] });
+      expect(report.superblock?.blockBytes).toBe(blockSizeBytes);
+      expect(await fsck(region, { repair: false })).toMatchObject({ problemCount: 0 });
+      const again = await Store.open(region, { readOnly: false });
+      for (let index = 0; index < 30; index += 1) {
+        const found = content(again, at(again, "directory", `file-${index}`));
+        expect(Buffer.compare(found, pattern(1000 + index * 7000, index))).toBe(0);
+      }
+      checkVolume(again);
+      await again.close();
+    }, 120_000);
+  }
+
+  test("a superblock from two mounts ago: it is named, and nobody goes by it", async () => {
+    const region = await makeVolume(16 * MIB, "page");
+    const mountOnce = async (name: string): Promise<void> => {
+      const store = await Store.open(region, { readOnly: false });
+      const file = create(store, store.root, name, S_IFREG | 0o644, 0, owner, null);
+      write(store, file, 0n, pattern(9000, name.length), 0, 9000, false);
+      await store.close();
+    };
+    await mountOnce("a");
+    const [first, second] = SUPERBLOCK_OFFSETS;
+    const old = region.image().slice(second, second + 512);
+    await mountOnce("bb");
+    await mountOnce("ccc");
+    region.write(second, old, 0, old.length);
+    const report = await fsck(region, { repair: false });
+    expect(report).toMatchObject({ refusal: null, loss: null, problemCount: 1 });
+    expect(report.problems[0]).toMatchObject({
+      code: "superblock-copy",
+      found: expect.stringMatching(/byte 65536: an older one, number \d+ and not \d+/),
+    });
+    const lost = MemoryRegion.fromImage(region.image(), { granularity: "page" });
+    expect(await fsck(region, { repair: true })).toMatchObject({ repaired: true });
+    expect(await fsck(region, { repair: false })).toMatchObject({ problemCount: 0 });
+    // The newer one is gone as well.
+    lost.write(first, new Uint8Array(512), 0, 512);
+    expect(await fsck(lost, { repair: true, mayLose: () => false })).toMatchObject({
+      repaired: true,
+      loss: null,
+    });
+    for (const one of [region, lost]) {
+      const store = await Store.open(one, { readOnly: true });
+      for (const name of ["a", "bb", "ccc"])
+        expect(Buffer.compare(content(store, at(store, name)), pattern(9000, name.length))).toBe(0);
+    }
   });
 
   test("a region that was cut short", async () => {
