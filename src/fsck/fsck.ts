@@ -12,10 +12,16 @@
  */
 import { CorruptionError, FsError, InvariantError } from "../base/errors.ts";
 import type { ChainEnd, ChainGeometry } from "../media/chain.ts";
-import { COUNTER_MAX, COUNTER_ROOM, FeatureIncompatible, RESERVED_BYTES } from "../media/format.ts";
+import {
+  COUNTER_MAX,
+  COUNTER_ROOM,
+  END_COPY_BYTES,
+  FeatureIncompatible,
+  RESERVED_BYTES,
+} from "../media/format.ts";
 import { geometryOf, type Recovery } from "../media/recovery.ts";
 import { leastReserve, rewriteReserve } from "../media/reserve.ts";
-import { mustBeReadOnly, type SuperblockValue } from "../media/superblock.ts";
+import { copyAtEnd, endOffset, mustBeReadOnly, type SuperblockValue } from "../media/superblock.ts";
 import { type BroughtBack, bringBack, checkTree, claimAll } from "../namespace/recovered.ts";
 import { rewrite } from "../namespace/rewrite.ts";
 import { State } from "../namespace/state.ts";
@@ -101,7 +107,7 @@ export async function fsck(region: Region, options: FsckOptions): Promise<FsckRe
       allocator.claim(at / superblock.blockBytes, superblock.segmentBytes / superblock.blockBytes);
     const pool = new SegmentPool(allocator, superblock.segmentBytes, superblock.blockBytes, region);
     if (loss !== null && options.undo !== undefined) keep(region, options.undo(), basis, pool);
-    await rewrite(region, geometry, pool, state, superblock, from, true);
+    await rewrite(region, geometry, pool, state, superblock, from, true, () => allocator.isLastFree);
   }
   return report;
 }
@@ -143,7 +149,11 @@ function basisOf(region: Region, strict: Strict, problems: Problems): Basis | nu
 /** Metadata that is whole, and at least as new as what the superblock names and a mount refuses. */
 function newestWhole(region: Region): BroughtBack | null {
   const base = newestCopy(region);
-  if (base === null) return mendedSuperblock(region) === null ? findWithoutSuperblock(region) : null;
+  if (base === null) {
+    if (mendedSuperblock(region) !== null) return null;
+    const atEnd = copyAtEnd(region);
+    return (atEnd === null ? null : findNewest(region, atEnd)) ?? findWithoutSuperblock(region);
+  }
   if (base.regionBytes > region.facts.sizeBytes) return null;
   const found = findNewest(region, base);
   if (found === null) return null;
@@ -157,17 +167,32 @@ function newestWhole(region: Region): BroughtBack | null {
 function newest(region: Region, problems: Problems): Basis | null {
   const found = newestWhole(region);
   if (found === null) return null;
-  const isKnown = newestCopy(region) !== null;
+  const basis = basisFrom(found);
+  if (newestCopy(region) !== null) {
+    const expected = "to name metadata that is whole and the newest";
+    problems.add(
+      "superblock-old",
+      "superblock",
+      expected,
+      "other metadata",
+      "what is whole and newest counts",
+    );
+    return basis;
+  }
+  // Anybody who could store on the region could have made what is found there: a person has to say that this is it.
+  const isNamed =
+    Buffer.compare(copyAtEnd(region)?.uuid ?? Buffer.alloc(16), found.recovery.superblock.uuid) === 0;
   problems.add(
-    "superblock-old",
     "superblock",
-    isKnown ? "to name metadata that is whole and the newest" : "one whole copy",
-    isKnown ? "other metadata" : "none",
-    isKnown
-      ? "what is whole and newest counts"
-      : "what is whole counts; the volume gets another uuid and no label",
+    "superblock",
+    "one whole copy of two",
+    isNamed ? "none but one at the end of the volume" : "none",
+    isNamed
+      ? "the newest metadata of its volume counts"
+      : "metadata that is whole counts; the volume gets another uuid and no label",
   );
-  return basisFrom(found);
+  const loss = { inodes: 0, ofInodes: found.state.inodes.size, bytes: 0, atLeast: false };
+  return { ...basis, whole: { ...basis.whole, loss } };
 }
 
 function basisFrom(found: BroughtBack): Basis {
@@ -189,7 +214,10 @@ export function rescue(region: Region): BroughtBack {
   if ("state" in strict) return strict;
   const problems = new Problems();
   const whole = newestWhole(region);
-  if (whole !== null) return whole;
+  if (whole !== null) {
+    const warning = `not what the superblock names, but other metadata that is whole: ${strict.refusal.message}`;
+    return { ...whole, recovery: { ...whole.recovery, warnings: [warning, ...whole.recovery.warnings] } };
+  }
   const found = survey(region, problems);
   if (found === null) throw strict.refusal;
   const { state, superblock, allocator, loss } = madeToFit(found, problems);
@@ -220,6 +248,7 @@ function keep(
 ): void {
   const { segmentBytes } = superblock;
   undo.keep(region, 0, RESERVED_BYTES);
+  undo.keep(region, endOffset(superblock.regionBytes), END_COPY_BYTES);
   for (const at of [...segments, ...copies]) undo.keep(region, at, segmentBytes);
   // All of it twice, at most.
   pool.ensure(2 * rewriteReserve({ ...superblock, snapshotBytes: state.snapshotBytes }));

@@ -156,8 +156,9 @@ export class Checkpoint {
   /**
    * Make it the truth. `clean` marks the volume unmounted: nothing may have been logged since the log was rotated.
    * Returns the superblock as written.
+   * @param atEnd with a copy at the end of the volume
    */
-  async finish(previous: SuperblockValue, clean: boolean): Promise<SuperblockValue> {
+  async finish(previous: SuperblockValue, clean: boolean, atEnd: boolean): Promise<SuperblockValue> {
     // Changes may have been logged since the capture ended. They are stored when the sync is done, but recovery does not
     // know that: it takes the log to be durable up to the end of the capture. The rest waits for a barrier.
     const durable = this.#endLsn - 1;
@@ -179,7 +180,7 @@ export class Checkpoint {
     // What was captured may be what made the log fail.
     const failure = this.#journal?.failure ?? null;
     if (failure !== null) throw failure;
-    await writeSuperblock(this.#region, value);
+    await writeSuperblock(this.#region, value, atEnd);
     this.#journal?.noteDurable(durable);
     return value;
   }

@@ -1,8 +1,8 @@
 /**
  * Every byte that mapdirect writes on a region, declared once. docs/FORMAT.md is checked against these declarations.
  *
- *     0              64 KiB           128 KiB                                              end
- *     ├ superblock A ┼ superblock B ──┼ blocks: file data and metadata segments, mixed ────┤
+ *     0              64 KiB           128 KiB                                                         end
+ *     ├ superblock A ┼ superblock B ──┼ blocks: file data and metadata segments, mixed ┼ (superblock C) ┤
  *
  * A *segment* is an aligned run of `segmentBytes` that holds a header and then *groups*. A group is a checksummed run
  * of records and takes effect whole or not at all. The log is a chain of segments, a checkpoint is another.
@@ -14,6 +14,8 @@ export const FORMAT_VERSION = 1;
 /** Byte offsets of the two superblock copies; both lie below RESERVED_BYTES, which no segment or file ever uses. */
 export const SUPERBLOCK_OFFSETS = [0, 65536] as const;
 export const RESERVED_BYTES = 131072;
+/** A third copy begins so many bytes before the end of the volume, if its last block is free when it is unmounted. */
+export const END_COPY_BYTES = 4096;
 export const SUPERBLOCK_MAGIC = 0x5443_5249_4450_414dn; // "MAPDIRCT" in memory order
 
 export const REGION_BYTES_MIN = 4 * 1024 * 1024;

@@ -170,7 +170,7 @@ export async function makeFileSystem(region: Region, options: MkfsOptions): Prom
     reserved: new Uint8Array(280),
   };
   await copyCheckpoint(region, geometry, source, checkpoint.places);
-  await checkpoint.finish(superblock, true);
+  await checkpoint.finish(superblock, true, true);
   return blockBytes;
 }
 

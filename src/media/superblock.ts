@@ -15,6 +15,7 @@ import {
   BLOCK_BYTES_MAX,
   BLOCK_BYTES_MIN,
   COUNTER_MAX,
+  END_COPY_BYTES,
   FORMAT_VERSION,
   KNOWN_INCOMPATIBLE,
   KNOWN_READ_ONLY_COMPATIBLE,
@@ -213,14 +214,43 @@ export function mustBeReadOnly(value: SuperblockValue): string | null {
  * Write both copies, each durable before the next step. The caller has made durable what they name. The copy that a reader
  * would choose now comes last: when one of two is damaged or lags behind, a write of the other that is cut short would
  * leave none.
+ * @param atEnd a third goes to the end of the volume, whose last block nobody has
  */
-export async function writeSuperblock(region: Region, value: SuperblockValue): Promise<void> {
+export async function writeSuperblock(region: Region, value: SuperblockValue, atEnd = false): Promise<void> {
   const data = encodeSuperblock(value);
+  // Durable with the first of the others: nobody looks there as long as one of them is whole.
+  if (atEnd) writeAtEnd(region, value.regionBytes, data);
   for (const offset of weakerFirst(region)) {
     region.write(offset, data, 0, data.length);
     region.drain();
     await region.sync();
   }
+}
+
+/** As well as it can be: what a sparse region lies on may be full. */
+function writeAtEnd(region: Region, regionBytes: number, data: Uint8Array): void {
+  try {
+    region.write(endOffset(regionBytes), data, 0, data.length);
+  } catch (error) {
+    if (!(error instanceof FsError)) throw error;
+  }
+}
+
+/** Where the copy at the end of a volume lies, if its last block is free for it. */
+export function endOffset(regionBytes: number): number {
+  return regionBytes - END_COPY_BYTES;
+}
+
+/** The copy at the end, for when both others are gone: the size of the region tells where it can be. */
+export function copyAtEnd(region: Region): SuperblockValue | null {
+  const { sizeBytes } = region.facts;
+  for (let blockBytes = BLOCK_BYTES_MIN; blockBytes <= BLOCK_BYTES_MAX; blockBytes *= 2) {
+    const regionBytes = Math.floor(sizeBytes / blockBytes) * blockBytes;
+    if (regionBytes < REGION_BYTES_MIN) continue;
+    const verdict = copyAt(region, endOffset(regionBytes));
+    if (verdict.kind === "valid" && verdict.value.regionBytes === regionBytes) return verdict.value;
+  }
+  return null;
 }
 
 function weakerFirst(region: Region): readonly number[] {

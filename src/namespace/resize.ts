@@ -89,7 +89,9 @@ export async function resize(region: Region, wantedBytes: number): Promise<Resiz
   state.setBlockCount(blocks);
   const geometry = { ...recovery.geometry, regionBytes: afterBytes };
   const from = { index: recovery.log.index + 1, lsn: recovery.nextLsn + 1 };
-  await rewrite(region, geometry, pool, state, { ...superblock, regionBytes: afterBytes }, from, true);
+  await rewrite(region, geometry, pool, state, { ...superblock, regionBytes: afterBytes }, from, true, () =>
+    allocator.isFree(blocks - 1),
+  );
   return { beforeBytes: regionBytes, afterBytes, movedBytes: moved * blockBytes };
 }
 

@@ -26,6 +26,7 @@ export interface Rewritten {
  * @param source segments that nothing on the media uses
  * @param from numbers above all that the old log has used
  * @param clean the volume is not in use afterwards
+ * @param atEnd its last block is free for a copy of the superblock, when all else is stored
  */
 export async function rewrite(
   region: Region,
@@ -35,6 +36,7 @@ export async function rewrite(
   superblock: SuperblockValue,
   from: { readonly index: number; readonly lsn: number },
   clean: boolean,
+  atEnd: () => boolean,
 ): Promise<Rewritten> {
   const incarnation = superblock.incarnations + 1;
   const log = ChainWriter.begin(region, geometry, SegmentRole.LOG, source, { ...from, incarnation });
@@ -45,6 +47,6 @@ export async function rewrite(
   }
   const { places } = checkpoint;
   await copyCheckpoint(region, geometry, source, places);
-  const written = await checkpoint.finish(superblock, clean);
+  const written = await checkpoint.finish(superblock, clean, clean && atEnd());
   return { log, checkpoint: places, superblock: written };
 }

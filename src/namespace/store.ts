@@ -317,7 +317,7 @@ export class Store {
       // Everything that was recovered goes into a fresh checkpoint, and the log begins anew behind it. Until the
       // superblocks name them, the old ones stay as they are: a crash from here on finds what we found.
       const from = { index: recovery.log.index + 1, lsn: recovery.nextLsn + 1 };
-      const anew = await rewrite(region, recovery.geometry, pool, state, opened, from, false);
+      const anew = await rewrite(region, recovery.geometry, pool, state, opened, from, false, () => false);
       journal = new Journal(region, anew.log);
       opened = anew.superblock;
       for (const copy of checkpoint.copies) if (copy !== null) pool.copies.give(copy);
@@ -327,8 +327,7 @@ export class Store {
     }
     await copyCheckpoint(region, recovery.geometry, pool, checkpoint);
     const store = new Store(region, state, recovery, space, journal, opened, checkpoint, null);
-    store.pool.ensure(store.#reserveTarget());
-    store.pool.trim(store.#reserveTarget() + 4);
+    store.#fillReserve();
     const { tell } = options;
     if (tell !== undefined) {
       store.#tell = tell;
@@ -770,6 +769,23 @@ export class Store {
     return this.allocator.alignedPlaces(places, segmentBytes / this.blockBytes, taken);
   }
 
+  /**
+   * As many segments as there must be, and some more: for the log, so that it takes none from between the blocks of files that
+   * grow; and where there is plenty of room, for the copies of the next checkpoint beside those of this one.
+   */
+  #fillReserve(): void {
+    const wanted = this.#reserveTarget();
+    const copies = this.#snapshotSegments() + 4;
+    const plenty = 16 * copies * (this.superblock.segmentBytes / this.blockBytes);
+    if (this.allocator.freeBlocks < plenty) {
+      this.pool.ensure(wanted);
+      this.pool.trim(wanted + 4);
+    } else {
+      this.pool.ensure(wanted + copies);
+      this.pool.trim(wanted + copies + 4);
+    }
+  }
+
   /** The log is long, or takes what the next checkpoint needs; a log of one segment gives nothing back. */
   #checkpointDue(logSegments: number): boolean {
     return (
@@ -963,7 +979,11 @@ export class Store {
     const { places } = checkpoint;
     await copyCheckpoint(this.region, this.recovery.geometry, this.pool, places);
     try {
-      this.superblock = await checkpoint.finish({ ...this.superblock, regionBytes }, clean);
+      this.superblock = await checkpoint.finish(
+        { ...this.superblock, regionBytes },
+        clean,
+        clean && this.allocator.isLastFree,
+      );
     } catch (error) {
       // Half written: the old checkpoint and log may still be the truth, so nothing may be reused.
       journal.failure ??= error as Error;
@@ -985,7 +1005,7 @@ export class Store {
     // Those for which there was no room before; the next mount looks for them where the table says.
     await copyCheckpoint(this.region, this.recovery.geometry, this.pool, places, clean);
     if (clean) await this.region.sync();
-    this.pool.trim(this.#reserveTarget() + 4);
+    this.#fillReserve();
   }
 
   /** Final checkpoint; afterwards the volume is clean and this object of no use. The region stays open. */
@@ -1031,7 +1051,7 @@ export class Store {
       state: empty ? VolumeState.CLEAN : VolumeState.MOUNTED,
       tailLsn: nextLsn,
     };
-    await writeSuperblock(this.region, this.superblock);
+    await writeSuperblock(this.region, this.superblock, this.allocator.isLastFree);
     if (!empty)
       this.#tell(
         "there was no room for a checkpoint: the log keeps what was done, and the next mount reads it",

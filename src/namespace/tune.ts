@@ -30,5 +30,14 @@ export async function tune(region: Region, wanted: Tuning): Promise<void> {
   const geometry = { ...recovery.geometry, seed: crc32c(uuid, 0, uuid.length) };
   const pool = new SegmentPool(allocator, superblock.segmentBytes, superblock.blockBytes);
   const from = { index: recovery.log.index + 1, lsn: recovery.nextLsn + 1 };
-  await rewrite(region, geometry, pool, state, { ...superblock, label, uuid }, from, true);
+  await rewrite(
+    region,
+    geometry,
+    pool,
+    state,
+    { ...superblock, label, uuid },
+    from,
+    true,
+    () => allocator.isLastFree,
+  );
 }

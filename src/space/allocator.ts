@@ -133,6 +133,11 @@ export class Allocator {
     return true;
   }
 
+  /** A copy of the superblock may be stored in the last block, as long as nobody has it. */
+  get isLastFree(): boolean {
+    return this.isFree(this.blockCount - 1);
+  }
+
   /** Mark as allocated whatever is free of [start, end). Returns it. */
   claimFree(start: number, end: number): Run[] {
     const limit = Math.min(end, this.blockCount);

@@ -91,7 +91,7 @@ describe("mkfs refuses without --force", () => {
       if (command[0] === "mkfs") expect(stderr).toMatch(/without a superblock.*--force/);
     }
     const found = await cli(["fsck", "--repair", "--dry-run", region]);
-    expect(found).toMatchObject({ code: 4, stdout: expect.stringContaining("another uuid") });
+    expect(found).toMatchObject({ code: 4, stdout: expect.stringContaining("at the end") });
 
     expect(await cli(["superblock", "restore", region, kept])).toMatchObject({ code: 0 });
     expect(await cli(["fsck", region])).toMatchObject({ code: 0 });
@@ -103,7 +103,13 @@ describe("mkfs refuses without --force", () => {
     );
 
     await put(region, Buffer.alloc(128 * 1024), 0);
-    expect(await cli(["fsck", "--repair", region])).toMatchObject({ code: 1 });
+    const asked = await cli(["fsck", "--repair", region]);
+    expect(asked).toMatchObject({
+      code: 4,
+      stdout: expect.stringContaining("0 of 1 inodes, 0 bytes would be lost"),
+    });
+    expect(await cli(["fsck", "--repair", "--yes", region])).toMatchObject({ code: 1 });
     expect(await cli(["fsck", region])).toMatchObject({ code: 0 });
+    expect((await cli(["probe", region])).stdout).toContain('LABEL="precious"');
   });
 });

@@ -226,7 +226,7 @@ describe("mkfs", () => {
     };
     await makeFileSystem(region, { label: "again", blockSizeBytes: 4096, ...owner });
     expect([...found].every((one) => one !== "damaged mapdirect file system")).toBe(true);
-    expect(found).toContain("nothing");
+    expect(found).toContain("mapdirect file system without a superblock ");
     expect((await Store.open(region, { readOnly: false })).superblock.label).toBe("again");
   });
 

@@ -7,6 +7,7 @@ import {
   SEGMENT_BYTES_MIN,
   SEGMENT_MAGIC,
   SegmentHeader,
+  SegmentRole,
   SUPERBLOCK_OFFSETS,
   Superblock,
 } from "../../src/media/format.ts";
@@ -60,13 +61,18 @@ export function onAnotherBoot(image: Uint8Array): Uint8Array {
   return image;
 }
 
-/** As if its metadata had no second copies: what is damaged then has to be done without. */
+/** As if its metadata had no second copies, and no earlier checkpoint were left: what is damaged has to be done without. */
 export function withoutCopies(image: Uint8Array): Uint8Array {
   const view = new DataView(image.buffer, image.byteOffset, image.byteLength);
   for (const at of Object.values(COPY_TABLE_OFFSETS)) image.fill(0, at, at + COPY_TABLE_BYTES_MAX);
   for (let at = 0; at < image.length; at += SEGMENT_BYTES_MIN) {
     if (view.getUint32(at, true) !== SEGMENT_MAGIC) continue;
-    if (view.getUint32(at + SegmentHeader.at.role, true) > COPY_ROLE)
+    const role = view.getUint32(at + SegmentHeader.at.role, true);
+    const incarnation = view.getBigUint64(at + SegmentHeader.at.incarnation, true);
+    const isNamed = SUPERBLOCK_OFFSETS.some(
+      (copy) => view.getBigUint64(copy + Superblock.at.checkpointIncarnation, true) === incarnation,
+    );
+    if (role > COPY_ROLE || (role === SegmentRole.CHECKPOINT && !isNamed))
       image.fill(0, at, at + SegmentHeader.size);
   }
   return image;

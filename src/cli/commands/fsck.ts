@@ -4,7 +4,7 @@ import { asFailure, Failure, usage } from "../../daemon/failure.ts";
 import { lockHolder } from "../../daemon/mounts.ts";
 import { inUse, openRegionOrExplain, refuseMapped } from "../../daemon/region.ts";
 import { resolveRegion } from "../../daemon/start.ts";
-import { UndoFile, undoPathFor } from "../../daemon/undo-file.ts";
+import { takeBack, UndoFile, undoPathFor } from "../../daemon/undo-file.ts";
 import { type FsckReport, fsck } from "../../fsck/fsck.ts";
 import { lossInWords } from "../../fsck/loss.ts";
 import { formatUuid } from "../../media/mkfs.ts";
@@ -16,6 +16,7 @@ interface FsckFlags {
   repair: boolean;
   dryRun: boolean;
   yes: boolean;
+  keep?: string;
   undo?: string;
   json: boolean;
 }
@@ -28,14 +29,15 @@ export function fsckCommand(): Command {
         "file, or to several that share it. Without --repair nothing is written.\n" +
         "A repair keeps what can be kept: what has lost its name goes to lost+found, what several files claim becomes\n" +
         "shared. Interrupted at any moment, it has changed nothing.\n" +
-        "One that loses something says how much, and wants --yes. What it overwrites is kept in a file first, sparse and\n" +
-        "with each byte at its place: 'dd if=FILE of=REGION bs=4096 conv=notrunc,sparse' takes the repair back.",
+        "One that loses something says how much, and wants --yes. What it overwrites is kept in a sparse file first, which\n" +
+        "--undo puts back, as long as the volume was not mounted since.",
     )
     .argument("<region>", "file or device")
     .option("--repair", "write what was made to fit", false)
     .option("--dry-run", "with --repair: say what it would do, and write nothing", false)
     .option("--yes", "with --repair: also if that loses something", false)
-    .option("--undo <file>", "where such a repair keeps what it overwrites (default: REGION.before-repair)")
+    .option("--keep <file>", "where such a repair keeps what it overwrites (default: REGION.before-repair)")
+    .option("--undo <file>", "take a repair back: put back what it has kept there")
     .option("--json", "print JSON", false)
     .addHelpText(
       "after",
@@ -55,11 +57,17 @@ async function run(path: string, flags: FsckFlags): Promise<void> {
   if (flags.dryRun && !flags.repair) {
     throw usage("--dry-run", "it says what a repair would do", "give --repair as well, or neither");
   }
-  for (const name of ["yes", "undo"] as const) {
+  if (flags.undo !== undefined) {
+    if (flags.repair) throw usage("--undo", "it takes a repair back", "give it without --repair");
+    await undoRepair(resolveRegion(path), flags.undo);
+    print(`${path}: it is as before the repair`);
+    return;
+  }
+  for (const name of ["yes", "keep"] as const) {
     if (flags[name] && !flags.repair)
       throw usage(`--${name}`, "it goes with a repair", "give --repair as well");
   }
-  const { report, undo } = await examine(resolveRegion(path), flags);
+  const { report, kept } = await examine(resolveRegion(path), flags);
   const { superblock, problems, ...rest } = report;
   if (flags.json) {
     print(
@@ -68,11 +76,11 @@ async function run(path: string, flags: FsckFlags): Promise<void> {
         uuid: superblock === null ? null : formatUuid(superblock.uuid),
         label: superblock?.label ?? null,
         ...rest,
-        undo,
+        kept,
         problems,
       }),
     );
-  } else print(inWords(path, report, undo, flags));
+  } else print(inWords(path, report, kept, flags));
   process.exitCode =
     report.problemCount === 0 ? FsckExit.CLEAN : report.repaired ? FsckExit.CORRECTED : FsckExit.UNCORRECTED;
 }
@@ -80,7 +88,20 @@ async function run(path: string, flags: FsckFlags): Promise<void> {
 interface Examined {
   readonly report: FsckReport;
   /** The file that keeps what the repair has overwritten. */
-  readonly undo: string | null;
+  readonly kept: string | null;
+}
+
+async function undoRepair(path: string, file: string): Promise<void> {
+  if (lockHolder(path) !== undefined) throw inUse(path);
+  const region = openRegionOrExplain(path, { readOnly: false });
+  try {
+    await refuseMapped(region);
+    await takeBack(file, region);
+  } catch (error) {
+    throw asFailure(error, file, "see 'mapdirect fsck --help'");
+  } finally {
+    region.close();
+  }
 }
 
 async function examine(path: string, flags: FsckFlags): Promise<Examined> {
@@ -99,12 +120,12 @@ async function examine(path: string, flags: FsckFlags): Promise<Examined> {
         mayLose: () => flags.yes,
         undo: () => {
           const { sizeBytes, kind } = region.facts;
-          undo = new UndoFile(flags.undo ?? undoPathFor(path, kind === "file"), sizeBytes);
+          undo = new UndoFile(flags.keep ?? undoPathFor(path, kind === "file"), sizeBytes);
           return undo;
         },
       }),
     );
-    return { report, undo: (undo as UndoFile | null)?.path ?? null };
+    return { report, kept: (undo as UndoFile | null)?.path ?? null };
   } catch (error) {
     throw asFailure(error, path, "see 'mapdirect fsck --help'");
   } finally {
@@ -112,7 +133,7 @@ async function examine(path: string, flags: FsckFlags): Promise<Examined> {
   }
 }
 
-function inWords(path: string, report: FsckReport, undo: string | null, flags: FsckFlags): string {
+function inWords(path: string, report: FsckReport, kept: string | null, flags: FsckFlags): string {
   const lines = report.problems.map(({ place, expected, found, repair }) => {
     const what = `${place}: expected ${expected}, found ${found}`;
     if (repair === null) return `${what}; nothing can be done`;
@@ -129,7 +150,7 @@ function inWords(path: string, report: FsckReport, undo: string | null, flags: F
     return lines.join("\n");
   }
   if (loss !== null && repairable) lines.push(lossInWords(loss, repaired ? "were lost" : "would be lost"));
-  if (undo !== null) lines.push(`What the repair has overwritten is kept in ${undo}`);
+  if (kept !== null) lines.push(`What the repair has overwritten is kept in ${kept}`);
   const count = `${problemCount} ${problemCount === 1 ? "problem" : "problems"}`;
   if (repaired) lines.push(`${path}: ${count}, repaired`);
   else if (!repairable) lines.push(`${path}: ${count}, beyond repair`);
