@@ -57,7 +57,10 @@ export function bringBack(region: Region): BroughtBack {
     readSome(mended.media, segment, found.recovery.geometry.segmentBytes);
   if (mended.media.segments.size === 0) return found;
   try {
-    return bringBackFrom(region, mended);
+    const further = bringBackFrom(region, mended);
+    if (further.recovery.groupsApplied <= found.recovery.groupsApplied) return found;
+    // Which of both it was, nobody can tell: no reason to warn.
+    return { ...further, recovery: { ...further.recovery, warnings: found.recovery.warnings } };
   } catch (error) {
     if (error instanceof CorruptionError || error instanceof FsError) return found;
     throw error;

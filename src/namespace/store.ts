@@ -323,7 +323,8 @@ export class Store {
       for (const copy of checkpoint.copies) if (copy !== null) pool.copies.give(copy);
       ({ checkpoint } = anew);
       for (const segment of [...segments, ...read]) pool.give(segment);
-      if (!isWhole) options.tell?.("its metadata was damaged, and is written anew: nothing is lost");
+      if (!isWhole && recovery.warnings.length > 0)
+        options.tell?.("its metadata was damaged, and is written anew: nothing is lost");
     }
     await copyCheckpoint(region, recovery.geometry, pool, checkpoint);
     const store = new Store(region, state, recovery, space, journal, opened, checkpoint, null);

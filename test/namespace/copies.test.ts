@@ -89,6 +89,31 @@ describe("any one damaged block of metadata loses nothing", () => {
     }, 120_000);
   }
 
+  test("an end of the log that a power cut has torn is no damage, though its copy is whole", async () => {
+    const region = await makeVolume(4 * MIB, "page");
+    const store = await Store.open(region, { readOnly: false });
+    create(store, store.root, "synced", S_IFREG | 0o644, 0, owner, null);
+    await store.sync();
+    const before = store.journal?.chain.tail as number;
+    create(store, store.root, "not-synced", S_IFREG | 0o644, 0, owner, null);
+    const image = onAnotherBoot(region.image());
+    const torn = image.slice();
+    torn.fill(0, store.superblock.logSegment + before + 8, store.superblock.logSegment + before + 512);
+    for (const one of [image, torn]) {
+      const left = MemoryRegion.fromImage(one, { granularity: "page" });
+      expect(await fsck(left, { repair: false })).toMatchObject({ problems: [], refusal: null, inodes: 2 });
+      const { recovery } = await Store.open(left, { readOnly: true });
+      expect(recovery).toMatchObject({ label: "replay-to-barrier", warnings: [] });
+    }
+    // After the daemon's death alone nothing is torn: that is damage, and the copy has what was there.
+    const damaged = region.image();
+    damaged.set(
+      torn.subarray(store.superblock.logSegment, store.superblock.logSegment + 4096),
+      store.superblock.logSegment,
+    );
+    expectSame(await seenIn(damaged, "page"), await seenIn(region.image(), "page"));
+  });
+
   test(`where checkpoint and log are several segments long (seed ${seed})`, async () => {
     const random = randomOf(seed);
     for (const granularity of ["cacheline", "page"] as const) {
