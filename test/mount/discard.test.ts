@@ -4,8 +4,8 @@
  */
 import { execFileSync } from "node:child_process";
 import { chmodSync, closeSync, mkdirSync, mkdtempSync, openSync, rmSync, statSync } from "node:fs";
-import { readFile, rm, stat, writeFile } from "node:fs/promises";
-import { basename, join } from "node:path";
+import { open, readFile, rm, stat, writeFile } from "node:fs/promises";
+import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { describe, expect, test } from "vitest";
 import { mapDirect, open as openDirect } from "../../src/api/index.ts";
@@ -198,6 +198,54 @@ test("without -o discard, or before its delay, nothing goes back by itself", asy
   });
 });
 
+test("files keep their bytes while others are deleted, trimmed and discarded, and the daemon is killed", async ({
+  skip,
+}) => {
+  if (!isRoot || !hasFstrim) skip("needs root and fstrim");
+  await withMount({ sizeBytes: 96 * MIB, options: "discard,discard_delay=1" }, async (mount) => {
+    const kept = new Map<string, Buffer>();
+    const content = (round: number, number: number): Buffer =>
+      Buffer.alloc(MIB + number * 4096, `${round} ${number};`);
+    for (let round = 0; round < 6; round += 1) {
+      for (let number = 0; number < 24; number += 1) {
+        const path = mount.at(`${round}-${number}`);
+        const bytes = content(round, number);
+        const file = await open(path, "w");
+        await file.writeFile(bytes);
+        await file.sync();
+        await file.close();
+        if (number % 6 === 0) kept.set(path, bytes);
+      }
+      // Both at once: what is deleted is about to be discarded when the daemon dies.
+      const deleting = (async () => {
+        for (let number = 0; number < 24; number += 1) {
+          if (number % 6 !== 0) await rm(mount.at(`${round}-${number}`));
+          await writeFile(mount.at("small"), Buffer.alloc(8192, number));
+        }
+      })();
+      const trimming = run("fstrim", [mount.path]);
+      const settled = Promise.allSettled([deleting, trimming]);
+      await (round % 2 === 0 ? deleting : trimming);
+      await mount.kill9();
+      await settled;
+      await mount.mount();
+      for (const [path, bytes] of kept) expect((await readFile(path)).equals(bytes), path).toBe(true);
+      for (let number = 0; number < 24; number += 1) {
+        // Deleted or not: whole.
+        const path = mount.at(`${round}-${number}`);
+        const left = await readFile(path).catch(() => null);
+        if (left !== null) expect(left.equals(content(round, number)), path).toBe(true);
+        if (!kept.has(path)) await rm(path, { force: true });
+      }
+    }
+    await mount.check();
+    await mount.unmount();
+    const checked = await mount.cli("fsck", mount.region);
+    expect(checked, checked.stdout).toMatchObject({ code: 0 });
+    await mount.mount();
+  });
+}, 180_000);
+
 test("mkfs gives back what the region held, and keeps it when told to", async () => {
   const folder = mkdtempSync(folderPrefix("/dev/shm"));
   const region = join(folder, "region");
@@ -271,6 +319,42 @@ test.for(["defaults", "discard,discard_delay=1"])(
   },
 );
 
+test("where what lies below takes no discards, fstrim and the log say so, and mkfs does without", async ({
+  skip,
+}) => {
+  if (!isRoot) skip("needs root");
+  const folder = mkdtempSync(folderPrefix("/dev/shm"));
+  const [below, mountpoint, log] = ["below", "mnt", "log"].map((name) => join(folder, name)) as [
+    string,
+    string,
+    string,
+  ];
+  const region = join(below, "region");
+  const call = async (...args: string[]): Promise<void> => {
+    const { code, stderr } = await cli(args);
+    expect(code, stderr).toBe(0);
+  };
+  for (const path of [below, mountpoint]) mkdirSync(path);
+  // It has no fallocate(2).
+  expect((await run("mount", ["-t", "ramfs", "below", below])).code).toBe(0);
+  try {
+    await writeFile(region, Buffer.alloc(16 * MIB));
+    await call("mkfs", "--force", region);
+    await call("mount", "--log", log, "-o", "discard,discard_delay=1", region, mountpoint);
+    expect(trim(mountpoint, 0, ALL, 0)).toBe("EOPNOTSUPP");
+    await writeFile(join(mountpoint, "gone"), Buffer.alloc(4 * MIB, 1));
+    await rm(join(mountpoint, "gone"));
+    await until(async () => (await readFile(log, "latin1")).includes("takes no discards"), LIMIT_MS);
+    await writeFile(join(mountpoint, "still"), "there");
+    await call("check", mountpoint);
+    await call("unmount", mountpoint);
+  } finally {
+    await cli(["unmount", mountpoint]);
+    await run("umount", ["-l", below]);
+    rmSync(folder, { recursive: true, force: true });
+  }
+});
+
 const noLoop = loopUnavailable();
 test.skipIf(noLoop !== null)(
   `a block device is told of what is free${noLoop === null ? "" : `: ${noLoop}`}`,
@@ -298,9 +382,6 @@ test.skipIf(noLoop !== null)(
       await rm(join(mountpoint, "gone"));
       expect(trim(mountpoint, 0, ALL, 0)).toBeGreaterThan(32 * MIB);
       expect(onDisk(backing)).toBeLessThan(full - 30 * MIB);
-      // The device takes none any more.
-      await writeFile(`/sys/block/${basename(device.path)}/queue/discard_max_bytes`, "0");
-      expect(trim(mountpoint, 0, ALL, 0)).toBe("EOPNOTSUPP");
       await call("unmount", mountpoint);
       await call("mount", "--log", "none", device.path, mountpoint);
       expect((await readFile(join(mountpoint, "kept"))).equals(bytesOf(3 * MIB))).toBe(true);
