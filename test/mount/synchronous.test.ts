@@ -65,6 +65,11 @@ const descriptors: [string, string, (store: Store) => void][] = [
     (store) => expect(lookup(store, store.root, "there").size).toBe(18n),
   ],
   [
+    "a write with RWF_DSYNC",
+    `os.pwritev(os.open(path + "/there", os.O_WRONLY), [b"longer than before"], 0, os.RWF_DSYNC)`,
+    (store) => expect(lookup(store, store.root, "there").size).toBe(18n),
+  ],
+  [
     "fallocate",
     `os.posix_fallocate(os.open(path + "/there", os.O_WRONLY | os.O_SYNC), 0, 8192)`,
     (store) => expect(lookup(store, store.root, "there").size).toBe(8192n),
@@ -75,7 +80,7 @@ describe.skipIf(lacking !== undefined)("what is synchronous survives a power cut
   for (const [how, options, cases] of [
     ["dirsync", "dirsync", names],
     ["sync", "sync", [...names, ...others]],
-    ["O_SYNC or O_DSYNC", "defaults", descriptors],
+    ["O_SYNC, O_DSYNC or RWF_DSYNC", "defaults", descriptors],
   ] as const) {
     for (const [what, text, look] of cases)
       test(`with ${how}: ${what}`, async () => {
