@@ -319,8 +319,14 @@ private:
     void *address = mapdirect_map(nullptr, held_->length, PROT_READ | PROT_WRITE,
                                   MAP_SHARED_VALIDATE | (sync_ ? MAP_SYNC : 0), descriptor_,
                                   static_cast<off_t>(offset_), lease_);
-    const int result = address == MAP_FAILED ? -errno : 0;
-    if (result == 0) mapdirect_query(address, &held_->lease);
+    int result = address == MAP_FAILED ? -errno : 0;
+    // The last byte: somebody may have cut the file since its size was looked at, and such pages raise SIGBUS. From here on
+    // nobody can.
+    if (result == 0) mapdirect_query(static_cast<char *>(address) + held_->length - 1, &held_->lease);
+    if (result == 0 && held_->lease.state == MAPDIRECT_BEYOND) {
+      mapdirect_unmap(address, held_->length);
+      result = -ERANGE;
+    }
     const std::lock_guard<std::mutex> guard(all.lock);
     all.beingMade -= 1;
     if (result == 0) {

@@ -11,15 +11,15 @@ import { constants as bufferLimits } from "node:buffer";
 import { EventEmitter } from "node:events";
 import { fstat } from "node:fs";
 import { type FileHandle, open as openFile } from "node:fs/promises";
+import { Errno } from "../base/errno.ts";
 import { type FileMap, readExtents } from "../daemon/client.ts";
+import { errnoOf } from "../daemon/failure.ts";
 import { BreakReason, ExtentState, LeaseKind } from "../lease/wire.ts";
 import { client, type NativeBreak, type NativeMapping } from "./native.ts";
 
 /** Options of mapdirect_map() in native/client/mapdirect.h. */
 const WHOLE_FILE = 0x100;
 const PREPARE = 0x200;
-/** A state of mapdirect_query(): past the file's last block. */
-const BEYOND = 4;
 
 export type LeaseWish = "default" | "seal" | "breakable";
 
@@ -286,13 +286,13 @@ export async function mapDirect(
   const broken = new Promise<NativeBreak>((resolve) => {
     tell = resolve;
   });
-  const native = await client().map(fd, offset, length, wish, sync, tell);
+  const native = await client()
+    .map(fd, offset, length, wish, sync, tell)
+    .catch((error: unknown) => {
+      if (errnoOf(error) !== Errno.ERANGE) throw error;
+      throw new RangeError(`[${offset}, ${offset} + ${length}) of a file that became smaller`);
+    });
   const mapping = new DirectMapping(native, offset, length);
-  // Somebody may have cut the file since its size was looked at. From here on nobody can, and such pages raise SIGBUS.
-  if (client().locate(native.handle, length - 1, 0).state === BEYOND) {
-    await mapping.release();
-    throw new RangeError(`[${offset}, ${offset} + ${length}) of a file that became smaller`);
-  }
   ofMemory.set(native.memory, mapping);
   // Not before whoever asked for the mapping has had a chance to listen. The addon must not keep it alive.
   const weak = new WeakRef(mapping);

@@ -28,7 +28,10 @@ export interface NativeBreak {
 /** Rejections and what is thrown are errors with `code` and `errno`. */
 export interface ClientAddon {
   readonly version: string;
-  /** `lease`: the argument of mapdirect_map(3). `onBreak` is called once at most; the memory has to be released then. */
+  /**
+   * `lease`: the argument of mapdirect_map(3). `onBreak` is called once at most; the memory has to be released then. ERANGE: the
+   * range reaches past the file's last block, where every access would raise SIGBUS.
+   */
   map(
     descriptor: number,
     offset: number,
