@@ -78,6 +78,10 @@ export interface FsckReport {
 export async function fsck(region: Region, options: FsckOptions): Promise<FsckReport> {
   const problems = new Problems();
   const strict = mountable(region);
+  if ("state" in strict && strict.spareTaken !== 0) {
+    const place = `end of the log: the segment set aside at byte ${strict.spareTaken}`;
+    problems.add("spare", place, "a free segment", "one in use", "all metadata is written anew");
+  }
   if ("state" in strict && strict.recovery.warnings.length === 0) {
     const { superblock } = strict.recovery;
     checkCopies(region, strict.recovery, problems);
@@ -236,7 +240,7 @@ export function rescue(region: Region): BroughtBack {
     ...{ checkpointEndLsn: 0, nextLsn: found.nextLsn, durableLsn: 0 },
     ...{ nextIno: state.nextIno, nextGeneration: state.nextGeneration },
   };
-  return { state, recovery, allocator, segments: found.segments };
+  return { state, recovery, allocator, segments: found.segments, spareTaken: 0 };
 }
 
 /** What the repair was concluded from, and what it will overwrite. */

@@ -12,6 +12,8 @@ export type ProblemCode =
   /** A part of the checkpoint or of the log is damaged or missing. */
   | "checkpoint"
   | "log"
+  /** The log has set aside a segment that is in use. */
+  | "spare"
   /** A segment is damaged that has a whole copy, or a copy is. */
   | "segment"
   | "copy"
@@ -44,6 +46,7 @@ export interface Problem {
 const LOSES_NOTHING: ReadonlySet<ProblemCode> = new Set([
   "superblock-copy",
   "layout",
+  "spare",
   "link-count",
   "parent",
 ]);

@@ -7,6 +7,7 @@
  */
 import { CorruptionError, FsError, InvariantError } from "../base/errors.ts";
 import { PROGRESS_STRIDE, progress } from "../base/progress.ts";
+import { isSegmentPlace } from "../media/chain.ts";
 import { findCopies, Mended } from "../media/copies.ts";
 import { COUNTER_MAX, COUNTER_ROOM, FeatureIncompatible, RESERVED_BYTES } from "../media/format.ts";
 import { SHARED } from "../media/group.ts";
@@ -27,6 +28,8 @@ export interface BroughtBack {
   readonly allocator: Allocator;
   /** Byte offsets of the segments that hold metadata. */
   readonly segments: readonly number[];
+  /** The place that the log has set aside to go on at, where a file or other metadata is; 0: it is free, or there is none. */
+  readonly spareTaken: number;
 }
 
 /**
@@ -119,7 +122,28 @@ export function bringBackFrom(region: Region, found: Sources): BroughtBack {
   claimAll(allocator, state, { superblock, segments });
   // All of it has been read once, and is in memory in another form now.
   for (const segment of segments) region.unload(segment, superblock.segmentBytes);
-  return { state, recovery, allocator, segments };
+  const spareTaken = takenSpare(recovery, allocator);
+  if (spareTaken === 0) return { state, recovery, allocator, segments, spareTaken };
+  const warning = `the segment at byte ${spareTaken}, which the log has set aside, is in use: all metadata is written anew`;
+  return {
+    ...{ state, allocator, segments, spareTaken },
+    recovery: {
+      ...recovery,
+      log: { ...recovery.log, spare: 0 },
+      warnings: [...recovery.warnings, warning],
+    },
+  };
+}
+
+/** Only behind a log that was closed is it gone on at. */
+function takenSpare({ label, log, superblock, geometry }: Recovery, allocator: Allocator): number {
+  if (label !== "clean" || log.spare === 0) return 0;
+  const { segmentBytes, blockBytes } = superblock;
+  const blocks = segmentBytes / blockBytes;
+  const start = log.spare / blockBytes;
+  if (!isSegmentPlace(log.spare, geometry) || !allocator.claim(start, blocks)) return log.spare;
+  allocator.free(start, blocks);
+  return 0;
 }
 
 /** How often each inode was counted. An array where the numbers lie close together: a Map takes ten times the memory. */

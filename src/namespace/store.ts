@@ -14,7 +14,7 @@
 import { CorruptionError, FsError, MediaError } from "../base/errors.ts";
 import { guarded } from "../base/faults.ts";
 import { retrying, Wait } from "../base/wait.ts";
-import { ChainWriter, groupCapacity, isSegmentPlace } from "../media/chain.ts";
+import { ChainWriter, groupCapacity } from "../media/chain.ts";
 import { Checkpoint } from "../media/checkpoint.ts";
 import { type CheckpointPlaces, copyCheckpoint, isCopyOf } from "../media/copies.ts";
 import { readCopyTable } from "../media/copy-table.ts";
@@ -199,7 +199,8 @@ export class Store {
    * Recover and open. @throws CorruptionError (damage: nothing was written), FsError EINVAL, EROFS.
    */
   static async open(region: Region, options: StoreOptions): Promise<Store> {
-    const { state, recovery, allocator, segments } = bringBack(region);
+    const broughtBack = bringBack(region);
+    const { state, recovery, allocator } = broughtBack;
     const { superblock } = recovery;
     const pool = new SegmentPool(allocator, superblock.segmentBytes, superblock.blockBytes, region);
     const quarantine = new Quarantine();
@@ -211,7 +212,7 @@ export class Store {
     if (options.readOnly || forced !== null) return readOnly(forced ?? "mounted read-only");
     const tell = options.tell ?? (() => {});
     try {
-      return await Store.#openToWrite(region, { state, recovery, allocator, segments }, space, options);
+      return await Store.#openToWrite(region, broughtBack, space, options);
     } catch (error) {
       // Damage is for fsck, and what a medium that cannot be written holds is uncertain. Anything else must not keep
       // anybody from the files: what was recovered is whole, and the next mount recovers the same.
@@ -248,29 +249,18 @@ export class Store {
 
   static async #openToWrite(
     region: Region,
-    { state, recovery, allocator, segments }: BroughtBack,
+    { state, recovery, allocator, segments, spareTaken }: BroughtBack,
     space: { allocator: Allocator; pool: SegmentPool; quarantine: Quarantine },
     options: StoreOptions,
   ): Promise<Store> {
     const { superblock } = recovery;
     const { pool, quarantine } = space;
-    const claimSegment = (at: number): void => {
-      if (
-        !isSegmentPlace(at, recovery.geometry) ||
-        !allocator.claim(at / superblock.blockBytes, superblock.segmentBytes / superblock.blockBytes)
-      ) {
-        throw new CorruptionError(
-          `metadata segment at byte ${at}`,
-          "free or used by metadata alone",
-          "used twice",
-        );
-      }
-    };
     // The log's spare segment is named on the media: it is ours, whoever maps it.
     const { spare } = recovery.log;
     // What is damaged is not gone on with, but written anew.
-    const isWhole = recovery.mended.size === 0;
-    if (isWhole && recovery.label === "clean" && spare !== 0) claimSegment(spare);
+    const isWhole = recovery.mended.size === 0 && spareTaken === 0;
+    if (isWhole && recovery.label === "clean" && spare !== 0)
+      allocator.claim(spare / superblock.blockBytes, superblock.segmentBytes / superblock.blockBytes);
     const found: Found = {
       blockBytes: superblock.blockBytes,
       unused: recovery.label === "clean" || Buffer.compare(superblock.bootId, currentBootId()) !== 0,
