@@ -243,12 +243,14 @@ static bool mapper_idle(void) {
 
 /* On the keeper, with the lock held, which is given up meanwhile. */
 static void start_mapper(const sigset_t *mask) {
+  mapper.running = true; /* before it can have slept: who queues something from here on wakes it */
   core_unlock(mask);
   int error = create(&mapper.thread, mapper_main);
   sigset_t same;
   core_lock(&same);
-  mapper.running = error == 0;
-  if (error != 0) fail_all(&mapper.queue, -error);
+  if (error == 0) return;
+  mapper.running = false;
+  fail_all(&mapper.queue, -error);
 }
 
 /* The same. */
