@@ -34,6 +34,8 @@ Napi::Error makeFailure(Napi::Env env, int negativeErrno, const std::string &wha
 }
 
 Napi::Value fail(Napi::Env env, int negativeErrno, const std::string &what) {
+  // What a getter of an argument has thrown stays what is thrown: two at a time would end the process.
+  if (env.IsExceptionPending()) return Napi::Value();
   makeFailure(env, negativeErrno, what).ThrowAsJavaScriptException();
   return Napi::Value();
 }

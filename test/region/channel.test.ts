@@ -267,6 +267,16 @@ describe("a channel in a process of its own", () => {
     expect(handled).toMatchObject({ status: 0, out: "first\n" });
   });
 
+  test("what a getter of the options throws is what is thrown", () => {
+    const ended = run(`
+      const thrown = new Error("from a getter");
+      const options = { get queues() { throw thrown; }, get busyPollMicros() { throw thrown; } };
+      for (const call of [() => addon.openRing(options), () => addon.openChannel(server, buffer, options, () => {}, () => {})]) {
+        try { call(); } catch (error) { console.log(error === thrown); }
+      }`);
+    expect(ended).toMatchObject({ status: 0, out: "true\ntrue\n", err: "" });
+  });
+
   test("an open channel keeps the process alive, a closed one does not", () => {
     expect(
       run(`const c = watch(() => {}); setTimeout(() => { c.close(); console.log("end"); }, 50);`),
