@@ -6,7 +6,7 @@ import { SUPERBLOCK_OFFSETS } from "../../src/media/format.ts";
 import type { GroupBuilder } from "../../src/media/group.ts";
 import { checkVolume } from "../../src/namespace/check.ts";
 import { read, write } from "../../src/namespace/data.ts";
-import { fieldsOf, type Inode, S_IFDIR, S_IFREG } from "../../src/namespace/inode.ts";
+import { fieldsOf, type Inode, LINK_MAX, S_IFDIR, S_IFREG } from "../../src/namespace/inode.ts";
 import { FLAGS_ATTRIBUTE, setInodeFlags } from "../../src/namespace/inode-flags.ts";
 import { create, lookup } from "../../src/namespace/names.ts";
 import { Store } from "../../src/namespace/store.ts";
@@ -610,5 +610,29 @@ describe("fsck finds, and a repair mends", () => {
     expect(fixed.repaired).toBe(true);
     const store = await Store.open(region, { readOnly: true });
     expect(Model.of(store).nodes.size).toBeGreaterThan((states.at(-1) as Model).nodes.size - 2);
+  });
+
+  test("takes the names from a file that it has more of than it may", async () => {
+    const region = await makeVolume(32 * MIB, "cacheline");
+    const store = await Store.open(region, { readOnly: false });
+    const file = create(store, store.root, "file", S_IFREG | 0o644, 0, owner, null);
+    const names = LINK_MAX + 5;
+    for (let done = 1; done < names; ) {
+      await retrying(() => {
+        const group = store.begin(true);
+        for (const end = Math.min(names, done + 500); done < end; done += 1)
+          group.dentry(store.root.ino, `name-${done}`, file.ino, 8, 1000 + done);
+        store.commit();
+      });
+    }
+    const image = region.image();
+    const report = await fsck(MemoryRegion.fromImage(image), { repair: false });
+    expect(report.problems.filter(({ code }) => code === "entry")).toHaveLength(5);
+    const left = await repaired(image, "cacheline");
+    const again = await Store.open(MemoryRegion.fromImage(left as Uint8Array), { readOnly: true });
+    expect(again.inode(file.ino).nlink).toBe(LINK_MAX);
+    const named = [...(again.root.directory?.names.values() ?? [])].filter(({ ino }) => ino === file.ino);
+    expect(named).toHaveLength(LINK_MAX);
+    checkVolume(again);
   });
 });
