@@ -263,6 +263,10 @@ int keeper_wait(struct request *request);
 uint32_t keeper_generation(void);
 /* As keeper_run(), on the mapper. */
 int mapper_run(struct request *request);
+/* On the mapper: from here on addresses are mapped that the table does not have yet, and nobody forks. Nothing is asked of the
+ * daemon meanwhile. */
+void mapper_begin_placing(void);
+void mapper_end_placing(void); /* or it was never begun */
 /* On the keeper or the mapper: put a number of their table away, and get it back. Anywhere else -1, which is no file at all. */
 struct keeper_fd keeper_fd_of(int number);
 int keeper_fd_number(struct keeper_fd fd);

@@ -60,19 +60,21 @@ static struct {
   struct queue queue;
 } keeper;
 
-/* Guarded by the core lock. */
+/* Guarded by the core lock, except the futex word. */
 static struct {
   bool running;
-  bool busy;  /* a mapping is being made */
-  bool halts; /* for a fork */
-  bool stops; /* with the keeper */
+  bool busy;   /* a request is being run */
+  bool stops;  /* with the keeper */
+  bool places; /* addresses are being mapped that the table does not have yet */
+  uint64_t forks_begun;
+  uint64_t forks_ended;
+  _Atomic uint32_t turn; /* futex: changes with the three above */
   pthread_t thread;
   struct queue queue;
 } mapper;
 
-/* Of the thread that forks, between the prepare handler and the two others; guarded by the lock it holds. */
+/* The mask of the thread that forks, between the prepare handler and the two others; guarded by the lock it holds. */
 static sigset_t fork_mask;
-static bool fork_halted; /* the mapper halts for it */
 
 /* In a page that the kernel wipes in every copy of the address space: 0 there, 1 here. A child that was made
  * by a bare clone(2), past the fork handlers, finds out by it that it has neither keeper nor descriptors; one
@@ -199,13 +201,38 @@ static int create(pthread_t *thread, void *(*run)(void *unused)) {
 
 /* ---- the mapper */
 
-/* The turn of a fork: its address space is copied while no mapping is half made. */
-static void halt(struct request *turn, const sigset_t *mask) {
-  mapper.halts = true;
-  turn->error = 0;
-  finish(turn);
-  while (mapper.halts)
-    wait_for_work(&mapper.queue, WATCH_NOTHING, mask);
+/* With the lock held, which is given up meanwhile. */
+static void wait_for_turn(const sigset_t *mask) {
+  uint32_t turn = atomic_load_explicit(&mapper.turn, memory_order_relaxed);
+  core_unlock(mask);
+  futex_wait(&mapper.turn, turn, NULL);
+  sigset_t same;
+  core_lock(&same);
+}
+
+static void next_turn(void) {
+  atomic_fetch_add_explicit(&mapper.turn, 1, memory_order_relaxed);
+  futex_wake(&mapper.turn);
+}
+
+void mapper_begin_placing(void) {
+  sigset_t mask;
+  core_lock(&mask);
+  uint64_t forks = mapper.forks_begun; /* those before us; who comes later waits for us */
+  while (mapper.forks_ended < forks)
+    wait_for_turn(&mask);
+  mapper.places = true;
+  core_unlock(&mask);
+}
+
+void mapper_end_placing(void) {
+  sigset_t mask;
+  core_lock(&mask);
+  if (mapper.places) {
+    mapper.places = false;
+    next_turn();
+  }
+  core_unlock(&mask);
 }
 
 static void *mapper_main(void *unused) {
@@ -221,8 +248,6 @@ static void *mapper_main(void *unused) {
     if (due_ms == 0 || (request != NULL && due_ms != WATCH_NOTHING)) wake(&keeper.queue);
     if (request == NULL) {
       wait_for_work(&mapper.queue, due_ms == 0 ? WATCH_NOTHING : due_ms, &mask);
-    } else if (request->run == NULL) {
-      halt(request, &mask);
     } else {
       mapper.busy = true;
       core_unlock(&mask);
@@ -238,7 +263,7 @@ static void *mapper_main(void *unused) {
 }
 
 static bool mapper_idle(void) {
-  return !mapper.busy && !mapper.halts && mapper.queue.head == NULL;
+  return !mapper.busy && mapper.queue.head == NULL;
 }
 
 /* On the keeper, with the lock held, which is given up meanwhile. */
@@ -381,7 +406,7 @@ int keeper_run(struct request *request) {
   return keeper_wait(request);
 }
 
-static void queue_for_mapper(struct request *request) {
+int mapper_run(struct request *request) {
   sigset_t mask;
   core_lock(&mask);
   push(&mapper.queue, request);
@@ -391,10 +416,6 @@ static void queue_for_mapper(struct request *request) {
     futex_wake(&mapper.queue.work);
   else
     keeper_kick();
-}
-
-int mapper_run(struct request *request) {
-  queue_for_mapper(request);
   return keeper_wait(request);
 }
 
@@ -413,26 +434,19 @@ static void mark_forked(bool in_child) {
 }
 
 /*
- * A child would inherit the anchor of a mapping that is still being made, and nobody in the child would know of it. So a fork
- * takes its turn among the mappings that are asked for: it waits for those before it, and those behind it wait. Signals stay
- * blocked: a handler that leaves with siglongjmp would leave the mapper halted.
+ * A child would inherit the anchor of a mapping that is still being made, and nobody in the child would know of it. So address
+ * spaces are copied while the mapper places nothing: by turns, so that neither threads that map nor threads that fork keep the
+ * others waiting. Signals stay blocked: a handler that left with siglongjmp would keep the mapper from its turn.
  */
 static void before_fork(void) {
   sigset_t mask;
+  sigset_t all;
+  sigfillset(&all);
   core_lock(&mask);
   hole_before_fork(&mask);
-  fork_halted = false;
-  if (!mapper_idle()) {
-    struct request turn = {.run = NULL};
-    sigset_t all;
-    sigfillset(&all);
-    core_unlock(&all);
-    queue_for_mapper(&turn);
-    bool halted = keeper_wait(&turn) == 0;
-    sigset_t same;
-    core_lock(&same);
-    fork_halted = halted;
-  }
+  mapper.forks_begun++;
+  while (mapper.places)
+    wait_for_turn(&all);
   fork_mask = mask;
 }
 
@@ -440,10 +454,8 @@ static void after_fork_in_parent(void) {
   sigset_t mask = fork_mask;
   mark_forked(false);
   hole_after_fork();
-  if (fork_halted) {
-    mapper.halts = false;
-    wake(&mapper.queue);
-  }
+  mapper.forks_ended++;
+  next_turn();
   core_unlock(&mask);
 }
 
@@ -454,8 +466,10 @@ static void forget_parent(void) {
   forget_all(&keeper.queue); /* requests of threads that are not here */
   mapper.running = false;
   mapper.busy = false;
-  mapper.halts = false;
   mapper.stops = false;
+  mapper.places = false;
+  mapper.forks_begun = 0;
+  mapper.forks_ended = 0;
   forget_all(&mapper.queue);
   hole_forget();
   watch_forget();

@@ -393,10 +393,14 @@ static int region_has_uuid(const struct map_request *map) {
     uint64_t unit = region->map_alignment;
     uint64_t first = at / unit * unit;
     if (at - first > unit - sizeof uuid) return -EOPNOTSUPP;
+    mapper_begin_placing();
     long mapped = raw_mmap(0, (size_t)unit, PROT_READ, MAP_SHARED, map->region_fd, (off_t)first);
+    if (!raw_failed(mapped)) {
+      memcpy(uuid, (const char *)mapped + (at - first), sizeof uuid);
+      raw_munmap((uintptr_t)mapped, (size_t)unit);
+    }
+    mapper_end_placing();
     if (raw_failed(mapped)) return -EOPNOTSUPP;
-    memcpy(uuid, (const char *)mapped + (at - first), sizeof uuid);
-    raw_munmap((uintptr_t)mapped, (size_t)unit);
   }
   return memcmp(uuid, region->uuid, sizeof uuid) == 0 ? 0 : -EOPNOTSUPP;
 }
@@ -705,7 +709,9 @@ static int build(struct map_request *map) {
   if (error == 0) error = open_region(map);
   if (error == 0) error = beyond_open();
   if (error == 0) error = grant(map);
-  if (error == 0) error = is_placed(map) ? reserve_placed(map) : reserve_free(map);
+  if (error != 0) return error;
+  mapper_begin_placing();
+  error = is_placed(map) ? reserve_placed(map) : reserve_free(map);
   if (error == 0) error = place_pieces(map);
   if (error == 0) error = publish(map);
   return error;
@@ -737,12 +743,13 @@ static void run_map(struct request *base) {
     if (map->reserved_length > 0 && stays) act_reserve(map);
     if (map->reserved_length > 0 && !stays) raw_munmap(map->reserved_start, map->reserved_length);
     if (map->anchor_apart) raw_munmap(map->anchor, page_bytes());
-    if (map->granted) {
-      struct mapdirect_wire_lease lease = {.version = MAPDIRECT_WIRE_VERSION,
-                                           .flags = MAPDIRECT_WIRE_END_FLAG_UNCHANGED,
-                                           .lease_id = map->lease_id};
-      again(ioctl(map->lease_fd, (unsigned long)MAPDIRECT_IOCTL_END, &lease));
-    }
+  }
+  mapper_end_placing();
+  if (base->error != 0 && map->granted) {
+    struct mapdirect_wire_lease lease = {.version = MAPDIRECT_WIRE_VERSION,
+                                         .flags = MAPDIRECT_WIRE_END_FLAG_UNCHANGED,
+                                         .lease_id = map->lease_id};
+    again(ioctl(map->lease_fd, (unsigned long)MAPDIRECT_IOCTL_END, &lease));
   }
   close_region(map);
   if (map->lease_fd >= 0) raw_close(map->lease_fd);

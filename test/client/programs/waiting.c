@@ -18,10 +18,10 @@ static long now_ms(void) {
 
 /* ---- a holder that never answers: a breakable lease on the whole file, without the library */
 
-static int hold(const char *name, size_t pages) {
+static int hold(const char *name, size_t pages, uint32_t flags) {
   int fd = open(path_of(name), O_RDWR | O_CLOEXEC);
   struct mapdirect_wire_grant_full wire = {.map = {.version = MAPDIRECT_WIRE_VERSION,
-                                                   .kind = MAPDIRECT_WIRE_LEASE_KIND_BREAKABLE,
+                                                   .kind = MAPDIRECT_WIRE_LEASE_KIND_BREAKABLE, .flags = flags,
                                                    .length = pages * PAGE}};
   if (fd < 0 || ioctl(fd, MAPDIRECT_IOCTL_GRANT, &wire) != 0) give_up("a lease is granted");
   return fd;
@@ -85,7 +85,7 @@ static void others_go_on(void) {
   char *map = mapdirect_map(NULL, 2 * PAGE, READ_WRITE, DIRECT, other, 0, MAPDIRECT_BREAKABLE);
   if (map == MAP_FAILED) give_up("a direct mapping is made");
   sleep_ms(50);
-  int holder = hold("waiting", 4);
+  int holder = hold("waiting", 4, 0);
   handle(SIGUSR1, 0);
   struct mapper mapper;
   begin_mapper(&mapper, fd, 4);
@@ -121,7 +121,7 @@ static void *set_user(void *stop) {
 
 static void not_interrupted(void) {
   int fd = make_file("waiting", "WHWH");
-  int holder = hold("waiting", 4);
+  int holder = hold("waiting", 4, 0);
   signal(SIGUSR1, SIG_DFL);
   handle(SIGUSR2, SA_RESTART);
   _Atomic bool stop = false;
@@ -172,6 +172,58 @@ static void over_its_own(void) {
     unmap(again, 4 * PAGE);
   }
   unmap(map, 4 * PAGE);
+}
+
+/* ---- a grant that waits itself: for the page of a fault that waits for a lease */
+
+static void *load_page(void *at) {
+  char value = 0;
+  return (void *)(uintptr_t)(load_fault(at, &value).signal != 0);
+}
+
+static void *map_rest(void *argument) {
+  struct mapper *mapper = argument;
+  mapper->map =
+      mapdirect_map(NULL, mapper->length, READ_WRITE, DIRECT, mapper->fd, 4 * (off_t)PAGE, MAPDIRECT_BREAKABLE);
+  mapper->error = mapper->map == MAP_FAILED ? errno : 0;
+  return NULL;
+}
+
+static void beside_a_grant(void) {
+  int fd = make_file("waiting", "WWWWWWWW");
+  int other = make_file("waiting-other", "WW");
+  char *map = mapdirect_map(NULL, 2 * PAGE, READ_WRITE, DIRECT, other, 0, MAPDIRECT_BREAKABLE);
+  char *plain = mmap(NULL, 8 * PAGE, PROT_READ, MAP_SHARED, fd, 0);
+  char value = 0;
+  /* A page of the other half is in the page cache, so the grant of that half has something to drop. */
+  if (map == MAP_FAILED || plain == MAP_FAILED || load_fault(plain + 4 * PAGE, &value).signal != 0)
+    give_up("mappings are made");
+  sleep_ms(50);
+  int holder = hold("waiting", 4, MAPDIRECT_WIRE_LEASE_FLAG_AUTOMATIC);
+  pthread_t faulting;
+  pthread_t truncating;
+  if (pthread_create(&faulting, NULL, load_page, plain) != 0) give_up("a thread");
+  until_broken(holder);
+  struct mapper mapper = {.fd = fd, .length = 4 * PAGE};
+  if (pthread_create(&mapper.thread, NULL, map_rest, &mapper) != 0) give_up("a thread");
+  sleep_ms(100);
+  void *failure;
+  if (pthread_create(&truncating, NULL, truncate_it, "waiting-other") != 0) give_up("a thread");
+  pthread_join(truncating, &failure);
+  check(failure == NULL && is_being_broken(holder), "R15: a break is answered while a grant waits");
+  pid_t child = fork();
+  if (child == 0) _exit(0);
+  check(wait_for(child) == 0 && is_being_broken(holder), "and fork returns");
+  check(unmap(map, 2 * PAGE) == 0 && is_being_broken(holder), "and munmap");
+  close(holder);
+  pthread_join(faulting, &failure);
+  pthread_join(mapper.thread, NULL);
+  /* R16: no new lease on that file so soon after a break. */
+  report(failure == NULL && (mapper.error == 0 || mapper.error == EAGAIN),
+         "the fault goes on when the lease has ended, and the grant is answered", "%s",
+         strerrorname_np(mapper.error));
+  if (mapper.error == 0) unmap(mapper.map, mapper.length);
+  munmap(plain, 8 * PAGE);
 }
 
 /* ---- fork and mmap at the same time */
@@ -275,6 +327,7 @@ int main(int argc, char **argv) {
   }
   over_its_own();
   others_go_on();
+  beside_a_grant();
   not_interrupted();
   forks_beside_maps();
   return end();
