@@ -114,8 +114,10 @@ static void others_go_on(void) {
 }
 
 static void *set_user(void *stop) {
-  while (!*(_Atomic bool *)stop)
+  while (!*(_Atomic bool *)stop) {
     if (setresuid(0, 0, 0) != 0) return stop;
+    usleep(100);
+  }
   return NULL;
 }
 
