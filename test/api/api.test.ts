@@ -288,7 +288,7 @@ for (const { name, assumePmem } of regions) {
     });
 
     test("released memory is given back when no buffer can lead to it, also if it was moved to another buffer", async () => {
-      const path = await fileOf(16);
+      const path = await fileOf(256);
       const script = `
         import { mapDirect } from "mapdirect";
         import { readFileSync } from "node:fs";
@@ -304,7 +304,8 @@ for (const { name, assumePmem } of regions) {
         const before = bytes();
         await some(200);
         await collect();
-        console.log(bytes() - before < 100 * 16 * 4096);
+        // Half of what would be lost, and more than a thread that was started meanwhile takes with its heap.
+        console.log(bytes() - before < 100 * 256 * 4096);
         const mapping = await mapDirect(path);
         const moved = mapping.buffer.buffer.transfer();
         await mapping.release();
