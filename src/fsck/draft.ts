@@ -147,6 +147,13 @@ export class Draft implements RecordSink {
       this.#bad(`inode ${ino}: extent at file block ${block}`, "blocks", `${count} of them`, "it is removed");
       return;
     }
+    if (physical >= COUNTER_MAX) {
+      // Where numbers end, those of the blocks behind it are not exact any more.
+      const place = `inode ${ino}: extent at file block ${block}`;
+      this.#bad(place, `blocks below ${COUNTER_MAX}`, `${count} at ${physical}`, "they become a hole");
+      inode.extents.remove(block, count, nothing);
+      return;
+    }
     inode.extents.set(block, count, physical, state, nothing);
   }
 

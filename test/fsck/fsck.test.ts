@@ -335,6 +335,18 @@ describe("fsck finds, and a repair mends", () => {
       },
     },
     {
+      what: "blocks at the last number that there is",
+      record: (group) => group.extent(3, 1, Number.MAX_SAFE_INTEGER, 2, 2),
+      problems: [
+        /inode 3: extent at file block 1: expected blocks below 4503599627370496, found 2 at 9007199254740991/,
+      ],
+      left: (store) => {
+        const expected = pattern(9000, 6);
+        expected.fill(0, 4096);
+        expect(content(store, at(store, "one"))).toEqual(expected);
+      },
+    },
+    {
       what: "blocks that are metadata",
       record: (group, store) => group.extent(3, 0, store.superblock.logSegment / 4096, 1, 2),
       problems: [/inode 3: extent at file block 0: expected blocks outside the metadata/],
