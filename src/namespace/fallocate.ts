@@ -260,6 +260,8 @@ class Allocation implements Fallocation {
     const store = this.#store;
     const map = extentsOf(this.#inode);
     const from = this.#claimed.length;
+    // At once: whoever checks the volume may come while this waits.
+    store.claimed.add(this.#claimed);
     for (
       let pieces = 0;
       this.#at < this.#end && pieces < STEP_PIECES && this.#claimed.length < from + STEP_PIECES;
@@ -286,7 +288,6 @@ class Allocation implements Fallocation {
       }
       this.#at += piece.count;
     }
-    store.claimed.add(this.#claimed);
     if (this.#at < this.#end) return;
     // What fits into one group is judged with it.
     const records = this.#claimed.length + this.#conversions;
