@@ -636,6 +636,7 @@ const ORDINARY = new Set([
   "EINVAL",
   "EROFS",
   "EOPNOTSUPP",
+  "EPERM",
 ]);
 
 /** Whatever was mounted is used, unmounted, mounted, emptied. */
