@@ -2,7 +2,8 @@ import { describe, expect, test } from "vitest";
 import { FsError } from "../../src/base/errors.ts";
 import { retrying } from "../../src/base/wait.ts";
 import { fsck } from "../../src/fsck/fsck.ts";
-import { SUPERBLOCK_OFFSETS } from "../../src/media/format.ts";
+import { type CopyTableValue, readCopyTable } from "../../src/media/copy-table.ts";
+import { SegmentRole, SUPERBLOCK_OFFSETS } from "../../src/media/format.ts";
 import type { GroupBuilder } from "../../src/media/group.ts";
 import { checkVolume } from "../../src/namespace/check.ts";
 import { read, write } from "../../src/namespace/data.ts";
@@ -491,6 +492,31 @@ describe("fsck finds, and a repair mends", () => {
       checkVolume(again);
       await again.close();
     }, 120_000);
+  }
+
+  for (const granularity of ["cacheline", "page"] as const) {
+    test(`a checkpoint and its copy: the one before and the log since are there (${granularity})`, async () => {
+      const region = await makeVolume(16 * MIB, granularity);
+      const store = await Store.open(region, { readOnly: false });
+      for (let index = 0; index < 40; index += 1) {
+        const file = create(store, store.root, `file-${index}`, S_IFREG | 0o644, 0, owner, null);
+        write(store, file, 0n, pattern(5000, index), 0, 5000, false);
+        if (index % 10 === 9) await store.checkpoint();
+      }
+      await store.close();
+      const { checkpoint, geometry } = (await Store.open(region, { readOnly: true })).recovery;
+      const { copies } = readCopyTable(region, SegmentRole.CHECKPOINT, geometry.seed) as CopyTableValue;
+      for (const at of [...checkpoint.segments, ...copies])
+        region.write(at + 64, new Uint8Array(4000), 0, 4000);
+      await expect(Store.open(region, { readOnly: true })).rejects.toThrow("damaged");
+      const report = await fsck(region, { repair: true, mayLose: () => false });
+      expect(report).toMatchObject({ repaired: true, loss: null, problems: [{ code: "superblock-old" }] });
+      const again = await Store.open(region, { readOnly: false });
+      for (let index = 0; index < 40; index += 1)
+        expect(content(again, at(again, `file-${index}`))).toEqual(pattern(5000, index));
+      checkVolume(again);
+      await again.close();
+    });
   }
 
   test("a superblock from two mounts ago: it is named, and nobody goes by it", async () => {
