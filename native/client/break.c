@@ -869,7 +869,7 @@ void watch_begin(void) {
   struct mapdirect_wire_lease lease = named_lease(mapping);
   struct identity identity = mapping->identity;
   core_unlock(&mask);
-  watcher_start(); /* if it could not be started before; as itself, not as the caller */
+  watcher_start(); /* as itself, not as the caller */
   struct identity before = identity_assume(identity);
   int fd = reopen(lease_fd);
   identity_restore(before, identity);

@@ -310,11 +310,6 @@ static void *keeper_main(void *unused) {
     return NULL;
   }
   keeper.state = KEEPER_RUNNING;
-  core_unlock(&mask);
-  /* Now, while whoever wants a mapping waits for it: memory that we got later might lie where the program has just unmapped
-   * something, and it may unmap that once more. */
-  watcher_start();
-  core_lock(&mask);
   bool lingered = false;
   for (;;) {
     if (!mapper.running && mapper.queue.head != NULL) start_mapper(&mask);
