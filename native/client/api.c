@@ -51,7 +51,9 @@ static int prepare(int fd, off_t offset, off_t length) {
   if (offset < 0 || length < 0) return -EINVAL;
   int error = region_of(fd, &file, &region);
   if (error != 0) return error;
-  return core_prepare(fd, (uint64_t)offset, (uint64_t)length);
+  struct mapdirect_wire_range range = {
+      .version = MAPDIRECT_WIRE_VERSION, .offset = (uint64_t)offset, .length = (uint64_t)length};
+  return ioctl(fd, (unsigned long)MAPDIRECT_IOCTL_PREPARE, &range) == 0 ? 0 : -errno;
 }
 
 int mapdirect_prepare(int fd, off_t offset, off_t length) {

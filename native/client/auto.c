@@ -75,7 +75,6 @@ static enum counter reason(int error) {
   case -EAGAIN:
   case -ETXTBSY:
   case -EBUSY:
-  case -EINTR:
     return COUNT_BUSY;
   case -ENOSPC:
     return COUNT_NO_SPACE;

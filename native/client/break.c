@@ -2,7 +2,7 @@
  * Breaking: find out that a lease is being broken, tell the program, take the memory away.
  *
  *   watcher (a second thread)   waits for news of the watches; runs the program's handler
- *   keeper                      asks what the news is, revokes, closes
+ *   keeper                      asks what the news is, revokes, closes: descriptors and pieces are its alone
  *
  * A watch is one more open file description of the mapped file. poll(2) on it tells of the lease: nothing
  * while it is held, POLLPRI from the moment it is being broken, POLLHUP when it is gone. It is not the lease
@@ -165,7 +165,7 @@ static bool see_inode(void *context, const struct area *area) {
 }
 
 uint64_t region_inode_at(uintptr_t at, const struct stat *region) {
-  static struct { /* the mapper's alone; true in a child, too */
+  static struct { /* the keeper's alone; true in a child, too */
     dev_t device;
     ino_t inode;
     uint64_t shown;
@@ -388,7 +388,7 @@ int watch_end_lease(struct keeper_fd fd, uint64_t lease_id, bool unchanged) {
       .flags = unchanged ? MAPDIRECT_WIRE_END_FLAG_UNCHANGED : 0,
       .lease_id = lease_id,
   };
-  return again(ioctl(keeper_fd_number(fd), (unsigned long)MAPDIRECT_IOCTL_END, &lease)) == 0 ? 0 : -errno;
+  return ioctl(keeper_fd_number(fd), (unsigned long)MAPDIRECT_IOCTL_END, &lease) == 0 ? 0 : -errno;
 }
 
 static int note_first_run(void *context, const struct piece *first, uintptr_t end) {
@@ -412,7 +412,7 @@ static void run_look(struct request *request) {
   }
   core_unlock(&mask);
   if (!news->found) return; /* unmapped meanwhile: its end, which comes after us, closes the watch */
-  if (again(ioctl(keeper_fd_number(fd), (unsigned long)MAPDIRECT_IOCTL_STATUS, &news->status)) == 0) return;
+  if (ioctl(keeper_fd_number(fd), (unsigned long)MAPDIRECT_IOCTL_STATUS, &news->status) == 0) return;
   /* The daemon is gone, and when it comes back it will find who maps what. */
   stop_polling(fd);
   news->found = false;
@@ -799,7 +799,7 @@ static bool worth_keeping(int fd) {
 static int reopen(int fd) {
   char path[48];
   append_number(append_text(path, "/proc/thread-self/fd/"), (unsigned)fd);
-  return again(raw_open(path, O_RDWR | O_CLOEXEC | O_NOCTTY, 0));
+  return raw_open(path, O_RDWR | O_CLOEXEC | O_NOCTTY, 0);
 }
 
 static struct mapdirect_wire_lease named_lease(const struct mapping *mapping) {
@@ -809,7 +809,7 @@ static struct mapdirect_wire_lease named_lease(const struct mapping *mapping) {
 }
 
 static struct keeper_fd begin_watch(int fd, struct mapdirect_wire_lease lease, uint64_t serial) {
-  if (worth_keeping(fd) && again(ioctl(fd, (unsigned long)MAPDIRECT_IOCTL_WATCH, &lease)) == 0) {
+  if (worth_keeping(fd) && ioctl(fd, (unsigned long)MAPDIRECT_IOCTL_WATCH, &lease) == 0) {
     struct epoll_event event = {.events = EPOLLPRI, .data.u64 = serial};
     /* A watch that cannot be polled is still good for END. */
     if (watcher != NULL) epoll_ctl(watcher->epoll_fd, EPOLL_CTL_ADD, fd, &event);
@@ -869,10 +869,9 @@ void watch_begin(void) {
   struct mapdirect_wire_lease lease = named_lease(mapping);
   struct identity identity = mapping->identity;
   core_unlock(&mask);
-  watcher_start(); /* as itself, not as the caller */
   struct identity before = identity_assume(identity);
   int fd = reopen(lease_fd);
-  identity_restore(before, identity);
+  identity_assume(before);
   /* A program that has given up its rights since may not open the file again. Then the lease's own description has to
    * do: if somebody unmaps behind the library's back, the lease ends within two seconds and not at once. */
   bool apart = fd >= 0 || (errno != EACCES && errno != EPERM);
@@ -916,7 +915,7 @@ static int open_by_anchor(const struct mapping *mapping, char *path) {
       path[0] = 0;
       if (each_area(see_anchor, &find) != 0 || path[0] != '/') return -1;
     }
-    int found = again(raw_open(path, O_PATH | O_CLOEXEC, 0));
+    int found = raw_open(path, O_PATH | O_CLOEXEC, 0);
     if (found < 0) continue;
     struct stat status;
     bool same = fstat(found, &status) == 0 && S_ISREG(status.st_mode) && status.st_dev == mapping->device &&

@@ -118,12 +118,10 @@ static int move_anchors_out(uintptr_t start, uintptr_t end) {
 
 int change_replace(uintptr_t start, uintptr_t end, int (*act)(void *context), void *context,
                    struct mapping **dead) {
-  struct promise before = page_promise(start, end);
   int error = table_reserve(3); /* two for splits, one for an anchor between its two places */
   if (error == 0) error = move_anchors_out(start, end);
   if (error == 0) error = act(context);
   if (error == 0) table_cut(start, end, dead);
-  page_promise_again(before);
   return error;
 }
 
@@ -214,7 +212,6 @@ struct over_context {
   int flags;
   int fd;
   off_t offset;
-  uintptr_t aside; /* where it has been mapped already */
 };
 
 static int act_over(void *context) {
@@ -224,43 +221,20 @@ static int act_over(void *context) {
   return raw_failed(result) ? (int)result : 0;
 }
 
-/* Of a file whose pages are put in place before the call returns. */
-static bool fills_pages(int flags) {
-  return (flags & MAP_ANONYMOUS) == 0 && (flags & (MAP_POPULATE | MAP_LOCKED)) != 0;
-}
-
-static int act_move_over(void *context) {
-  const struct over_context *over = context;
-  long result = raw_mremap(over->aside, over->length, over->length, MREMAP_MAYMOVE | MREMAP_FIXED,
-                           (uintptr_t)over->addr);
-  return raw_failed(result) ? (int)result : 0;
-}
-
 int core_map_over(void *addr, size_t length, int prot, int flags, int fd, off_t offset, void **result) {
   struct over_context context = {
       .addr = addr, .length = length, .prot = prot, .flags = flags, .fd = fd, .offset = offset};
   uintptr_t start = (uintptr_t)addr;
   if (!is_aligned(start, page_bytes()) || length == 0) return -EINVAL;
   if (length > UINTPTR_MAX - start - page_bytes()) return -ENOMEM;
-  bool aside = fills_pages(flags);
-  if (aside) {
-    /* Elsewhere first: the pages may have to wait until what is here is taken away, which needs the lock. */
-    long place = raw_mmap(0, length, prot, flags & ~MAP_FIXED, fd, offset);
-    if (raw_failed(place)) return (int)place;
-    context.aside = (uintptr_t)place;
-  }
   struct mapping *dead = NULL;
   sigset_t mask;
   core_lock(&mask);
-  int error = change_replace(start, start + round_up(length, page_bytes()), aside ? act_move_over : act_over,
-                             &context, &dead);
+  int error = change_replace(start, start + round_up(length, page_bytes()), act_over, &context, &dead);
   change_bury(dead);
   core_unlock(&mask);
   change_mourn(dead);
-  if (error == 0)
-    *result = addr;
-  else if (aside)
-    raw_munmap(context.aside, length);
+  if (error == 0) *result = addr;
   return error;
 }
 
@@ -273,7 +247,6 @@ struct remap_request {
   size_t new_length;
   int flags;
   uintptr_t new;
-  bool reserved; /* `new` is: nothing of the program's is there any more */
   struct mapping *dead;
 };
 
@@ -351,14 +324,13 @@ static int act_reserve(void *context) {
 }
 
 /* Move [old, old + length) to `new`, both in the address space and in the table. With the lock held. */
-static int move_range(struct remap_request *remap, size_t length, struct mapping *mapping,
+static int move_range(const struct remap_request *remap, size_t length, struct mapping *mapping,
                       struct mapping **dead) {
   uintptr_t old = remap->old;
   uintptr_t new = remap->new;
   struct unmap_context target = {.start = new, .length = length};
   int error = change_replace(new, new + length, act_reserve, &target, dead);
   if (error != 0) return error;
-  remap->reserved = true;
 
   size_t count = 0;
   for (size_t index = table_lower(old); index < table_count() && table_at(index)->start < old + length;
@@ -406,6 +378,7 @@ static int move_range(struct remap_request *remap, size_t length, struct mapping
       }
       if (returned < part) table_cut(home + returned, home + part, dead);
     }
+    raw_munmap(new, length);
   }
   spans_free(&rights);
   page_free(run, run_bytes);
@@ -435,15 +408,10 @@ static int remap_locked(struct remap_request *remap) {
 static void run_remap(struct request *base) {
   struct remap_request *remap = (struct remap_request *)(void *)base;
   sigset_t mask;
-  bool placed = (remap->flags & MREMAP_FIXED) != 0;
-  page_promise(placed ? remap->new : 0, placed ? remap->new + remap->new_length : 0);
   core_lock(&mask);
   base->error = remap_locked(remap);
-  if (base->error != 0 && remap->reserved) raw_munmap(remap->new, remap->new_length);
-  remap->reserved = false;
   change_bury(remap->dead);
   core_unlock(&mask);
-  page_promise(0, 0);
 }
 
 int core_remap(uintptr_t old, size_t old_length, size_t new_length, int flags, uintptr_t new, void **result) {
@@ -455,21 +423,16 @@ int core_remap(uintptr_t old, size_t old_length, size_t new_length, int flags, u
   if (old_length > UINTPTR_MAX - old - page || new_length > SIZE_MAX - page) return -EINVAL;
   old_length = round_up(old_length, page);
   new_length = round_up(new_length, page);
-  if (new_length > old_length) return -EINVAL; /* never beyond the grant */
-  bool placed = (flags & MREMAP_FIXED) != 0 && is_aligned(new, page) && new <= UINTPTR_MAX - new_length;
-  struct promise before = page_promise(placed ? new : 0, placed ? new + new_length : 0);
+  if (new_length > old_length) return -EINVAL;             /* never beyond the grant */
   struct remap_request *remap = page_alloc(sizeof *remap); /* not on the stack: see map.c */
-  page_promise_again(before);
   if (remap == NULL) return -ENOMEM;
   remap->base.run = run_remap;
-  remap->reserved = placed && page_claim(new, new_length);
   remap->old = old;
   remap->old_length = old_length;
   remap->new_length = new_length;
   remap->flags = flags;
   remap->new = new;
   int error = keeper_run(&remap->base);
-  if (remap->reserved) raw_munmap(new, new_length); /* there was no thread to run it */
   change_mourn(remap->dead);
   page_free(remap, sizeof *remap);
   if (error == 0) *result = (void *)((flags & MREMAP_FIXED) != 0 ? new : old);
@@ -515,17 +478,18 @@ int core_remap_any(uintptr_t old, size_t old_length, size_t new_length, int flag
   /* Other memory: the kernel's mremap, which may land on a direct mapping. */
   struct move_context move = {
       .old = old, .old_length = old_length, .new_length = new_length, .flags = flags, .new = new};
-  int error = 0;
+  int error;
   bool onto = (flags & MREMAP_FIXED) != 0 && is_aligned(new, page) && new_length > 0;
   /* Without a sum that could overflow. */
   if (onto && new_length >= UINTPTR_MAX - new - page) onto = false;
   if (onto) onto = table_occupied(new, new + round_up(new_length, page));
-  if (onto) error = change_replace(new, new + round_up(new_length, page), act_move, &move, &dead);
+  if (onto)
+    error = change_replace(new, new + round_up(new_length, page), act_move, &move, &dead);
+  else
+    error = act_move(&move);
   change_bury(dead);
   core_unlock(&mask);
   change_mourn(dead);
-  if (!onto)
-    error = act_move(&move); /* locked memory that grows has pages put in place, which may wait for a lease */
   if (error == 0) *result = (void *)move.result;
   return error;
 }
@@ -641,31 +605,4 @@ int core_mlock(uintptr_t start, size_t length, int flags) {
   uintptr_t first = start & ~(page_bytes() - 1);
   if (length > UINTPTR_MAX - start - page_bytes()) return -EINVAL;
   return for_each_piece(first, round_up(start + length, page_bytes()), lock_pages, flags);
-}
-
-int core_may_lock(size_t length) {
-  long trial =
-      raw_mmap(0, length, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_LOCKED, -1, 0);
-  if (raw_failed(trial)) return (int)trial;
-  raw_munmap((uintptr_t)trial, length);
-  return 0;
-}
-
-/* Newer than the headers of the build machine. */
-#ifndef MADV_POPULATE_READ
-#define MADV_POPULATE_READ 22
-#endif
-
-/* As mmap(2) does for shared mappings: by reading. Holes have nothing that could be put in place. */
-static int populate_pages(uintptr_t at, uintptr_t upto, const struct piece *piece, int unused) {
-  (void)unused;
-  if (piece == NULL || piece->state != PIECE_DIRECT) return 0;
-  int error = raw_madvise(at, upto - at, MADV_POPULATE_READ);
-  if (error == -EINVAL) raw_madvise(at, upto - at, MADV_WILLNEED); /* before Linux 5.14 */
-  return 0;
-}
-
-void core_populate(uintptr_t start, size_t length, bool locked) {
-  if (locked) for_each_piece(start, start + length, lock_pages, (int)MLOCK_ONFAULT);
-  for_each_piece(start, start + length, populate_pages, 0);
 }

@@ -42,21 +42,18 @@
 #define MFD_NOEXEC_SEAL 8u
 #endif
 
-/* The keeper's and the mapper's: whoever needs one first opens it. A child forgets them in its fork handler, before it has either. */
-static _Atomic(struct keeper_fd) uffd = {-1};
-static _Atomic bool protects_unpopulated; /* found when it was opened */
-/* The empty memfd, kept so that revocation needs no new descriptor. */
-static _Atomic(struct keeper_fd) beyond = {-1};
+/* The keeper's alone. A child writes it too, in its fork handler, before it has a keeper. */
+static struct {
+  bool open;
+  struct keeper_fd fd;
+  bool protects_unpopulated;
+} uffd;
 
-/* Of two threads that opened one at the same time, the second uses what the first has. */
-static void share(_Atomic(struct keeper_fd) *shared, int number) {
-  struct keeper_fd none = KEEPER_NO_FD;
-  if (!atomic_compare_exchange_strong(shared, &none, keeper_fd_of(number))) raw_close(number);
-}
-
-static bool is_open(const _Atomic(struct keeper_fd) *shared) {
-  return keeper_fd_is_one(atomic_load(shared));
-}
+/* The empty memfd, kept so that revocation needs no new descriptor. The same rules. */
+static struct {
+  bool open;
+  struct keeper_fd fd;
+} beyond;
 
 static int open_with(uint64_t features) {
   long fd = raw_syscall(SYS_userfaultfd, O_CLOEXEC | UFFD_USER_MODE_ONLY, 0, 0, 0, 0, 0);
@@ -72,27 +69,30 @@ static int open_with(uint64_t features) {
 }
 
 static int open_once(void) {
-  if (is_open(&uffd)) return 0;
+  if (uffd.open) return 0;
   const uint64_t needed = UFFD_FEATURE_SIGBUS | UFFD_FEATURE_PAGEFAULT_FLAG_WP;
+  uffd.protects_unpopulated = true;
   int fd = open_with(needed | FEATURE_WP_UNPOPULATED);
-  bool protects = fd != -EINVAL;
-  if (!protects) fd = open_with(needed);
+  if (fd == -EINVAL) {
+    uffd.protects_unpopulated = false;
+    fd = open_with(needed);
+  }
   if (fd == -EMFILE || fd == -ENFILE || fd == -ENOMEM) return fd;
   if (fd < 0) return -EOPNOTSUPP; /* no userfaultfd, or not for us */
-  protects_unpopulated = protects;
-  share(&uffd, fd);
+  uffd.fd = keeper_fd_of(fd);
+  uffd.open = true;
   return 0;
 }
 
 void hole_close(void) {
-  if (is_open(&uffd)) raw_close(keeper_fd_number(atomic_load(&uffd)));
-  if (is_open(&beyond)) raw_close(keeper_fd_number(atomic_load(&beyond)));
+  if (uffd.open) raw_close(keeper_fd_number(uffd.fd));
+  if (beyond.open) raw_close(keeper_fd_number(beyond.fd));
   hole_forget();
 }
 
 void hole_forget(void) {
-  atomic_store(&uffd, KEEPER_NO_FD);
-  atomic_store(&beyond, KEEPER_NO_FD);
+  uffd.open = false;
+  beyond.open = false;
 }
 
 /* Write-protecting succeeds only on what is registered; that it is protected already changes nothing. */
@@ -101,9 +101,8 @@ bool hole_is_at(uintptr_t at) {
       .range = {.start = at, .len = page_bytes()},
       .mode = UFFDIO_WRITEPROTECT_MODE_WP,
   };
-  if (!is_open(&uffd)) return false;
-  return ioctl(keeper_fd_number(atomic_load(&uffd)), UFFDIO_WRITEPROTECT, &protection) == 0 ||
-         errno != ENOENT;
+  if (!uffd.open) return false;
+  return ioctl(keeper_fd_number(uffd.fd), UFFDIO_WRITEPROTECT, &protection) == 0 || errno != ENOENT;
 }
 
 /* Put a zero page everywhere, for kernels that protect only what is there. */
@@ -135,10 +134,10 @@ int hole_place(uintptr_t start, size_t length, int prot, int how) {
       .range = {.start = start, .len = length},
       .mode = UFFDIO_WRITEPROTECT_MODE_WP,
   };
-  const int fd = keeper_fd_number(atomic_load(&uffd));
+  const int fd = keeper_fd_number(uffd.fd);
   error = raw_madvise(start, length, MADV_DONTFORK);
   if (error == 0 && ioctl(fd, UFFDIO_REGISTER, &registration) != 0) error = -errno;
-  if (error == 0 && !protects_unpopulated) error = populate(start, length);
+  if (error == 0 && !uffd.protects_unpopulated) error = populate(start, length);
   if (error == 0 && ioctl(fd, UFFDIO_WRITEPROTECT, &protection) != 0) error = -errno;
   if (error == 0) return 0;
   /* Leave the reservation: it is the caller's to unmap as a whole. */
@@ -150,12 +149,13 @@ int hole_place(uintptr_t start, size_t length, int prot, int how) {
 }
 
 int beyond_open(void) {
-  if (is_open(&beyond)) return 0;
+  if (beyond.open) return 0;
   /* NOEXEC_SEAL keeps a kernel with vm.memfd_noexec quiet; older ones do not know it. */
   long fd = raw_syscall(SYS_memfd_create, (long)BEYOND_NAME, MFD_CLOEXEC | MFD_NOEXEC_SEAL, 0, 0, 0, 0);
   if (fd == -EINVAL) fd = raw_syscall(SYS_memfd_create, (long)BEYOND_NAME, MFD_CLOEXEC, 0, 0, 0, 0);
   if (fd < 0) return (int)fd;
-  share(&beyond, (int)fd);
+  beyond.fd = keeper_fd_of((int)fd);
+  beyond.open = true;
   return 0;
 }
 
@@ -163,7 +163,7 @@ int beyond_place(uintptr_t start, size_t length, int prot) {
   int error = beyond_open();
   if (error != 0) return error;
   long mapped = raw_mmap(start, length, prot & ~PROT_EXEC, MAP_SHARED | MAP_NORESERVE | MAP_FIXED,
-                         keeper_fd_number(atomic_load(&beyond)), 0);
+                         keeper_fd_number(beyond.fd), 0);
   return raw_failed(mapped) ? (int)mapped : 0;
 }
 

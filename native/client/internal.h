@@ -4,7 +4,7 @@
  *     syscall.h   system calls without libc in between
  *     lines.c     files of /proc, line by line
  *     table.c     which addresses are direct mappings; the one lock
- *     keeper.c    the threads that own every descriptor
+ *     keeper.c    the thread that owns every descriptor
  *     mount.c     which files are ours, and where their region is
  *     hole.c      pages that read zeros and refuse stores (userfaultfd), pages past the end
  *     map.c       asking for a lease and building the mapping
@@ -22,8 +22,7 @@
  * - No malloc and no stdio: mmap and munmap are called by allocators that hold their own locks. Memory comes
  * from the kernel directly (page_alloc).
  * - The lock is held with every signal blocked, so that a handler may unmap.
- * - Nobody waits for the keeper or the mapper while holding the lock: they take it. Nor is anything done under it that may wait
- * for a lease: pages are put in place, and ranges prepared, on the caller's thread and without it.
+ * - Nobody waits for the keeper while holding the lock: the keeper takes it.
  * - Internal functions return 0 or a negative errno; only api.c and preload.c touch errno.
  */
 #ifndef MAPDIRECT_INTERNAL_H
@@ -110,7 +109,7 @@ struct piece {
   uint64_t state; /* enum piece_state */
 };
 
-/* Work for the keeper or the mapper. It lies inside the struct of whoever waits for it. */
+/* Work for the keeper. It lies inside the struct of whoever waits for it. */
 struct request {
   struct request *next;
   void (*run)(struct request *request);
@@ -124,8 +123,8 @@ struct identity {
   gid_t fsgid;
 };
 
-/* A number of the descriptor table that the keeper and the mapper share. To other threads it would mean another file, so what it
- * is only those two get to know: see keeper_fd_number(). */
+/* A number of the keeper's descriptor table. To other threads it would mean another file, so what it is only the keeper gets
+ * to know: see keeper_fd_number(). */
 struct keeper_fd {
   int hidden;
 };
@@ -213,17 +212,6 @@ char *append_number(char *at, unsigned number);
 char *append_hex(char *at, uintptr_t number);
 /* Zeroed memory straight from the kernel; NULL when there is none. */
 void *page_alloc(size_t bytes);
-/* What this thread is about to replace or to unmap. Free addresses may be among it, and memory of ours that lay there would go, too:
- * page_alloc() finds a place elsewhere. */
-struct promise {
-  uintptr_t start;
-  uintptr_t end;
-};
-/* Returns what was promised before, for page_promise_again(). */
-struct promise page_promise(uintptr_t start, uintptr_t end);
-void page_promise_again(struct promise before);
-/* Reserve free addresses that the program named, so that no thread's stack gets there either. False: something is there. */
-bool page_claim(uintptr_t start, size_t length);
 void page_free(void *memory, size_t bytes);
 
 /* With the lock held: */
@@ -261,13 +249,7 @@ void keeper_kick(void);
 int keeper_wait(struct request *request);
 /* With the lock held. */
 uint32_t keeper_generation(void);
-/* As keeper_run(), on the mapper. */
-int mapper_run(struct request *request);
-/* On the mapper: from here on addresses are mapped that the table does not have yet, and nobody forks. Nothing is asked of the
- * daemon meanwhile. */
-void mapper_begin_placing(void);
-void mapper_end_placing(void); /* or it was never begun */
-/* On the keeper or the mapper: put a number of their table away, and get it back. Anywhere else -1, which is no file at all. */
+/* On the keeper: put a number of its table away, and get it back. Anywhere else -1, which is no file at all. */
 struct keeper_fd keeper_fd_of(int number);
 int keeper_fd_number(struct keeper_fd fd);
 /* Called with the lock just taken: is this a copy of the process that the library knows? */
@@ -280,9 +262,8 @@ enum thread_table { TABLE_OF_PROGRAM, TABLE_OF_OTHER_PROCESS, TABLE_OF_KEEPER };
 extern _Thread_local enum thread_table thread_table __attribute__((tls_model("initial-exec")));
 
 struct identity identity_of_caller(void);
-/* On the keeper or the mapper: take on an identity; returns the one before. */
+/* On the keeper: take on an identity; returns the one before. */
 struct identity identity_assume(struct identity identity);
-void identity_restore(struct identity before, struct identity assumed);
 
 /* ------------------------------------------------------------------------------------------------ mount.c */
 
@@ -301,7 +282,7 @@ bool mounter_of(const struct file_facts *facts, uid_t *uid);
 
 /* ------------------------------------------------------------------------------------------------ hole.c */
 
-/* On the keeper or the mapper, as all of this. how: MAP_FIXED or MAP_FIXED_NOREPLACE. */
+/* On the keeper. how: MAP_FIXED or MAP_FIXED_NOREPLACE. */
 int hole_place(uintptr_t start, size_t length, int prot, int how);
 int beyond_open(void); /* so that beyond_place needs no new descriptor */
 int beyond_place(uintptr_t start, size_t length, int prot);
@@ -334,8 +315,6 @@ int core_map_automatic(void *addr, size_t length, int prot, int flags, int fd, o
 int core_map_io(size_t length, int fd, uintptr_t shadow, struct io_lease *io, void **result);
 /* Flag checks that come before anything about the descriptor: R3. */
 int core_check_type(int flags);
-/* Have the daemon prepare a range; length 0: up to the end of the file. It may wait for leases, this process's own too. */
-int core_prepare(int fd, uint64_t offset, uint64_t length);
 
 int core_unmap(uintptr_t start, size_t length);
 /* The same of a mapping that nobody has stored through, from its first byte on: the times of the file stay. */
@@ -353,10 +332,6 @@ int core_madvise(uintptr_t start, size_t length, int advice);
 bool core_advises_itself(int pidfd, int advice);
 /* mlock2(2); with no flags, mlock(2). */
 int core_mlock(uintptr_t start, size_t length, int flags);
-/* Could so much be locked: 0, or what mmap(2) with MAP_LOCKED would answer. */
-int core_may_lock(size_t length);
-/* What mmap(2) does with MAP_LOCKED or MAP_POPULATE when everything else is done. Pages that cannot be put in place are left. */
-void core_populate(uintptr_t start, size_t length, bool locked);
 
 /*
  * With the lock held: replace [start, end) by what `act` does to the address space. Anchors in the way are
@@ -373,7 +348,7 @@ void change_mourn(struct mapping *dead);
 /* ------------------------------------------------------------------------------------------------ break.c */
 
 #define REGION_UNKNOWN UINT64_MAX
-/* On the mapper: what inode number the kernel shows for a mapping of the region at `at`. On a stacked file
+/* On the keeper: what inode number the kernel shows for a mapping of the region at `at`. On a stacked file
  * system it need not be st_ino. */
 uint64_t region_inode_at(uintptr_t at, const struct stat *region);
 
@@ -393,14 +368,14 @@ struct spans {
   bool failed; /* not all of them are there */
 };
 void spans_free(struct spans *spans);
-/* On the keeper or the mapper, with the lock held. */
+/* On the keeper, with the lock held. */
 void rights_look_up(struct spans *rights);
 /* What [at, *upto) has; *upto becomes smaller if not all of it has the same. */
 int rights_at(const struct spans *rights, uintptr_t at, uintptr_t *upto, int usual);
 /* Give [start, end) the rights that `from` and what follows it had. */
 int rights_apply(const struct spans *rights, uintptr_t from, uintptr_t start, size_t length, int usual);
 
-/* On the mapper, with the lock held: the kernel says that these addresses were free. What the table has there
+/* On the keeper, with the lock held: the kernel says that these addresses were free. What the table has there
  * was taken away without the library's knowledge: forget it. */
 int break_forget(uintptr_t start, uintptr_t end, struct mapping **dead);
 

@@ -2,33 +2,26 @@
  * Asking for a lease and building the mapping.
  *
  *   caller   check flags, descriptor and region (R1..R4)
- *   mapper   open the file once more (the lease description), GRANT, EXTENTS
+ *   keeper   open the file once more (the lease description), GRANT, EXTENTS
  *            open the region with the caller's identity, or get it at the door of direct_group=; check that it is the one that the mount names
  *            reserve addresses; map the pieces; map the anchor (one PROT_NONE page of the lease description)
  *            enter it in the table
- *   caller   if the range was to be prepared and is not: have that done, and begin again
- *            put pages in place (MAP_POPULATE, MAP_LOCKED)
- *   keeper   a moment later: open the file a third time and watch the lease there; close the lease description (break.c)
- *
- * What may wait for a lease is the caller's to do: it may be a lease of this process, which the keeper has to give back, and a
- * signal may interrupt it.
+ *            a moment later: open the file a third time and watch the lease there; close the lease description (break.c)
  *
  * Whatever fails on the way undoes what came before: the lease ends with its description, the addresses are
  * unmapped.
  *
  * The request lies in memory of its own, not on the caller's stack: a signal handler that leaves with
- * siglongjmp leaks it, rather than have the mapper write into a stack that is in use by somebody else.
+ * siglongjmp leaks it, rather than have the keeper write into a stack that is in use by somebody else.
  */
 #include "internal.h"
 
 #include <fcntl.h>
 #include <poll.h>
-#include <signal.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/un.h>
-#include <time.h>
 
 #include "syscall.h"
 
@@ -37,20 +30,10 @@
   (MAP_TYPE_BITS | MAP_DIRECT | MAP_SYNC | MAP_POPULATE | MAP_NONBLOCK | MAP_NORESERVE | MAP_LOCKED |        \
    MAP_FIXED | MAP_FIXED_NOREPLACE)
 /* Those that go to the kernel with each piece of the region. */
-#define FLAGS_OF_PIECES MAP_NORESERVE
+#define FLAGS_OF_PIECES (MAP_POPULATE | MAP_NONBLOCK | MAP_NORESERVE | MAP_LOCKED)
 #define LEASE_KIND_BITS 0xffu
 /* How long the daemon may take to hand out a descriptor. */
 #define DOOR_MS 10000
-/* The range was to be prepared, and is not; no error of anybody else. */
-#define UNPREPARED (-ENODATA)
-/* Somebody else may clone the range, or punch holes, as soon as it is prepared. */
-#define PREPARATIONS_MAX 4
-/* The daemon gives new leases again when a break is so long over (semantics R16), and a little more. */
-#define AFTER_BREAK_MS 1200
-#define AFTER_BREAK_STEP_MS 20
-
-/* Pieces that need no memory of their own: those of most mappings. */
-#define FEW_PIECES 32u
 
 struct map_request {
   struct request base;
@@ -65,20 +48,17 @@ struct map_request {
   struct io_lease *io;
   uint32_t kind;
   uint32_t lease_flags;
-  bool prepares;    /* every block of the range has to be written */
-  char caller[48];  /* the thread as /proc names it: its descriptor table is the one that fd is in */
-  bool barred;      /* it may not open the region by its path */
-  struct stat seen; /* what it opened there */
+  char caller[48]; /* the thread as /proc names it: its descriptor table is the one that fd is in */
+  bool barred;     /* it may not open the region by its path */
   struct identity identity;
   struct file_facts file; /* of fd */
   struct mapdirect_wire_region region;
-  /* the mapper's work */
+  /* the keeper's work */
   int lease_fd;
   int region_fd;
   struct stat region_status;
   uint64_t region_inode;
   bool granted;
-  bool claimed; /* the program named free addresses, and they are reserved */
   uintptr_t start;
   uintptr_t anchor;
   bool anchor_apart;        /* not within the reserved range */
@@ -95,25 +75,7 @@ struct map_request {
   uint64_t generation;
   uint32_t granted_kind;
   struct mapdirect_wire_grant_full wire;
-  struct piece few[FEW_PIECES];
 };
-
-#define REQUEST_BYTES round_up(sizeof(struct map_request), page_bytes())
-
-/* One that is not in use. Memory that is unmapped has to be forgotten by each processor that runs the program. */
-static _Atomic(struct map_request *) spare;
-
-static struct map_request *request_alloc(void) {
-  struct map_request *map = atomic_exchange(&spare, NULL);
-  if (map == NULL) return page_alloc(REQUEST_BYTES);
-  memset(map, 0, offsetof(struct map_request, few));
-  return map;
-}
-
-static void request_free(struct map_request *map) {
-  struct map_request *none = NULL;
-  if (!atomic_compare_exchange_strong(&spare, &none, map)) page_free(map, REQUEST_BYTES);
-}
 
 static bool lacks_resources(int error) {
   return error == EMFILE || error == ENFILE || error == ENOMEM;
@@ -136,14 +98,13 @@ static int name_caller(char *name, size_t bytes) {
 }
 
 /*
- * May the caller not open the region? Only it can tell: the mapper takes on its file-system identity, but not the capabilities
+ * May the caller not open the region? Only it can tell: the keeper takes on its file-system identity, but not the capabilities
  * that it has dropped, nor what Landlock or seccomp forbid it. A lack of descriptors says nothing.
  */
-static bool is_barred(struct map_request *map) {
+static bool is_barred(const struct mapdirect_wire_region *region) {
   int errno_before = errno;
-  int fd = again(raw_open((const char *)map->region.path, O_RDWR | O_CLOEXEC | O_NONBLOCK | O_NOCTTY, 0));
+  int fd = raw_open((const char *)region->path, O_RDWR | O_CLOEXEC | O_NONBLOCK | O_NOCTTY, 0);
   bool barred = fd < 0 && !lacks_resources(errno);
-  if (fd >= 0 && fstat(fd, &map->seen) != 0) barred = true;
   if (fd >= 0) raw_close(fd);
   errno = errno_before;
   return barred;
@@ -186,22 +147,22 @@ static int check(void *addr, size_t length, int prot, int flags, int fd, off_t o
   map->offset = (uint64_t)offset;
   map->kind = lease & LEASE_KIND_BITS;
   if ((lease & MAPDIRECT_WHOLE_FILE) != 0) map->lease_flags |= MAPDIRECT_WIRE_LEASE_FLAG_WHOLE_FILE;
-  map->prepares = (lease & MAPDIRECT_PREPARE) != 0;
+  if ((lease & MAPDIRECT_PREPARE) != 0) map->lease_flags |= MAPDIRECT_WIRE_LEASE_FLAG_PREPARE;
   if ((flags & MAP_SYNC) != 0) map->lease_flags |= MAPDIRECT_WIRE_LEASE_FLAG_SYNC;
   map->identity = identity_of_caller();
-  map->barred = is_barred(map);
+  map->barred = is_barred(&map->region);
   return name_caller(map->caller, sizeof map->caller);
 }
 
-/* ---- on the mapper: the lease */
+/* ---- on the keeper: the lease */
 
-/* A new open file description of the caller's file, in the library's table. */
+/* A new open file description of the caller's file, in the keeper's table. */
 static int open_lease(struct map_request *map) {
   char path[96];
   char *at = append_text(append_text(path, "/proc/"), map->caller);
   at = append_text(at, "/fd/");
   append_number(at, (unsigned)map->fd);
-  int fd = again(raw_open(path, O_RDWR | O_CLOEXEC | O_NOCTTY, 0));
+  int fd = raw_open(path, O_RDWR | O_CLOEXEC | O_NOCTTY, 0);
   if (fd < 0) {
     switch (errno) {
     case ENOENT:
@@ -222,23 +183,14 @@ static int open_lease(struct map_request *map) {
   return 0;
 }
 
-static void free_run(struct map_request *map) {
-  if (map->run != map->few)
-    page_free(map->run, round_up(map->run_capacity * sizeof(struct piece), page_bytes()));
-}
-
 static int grow_run(struct map_request *map) {
   if (map->run_count < map->run_capacity) return 0;
-  if (map->run == NULL) {
-    map->run = map->few;
-    map->run_capacity = FEW_PIECES;
-    return 0;
-  }
-  size_t bytes = round_up(2 * map->run_capacity * sizeof(struct piece), page_bytes());
+  size_t old_bytes = map->run_capacity * sizeof(struct piece);
+  size_t bytes = round_up(old_bytes == 0 ? 1 : 2 * old_bytes, page_bytes());
   struct piece *larger = page_alloc(bytes);
   if (larger == NULL) return -ENOMEM;
-  memcpy(larger, map->run, map->run_count * sizeof(struct piece));
-  free_run(map);
+  if (map->run_count > 0) memcpy(larger, map->run, map->run_count * sizeof(struct piece));
+  page_free(map->run, round_up(old_bytes, page_bytes()));
   map->run = larger;
   map->run_capacity = bytes / sizeof(struct piece);
   return 0;
@@ -252,15 +204,13 @@ static bool is_inside(uint64_t bytes, uint64_t at, uint64_t length) {
 static int add_piece(struct map_request *map, uint64_t from, uint64_t to, enum piece_state state,
                      uint64_t physical) {
   if (from >= to) return 0;
-  if (map->prepares && state != PIECE_DIRECT) return UNPREPARED;
   if (!is_aligned(from, page_bytes()) || !is_aligned(to, page_bytes())) return -EINVAL;
   if (state == PIECE_DIRECT) {
     uint64_t alignment = map->region.map_alignment;
     uint64_t length = to - from;
     if (!is_inside(map->region.region_bytes, physical, length)) {
       /* The volume may have grown since we asked. Otherwise it is a broken answer. */
-      if (again(ioctl(map->lease_fd, (unsigned long)MAPDIRECT_IOCTL_REGION, &map->region)) != 0)
-        return -errno;
+      if (ioctl(map->lease_fd, (unsigned long)MAPDIRECT_IOCTL_REGION, &map->region) != 0) return -errno;
       if (!is_inside(map->region.region_bytes, physical, length)) return -EIO;
     }
     if (!is_aligned(physical, alignment) || !is_aligned(from - map->offset, alignment) ||
@@ -337,7 +287,7 @@ static int fetch_extents(struct map_request *map, uint64_t next, uint64_t end, u
     wire->map =
         (struct mapdirect_wire_map){.version = MAPDIRECT_WIRE_VERSION, .offset = next, .length = end - next};
     uint64_t asked = next;
-    if (again(ioctl(map->lease_fd, (unsigned long)MAPDIRECT_IOCTL_EXTENTS, wire)) != 0) {
+    if (ioctl(map->lease_fd, (unsigned long)MAPDIRECT_IOCTL_EXTENTS, wire) != 0) {
       error = -errno;
       break;
     }
@@ -359,10 +309,8 @@ static int grant(struct map_request *map) {
   header->flags = map->lease_flags;
   header->offset = map->offset;
   header->length = map->length;
-  if (again(ioctl(map->lease_fd, (unsigned long)MAPDIRECT_IOCTL_GRANT, &map->wire)) != 0) {
-    if (errno == EPERM && map->prepares) return UNPREPARED; /* shared blocks */
+  if (ioctl(map->lease_fd, (unsigned long)MAPDIRECT_IOCTL_GRANT, &map->wire) != 0)
     return errno == ENOTTY || errno == ENOSYS ? -EOPNOTSUPP : -errno;
-  }
   map->granted = true;
   map->lease_id = header->lease_id;
   memcpy(map->lease_token, header->token, sizeof map->lease_token);
@@ -381,7 +329,7 @@ static int grant(struct map_request *map) {
   return add_piece(map, cursor > last ? cursor : last, end, PIECE_BEYOND, 0);
 }
 
-/* ---- on the mapper: the region */
+/* ---- on the keeper: the region */
 
 static int region_has_uuid(const struct map_request *map) {
   const struct mapdirect_wire_region *region = &map->region;
@@ -393,14 +341,10 @@ static int region_has_uuid(const struct map_request *map) {
     uint64_t unit = region->map_alignment;
     uint64_t first = at / unit * unit;
     if (at - first > unit - sizeof uuid) return -EOPNOTSUPP;
-    mapper_begin_placing();
     long mapped = raw_mmap(0, (size_t)unit, PROT_READ, MAP_SHARED, map->region_fd, (off_t)first);
-    if (!raw_failed(mapped)) {
-      memcpy(uuid, (const char *)mapped + (at - first), sizeof uuid);
-      raw_munmap((uintptr_t)mapped, (size_t)unit);
-    }
-    mapper_end_placing();
     if (raw_failed(mapped)) return -EOPNOTSUPP;
+    memcpy(uuid, (const char *)mapped + (at - first), sizeof uuid);
+    raw_munmap((uintptr_t)mapped, (size_t)unit);
   }
   return memcmp(uuid, region->uuid, sizeof uuid) == 0 ? 0 : -EOPNOTSUPP;
 }
@@ -413,7 +357,7 @@ static int region_from_door(const struct mapdirect_wire_region *region) {
   int door = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
   if (door < 0) return lacks_resources(errno) ? -errno : -EACCES;
   int result = -EACCES;
-  if (again(connect(door, (struct sockaddr *)&address, sizeof address)) == 0) {
+  if (connect(door, (struct sockaddr *)&address, sizeof address) == 0) {
     struct pollfd ready = {.fd = door, .events = POLLIN};
     char byte;
     struct iovec part = {.iov_base = &byte, .iov_len = 1};
@@ -423,7 +367,7 @@ static int region_from_door(const struct mapdirect_wire_region *region) {
     } control;
     struct msghdr message = {
         .msg_iov = &part, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
-    int count = again(poll(&ready, 1, DOOR_MS));
+    int count = poll(&ready, 1, DOOR_MS);
     if (count == 1 && recvmsg(door, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT) == 1) {
       const struct cmsghdr *header = CMSG_FIRSTHDR(&message);
       if (header != NULL && header->cmsg_level == SOL_SOCKET && header->cmsg_type == SCM_RIGHTS &&
@@ -447,41 +391,11 @@ static bool is_named_rightly(const struct map_request *map, const struct stat *r
   return mounter == 0 || mounter == map->identity.fsuid || mounter == region->st_uid;
 }
 
-/*
- * The region that was mapped last stays open, for the next caller who has shown that it may open the very same file. The
- * mapper's alone; one of an earlier keeper went with its table.
- */
-static struct {
-  struct keeper_fd fd;
-  uint32_t generation;
-  struct stat status;
-  uint8_t uuid[16]; /* found in it */
-} kept = {.fd = KEEPER_NO_FD};
-
-static bool is_any_kept(void) {
-  return keeper_fd_is_one(kept.fd) && kept.generation == keeper_generation();
-}
-
-static bool is_kept(const struct map_request *map) {
-  const struct stat *status = &kept.status;
-  return is_any_kept() && !map->barred && status->st_dev == map->seen.st_dev &&
-         status->st_ino == map->seen.st_ino && status->st_rdev == map->seen.st_rdev &&
-         memcmp(kept.uuid, map->region.uuid, sizeof kept.uuid) == 0;
-}
-
-static void keep_region(const struct map_request *map) {
-  if (is_any_kept()) raw_close(keeper_fd_number(kept.fd));
-  kept.fd = keeper_fd_of(map->region_fd);
-  kept.generation = keeper_generation();
-  kept.status = map->region_status;
-  memcpy(kept.uuid, map->region.uuid, sizeof kept.uuid);
-}
-
 /* The region by its path, if the caller may open it and the mount may name it; -EACCES if not. */
 static int region_by_path(struct map_request *map) {
   if (map->barred) return -EACCES;
   /* O_NONBLOCK: what is at that path may be anything by now. */
-  int fd = again(raw_open((const char *)map->region.path, O_RDWR | O_CLOEXEC | O_NONBLOCK | O_NOCTTY, 0));
+  int fd = raw_open((const char *)map->region.path, O_RDWR | O_CLOEXEC | O_NONBLOCK | O_NOCTTY, 0);
   if (fd < 0) return lacks_resources(errno) ? -errno : -EACCES;
   struct stat status;
   if (fstat(fd, &status) == 0 && is_named_rightly(map, &status)) return fd;
@@ -489,47 +403,33 @@ static int region_by_path(struct map_request *map) {
   return -EACCES;
 }
 
-static bool is_the_region(const struct map_request *map) {
-  const struct mapdirect_wire_region *region = &map->region;
-  const struct stat *status = &map->region_status;
-  switch (region->kind) {
-  case MAPDIRECT_WIRE_REGION_KIND_FILE:
-    return S_ISREG(status->st_mode) && status->st_dev == region->device && status->st_ino == region->inode;
-  case MAPDIRECT_WIRE_REGION_KIND_BLOCK:
-    return S_ISBLK(status->st_mode) && status->st_rdev == region->device;
-  case MAPDIRECT_WIRE_REGION_KIND_DEVDAX:
-    return S_ISCHR(status->st_mode) && status->st_rdev == region->device;
-  default:
-    return false;
-  }
-}
-
 static int open_region(struct map_request *map) {
-  if (is_kept(map) && is_named_rightly(map, &map->seen)) {
-    map->region_status = map->seen;
-    if (!is_the_region(map)) return -EOPNOTSUPP;
-    map->region_fd = keeper_fd_number(kept.fd);
-    return 0;
-  }
+  const struct mapdirect_wire_region *region = &map->region;
   int fd = region_by_path(map);
-  bool by_path = fd >= 0;
   /* What comes out of the door the daemon may reach itself. */
-  if (fd == -EACCES) fd = region_from_door(&map->region);
+  if (fd == -EACCES) fd = region_from_door(region);
   if (fd < 0) return fd;
   map->region_fd = fd;
-  if (fstat(fd, &map->region_status) != 0) return -errno;
-  int error = is_the_region(map) ? region_has_uuid(map) : -EOPNOTSUPP;
-  if (error == 0 && by_path) keep_region(map);
-  return error;
+  struct stat *status = &map->region_status;
+  if (fstat(fd, status) != 0) return -errno;
+  bool same = false;
+  switch (region->kind) {
+  case MAPDIRECT_WIRE_REGION_KIND_FILE:
+    same = S_ISREG(status->st_mode) && status->st_dev == region->device && status->st_ino == region->inode;
+    break;
+  case MAPDIRECT_WIRE_REGION_KIND_BLOCK:
+    same = S_ISBLK(status->st_mode) && status->st_rdev == region->device;
+    break;
+  case MAPDIRECT_WIRE_REGION_KIND_DEVDAX:
+    same = S_ISCHR(status->st_mode) && status->st_rdev == region->device;
+    break;
+  default:
+    break;
+  }
+  return same ? region_has_uuid(map) : -EOPNOTSUPP;
 }
 
-/* But for the one that is kept. */
-static void close_region(const struct map_request *map) {
-  bool is_kept_one = is_any_kept() && keeper_fd_number(kept.fd) == map->region_fd;
-  if (map->region_fd >= 0 && !is_kept_one) raw_close(map->region_fd);
-}
-
-/* ---- on the mapper: the address space */
+/* ---- on the keeper: the address space */
 
 /* Address modulo `unit` that lets the first large extent use huge pages. */
 static uintptr_t wanted_phase(const struct map_request *map, uintptr_t unit) {
@@ -554,11 +454,19 @@ static long reserve_anywhere(uintptr_t hint, size_t length) {
 
 /* At the caller's address; the anchor goes elsewhere, for what lies beside it is not ours. */
 static int reserve_placed(struct map_request *map) {
-  if (!map->claimed && (map->flags & MAP_FIXED_NOREPLACE) != 0) return -EEXIST;
-  if (!map->claimed) {
+  int error = 0;
+  if ((map->flags & MAP_FIXED_NOREPLACE) != 0) {
+    long result = raw_mmap(map->hint, map->length, PROT_NONE,
+                           MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0);
+    if (raw_failed(result)) return (int)result;
+    if ((uintptr_t)result != map->hint) { /* before 4.17 the flag is a hint */
+      raw_munmap((uintptr_t)result, map->length);
+      return -EEXIST;
+    }
+  } else {
     sigset_t mask;
     core_lock(&mask);
-    int error = change_replace(map->hint, map->hint + map->length, act_reserve, map, &map->dead);
+    error = change_replace(map->hint, map->hint + map->length, act_reserve, map, &map->dead);
     change_bury(map->dead);
     core_unlock(&mask);
     if (error != 0) return error;
@@ -700,157 +608,63 @@ static int publish(struct map_request *map) {
   return error;
 }
 
-static bool is_placed(const struct map_request *map) {
-  return (map->flags & (MAP_FIXED | MAP_FIXED_NOREPLACE)) != 0;
-}
-
 static int build(struct map_request *map) {
   int error = open_lease(map);
   if (error == 0) error = open_region(map);
   if (error == 0) error = beyond_open();
   if (error == 0) error = grant(map);
-  if (error != 0) return error;
-  mapper_begin_placing();
-  error = is_placed(map) ? reserve_placed(map) : reserve_free(map);
+  if (error == 0)
+    error = (map->flags & (MAP_FIXED | MAP_FIXED_NOREPLACE)) != 0 ? reserve_placed(map) : reserve_free(map);
   if (error == 0) error = place_pieces(map);
   if (error == 0) error = publish(map);
   return error;
-}
-
-/* What the next attempt, if there is one, must not find. */
-static void begin_anew(struct map_request *map) {
-  map->run = NULL;
-  map->run_count = 0;
-  map->run_capacity = 0;
-  map->hole_bytes = 0;
-  map->granted = false;
-  map->anchor_apart = false;
-  map->reserved_length = 0;
 }
 
 static void run_map(struct request *base) {
   struct map_request *map = (struct map_request *)(void *)base;
   map->lease_fd = -1;
   map->region_fd = -1;
+  watcher_start(); /* as itself, not as the caller */
   struct identity before = identity_assume(map->identity);
-  if (is_placed(map)) page_promise(map->hint, map->hint + map->length);
   base->error = build(map);
-  page_promise(0, 0);
   if (base->error != 0) {
     /* What is mapped ordinarily instead replaces the reservation: a gap might be another thread's mapping by then. */
-    bool stays =
-        map->claimed || (map->shadow != 0 && (map->flags & (MAP_FIXED | MAP_FIXED_NOREPLACE)) == MAP_FIXED);
-    if (map->reserved_length > 0 && stays) act_reserve(map);
-    if (map->reserved_length > 0 && !stays) raw_munmap(map->reserved_start, map->reserved_length);
+    bool kept = map->shadow != 0 && (map->flags & (MAP_FIXED | MAP_FIXED_NOREPLACE)) == MAP_FIXED;
+    if (map->reserved_length > 0 && !kept) raw_munmap(map->reserved_start, map->reserved_length);
     if (map->anchor_apart) raw_munmap(map->anchor, page_bytes());
+    if (map->granted) {
+      struct mapdirect_wire_lease lease = {.version = MAPDIRECT_WIRE_VERSION, .lease_id = map->lease_id};
+      ioctl(map->lease_fd, (unsigned long)MAPDIRECT_IOCTL_END, &lease);
+    }
   }
-  mapper_end_placing();
-  if (base->error != 0 && map->granted) {
-    struct mapdirect_wire_lease lease = {.version = MAPDIRECT_WIRE_VERSION,
-                                         .flags = MAPDIRECT_WIRE_END_FLAG_UNCHANGED,
-                                         .lease_id = map->lease_id};
-    again(ioctl(map->lease_fd, (unsigned long)MAPDIRECT_IOCTL_END, &lease));
-  }
-  close_region(map);
+  if (map->region_fd >= 0) raw_close(map->region_fd);
   if (map->lease_fd >= 0) raw_close(map->lease_fd);
-  identity_restore(before, map->identity);
-  free_run(map);
-  begin_anew(map);
-}
-
-/* ---- on the caller's thread, again */
-
-/*
- * FUSE restarts no call after a signal. Whoever handles one without SA_RESTART may want to hear of it; the others, and those of
- * libc (setuid(2) of another thread), only interrupt. Faults are not sent while a thread waits.
- */
-static bool wants_interruptions(void) {
-  sigset_t blocked;
-  sigset_t faults;
-  pthread_sigmask(SIG_SETMASK, NULL, &blocked);
-  sigemptyset(&faults);
-  const int of_faults[] = {SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGTRAP};
-  for (size_t index = 0; index < sizeof of_faults / sizeof *of_faults; index++)
-    sigaddset(&faults, of_faults[index]);
-  for (int signal = 1; signal < _NSIG; signal++) {
-    struct sigaction action;
-    if (sigismember(&blocked, signal) == 1 || sigismember(&faults, signal) == 1) continue;
-    if (sigaction(signal, NULL, &action) != 0) continue; /* libc's own */
-    bool handled = action.sa_handler != SIG_DFL && action.sa_handler != SIG_IGN;
-    if (handled && (action.sa_flags & SA_RESTART) == 0) return true;
-  }
-  return false;
-}
-
-int core_prepare(int fd, uint64_t offset, uint64_t length) {
-  struct mapdirect_wire_range range = {.version = MAPDIRECT_WIRE_VERSION, .offset = offset, .length = length};
-  while (ioctl(fd, (unsigned long)MAPDIRECT_IOCTL_PREPARE, &range) != 0)
-    if (errno != EINTR || wants_interruptions()) return -errno;
-  return 0;
-}
-
-/* After a preparation that broke leases. An automatic mapping is an ordinary one rather than wait. */
-static int run_after_break(struct map_request *map) {
-  int error = mapper_run(&map->base);
-  for (int ms = 0; error == -EAGAIN && map->shadow == 0 && ms < AFTER_BREAK_MS; ms += AFTER_BREAK_STEP_MS) {
-    struct timespec step = {.tv_nsec = AFTER_BREAK_STEP_MS * 1000000};
-    while (nanosleep(&step, &step) != 0)
-      if (wants_interruptions()) return -EINTR;
-    error = mapper_run(&map->base);
-  }
-  return error;
-}
-
-/* Most ranges that are to be prepared are so already: for them one request is enough. */
-static int run_prepared(struct map_request *map) {
-  int error = mapper_run(&map->base);
-  for (int count = 0; error == UNPREPARED && count < PREPARATIONS_MAX; count++) {
-    error = core_prepare(map->fd, map->offset, map->length);
-    if (error == 0) error = run_after_break(map);
-  }
-  return error == UNPREPARED ? -EAGAIN : error;
-}
-
-/* With the place that the program named promised. */
-static int map_promised(void *addr, size_t length, int prot, int flags, int fd, off_t offset, unsigned lease,
-                        uintptr_t shadow, struct io_lease *io, void **result) {
-  struct map_request *map = request_alloc();
-  if (map == NULL) return -ENOMEM;
-  bool locked = (flags & MAP_LOCKED) != 0;
-  int error = check(addr, length, prot, flags, fd, offset, lease, map);
-  if (error == 0 && locked) error = core_may_lock(map->length);
-  if (error == 0 && is_placed(map)) map->claimed = page_claim(map->hint, map->length);
-  if (error == 0) error = keeper_prepare_forks();
-  if (error == 0) {
-    map->shadow = shadow;
-    map->io = io;
-    if (shadow != 0) map->lease_flags |= MAPDIRECT_WIRE_LEASE_FLAG_AUTOMATIC;
-    map->base.run = run_map;
-    error = run_prepared(map);
-    change_mourn(map->dead);
-  }
-  if (error == 0) {
-    *result = (void *)map->start;
-    count_up(COUNT_DIRECT, 1);
-    count_up(COUNT_DIRECT_BYTES, map->length);
-    if (locked || (flags & (MAP_POPULATE | MAP_NONBLOCK)) == MAP_POPULATE)
-      core_populate(map->start, map->length, locked);
-  }
-  /* An ordinary mapping is to replace the reservation. */
-  if (error != 0 && map->claimed && shadow == 0) raw_munmap(map->hint, map->length);
-  request_free(map);
-  return error;
+  identity_assume(before);
+  page_free(map->run, round_up(map->run_capacity * sizeof(struct piece), page_bytes()));
 }
 
 static int map_any(void *addr, size_t length, int prot, int flags, int fd, off_t offset, unsigned lease,
                    uintptr_t shadow, struct io_lease *io, void **result) {
   int error = core_check_type(flags);
   if (error != 0) return error;
-  uintptr_t start = (uintptr_t)addr;
-  bool placed = (flags & (MAP_FIXED | MAP_FIXED_NOREPLACE)) != 0 && length <= UINTPTR_MAX - start;
-  struct promise before = page_promise(placed ? start : 0, placed ? start + length : 0);
-  error = map_promised(addr, length, prot, flags, fd, offset, lease, shadow, io, result);
-  page_promise_again(before);
+  struct map_request *map = page_alloc(round_up(sizeof *map, page_bytes()));
+  if (map == NULL) return -ENOMEM;
+  error = check(addr, length, prot, flags, fd, offset, lease, map);
+  if (error == 0) error = keeper_prepare_forks();
+  if (error == 0) {
+    map->shadow = shadow;
+    map->io = io;
+    if (shadow != 0) map->lease_flags |= MAPDIRECT_WIRE_LEASE_FLAG_AUTOMATIC;
+    map->base.run = run_map;
+    error = keeper_run(&map->base);
+    change_mourn(map->dead);
+  }
+  if (error == 0) {
+    *result = (void *)map->start;
+    count_up(COUNT_DIRECT, 1);
+    count_up(COUNT_DIRECT_BYTES, map->length);
+  }
+  page_free(map, round_up(sizeof *map, page_bytes()));
   return error;
 }
 

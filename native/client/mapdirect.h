@@ -21,7 +21,7 @@
  *
  *     The mapping, not a file descriptor, holds the lease: it ends with the last munmap, exit, exec or death of
  *     every process that has a copy (a forked child has one), or when it is broken: see mapdirect_on_break().
- *     No descriptor of the library ever appears in the program's descriptor table: three threads of the library,
+ *     No descriptor of the library ever appears in the program's descriptor table: two threads of the library,
  *     with every signal blocked and a descriptor table of their own, hold what has to live. They exist while
  *     the process has direct mappings and for a second after.
  *
@@ -122,8 +122,6 @@ extern "C" {
  *   EINVAL      MAP_PRIVATE, MAP_ANONYMOUS or plain MAP_SHARED; zero length; offset or address not aligned to
  *               pages or to what the backing needs (device-dax: often 2 MiB); unknown bits in prot or lease
  *   EMFILE, ENFILE  too many open files (the library's own table has the limit RLIMIT_NOFILE, too)
- *   EINTR       MAPDIRECT_PREPARE had to wait and a signal came; a program that handles all signals with
- *               SA_RESTART never gets it
  *   ENOMEM      no address space; the range is in more than 16,384 pieces or would exceed vm.max_map_count; more
  *               than 64 GiB of it are holes
  *   EOPNOTSUPP  unknown flags; not a regular file of a mapdirect mount; the region is not the one that the

@@ -50,17 +50,6 @@ static inline long raw_syscall(long number, long a, long b, long c, long d, long
 #endif
 }
 
-/* On threads of the library EINTR means that another thread of the program called setuid(2) or one of its relatives, which libc has
- * every thread do by a signal that cannot be blocked. An expression that leaves a negative result, and errno. */
-#define again(expression)                                                                                    \
-  ({                                                                                                         \
-    int again_result;                                                                                        \
-    do                                                                                                       \
-      again_result = (expression);                                                                           \
-    while (again_result < 0 && errno == EINTR);                                                              \
-    again_result;                                                                                            \
-  })
-
 static inline bool raw_failed(long result) {
   return (unsigned long)result > -4096ul;
 }

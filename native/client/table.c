@@ -90,48 +90,9 @@ char *append_hex(char *at, uintptr_t number) {
   return at;
 }
 
-static _Thread_local struct promise promised __attribute__((tls_model("initial-exec")));
-
-struct promise page_promise(uintptr_t start, uintptr_t end) {
-  struct promise before = promised;
-  promised = (struct promise){.start = start, .end = end};
-  return before;
-}
-
-void page_promise_again(struct promise before) {
-  promised = before;
-}
-
 void *page_alloc(size_t bytes) {
-  enum { ATTEMPTS = 40 };
-  uintptr_t held[ATTEMPTS];
-  unsigned count = 0;
-  long result = -ENOMEM;
-  /* What lies in the promised place is held, so that the next one is another. Larger each time: some day it does not fit there. */
-  while (count < ATTEMPTS) {
-    result = raw_mmap(0, bytes << count, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
-                      -1, 0);
-    if (raw_failed(result)) break;
-    uintptr_t start = (uintptr_t)result;
-    if (start >= promised.end || start + (bytes << count) <= promised.start) break;
-    held[count++] = start;
-    result = -ENOMEM;
-  }
-  if (!raw_failed(result) && count > 0) raw_munmap((uintptr_t)result + bytes, (bytes << count) - bytes);
-  while (count > 0) {
-    count--;
-    raw_munmap(held[count], bytes << count);
-  }
+  long result = raw_mmap(0, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   return raw_failed(result) ? NULL : (void *)result;
-}
-
-bool page_claim(uintptr_t start, size_t length) {
-  long result = raw_mmap(start, length, PROT_NONE,
-                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0);
-  if (raw_failed(result)) return false;
-  if ((uintptr_t)result == start) return true;
-  raw_munmap((uintptr_t)result, length); /* before Linux 4.17 the flag is a hint */
-  return false;
 }
 
 void page_free(void *memory, size_t bytes) {

@@ -31,7 +31,7 @@ const programs = readdirSync(join(here, "programs"))
   .map((name) => name.slice(0, -2));
 
 /** Need something special around them, and have tests of their own below. */
-const special = ["uffd", "breaking", "relayed", "registered", "automatic", "served", "failures", "waiting"];
+const special = ["uffd", "breaking", "relayed", "registered", "automatic", "served", "failures"];
 
 const noUser = noUserMount();
 
@@ -205,21 +205,6 @@ describe.skipIf(noCompiler !== undefined)(
           expectAllOk(await runProgram("relayed", door, where, { sanitized: true }));
         });
       }
-    });
-
-    describe.skipIf(existing !== undefined)("beside leases that are slow to end", () => {
-      const where = useMount({ options: "break_time=5" });
-      for (const door of doors) {
-        it(`waiting, by ${door}`, async () => {
-          expectAllOk(await runProgram("waiting", door, where));
-        });
-        it(`waiting, by ${door}, with sanitizers and the table checked at each change`, async () => {
-          expectAllOk(await runProgram("waiting", door, where, { sanitized: true }));
-        });
-      }
-      it("waiting, with mappings that are made direct ones", async () => {
-        expectAllOk(await runProgram("waiting", "preload", where, automatic));
-      });
     });
 
     describe.skipIf(existing !== undefined)("on a mount whose files are in the page cache", () => {

@@ -313,10 +313,9 @@ async function grant(
   await session.pageCache.drop(inode, wish.offset, wish.length, false);
   // From the grant on, a CPU flush alone must make data durable: what locates the blocks has to be durable first.
   // Only this file's own map counts, or a busy neighbour could hold the grant up for ever.
-  // An interruption counts only while there is something left to wait for: else who is interrupted all the time would get nowhere.
   while (inode.mapLsn > store.writable().durableLsn) {
-    if (signal.aborted) throw new FsError("EINTR");
     await store.sync();
+    if (signal.aborted) throw new FsError("EINTR");
   }
   // What is stored through the mapping can no longer be kept from a snapshot that is being taken.
   await session.snapshots.copied(inode, block, count, signal);
@@ -533,8 +532,7 @@ async function prepareBlocks(
         return prepareSome(store, inode, first, end - first, slice);
       };
       block = await session.retry(some, signal);
-      if (block >= end) break;
-      await new Promise((resolve) => setImmediate(resolve));
+      if (block < end) await new Promise((resolve) => setImmediate(resolve));
       if (signal.aborted) throw new FsError("EINTR");
     }
   } finally {

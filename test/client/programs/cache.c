@@ -302,7 +302,7 @@ int main(int argc, char **argv) {
     }
     int status = wait_for(child);
     report(status == 0, "R24: and in another process", "%s is stale",
-           status >= 1 && (size_t)status <= WAYS_COUNT ? WAYS[status - 1].name : "?");
+           status > 0 ? WAYS[status - 1].name : "?");
     /* The last stores before the end, looked at through what the cache may have kept. */
     int stale = 0;
     unmap(map, PAGES * PAGE);

@@ -3,10 +3,6 @@
 
 #include "tap.h"
 
-#ifndef MAP_FIXED_NOREPLACE
-#define MAP_FIXED_NOREPLACE 0x100000
-#endif
-
 enum { MANY_PIECES = 16500 };
 #define HUGE (2ul << 20)
 #define GIGABYTE (1ul << 30)
@@ -116,40 +112,8 @@ static void another_region(void) {
   report(punch("region", 0) == 0, "no lease was left", "ETXTBSY");
 }
 
-/* A program that has just unmapped something knows its addresses to be free, and the library's memory must not lie there. */
-static char *just_freed(size_t length) {
-  char *place = mmap(NULL, length, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (place == MAP_FAILED || munmap(place, length) != 0) give_up("addresses that are free");
-  return place;
-}
-
-static void free_addresses(void) {
-  enum { ROUNDS = 20 };
-  int fd = make_file("free", "WWHWWWWW");
-  int mapped = 0;
-  int moved = 0;
-  for (int round = 0; round < ROUNDS; round++) {
-    int flags = DIRECT | (round % 2 == 0 ? MAP_FIXED : MAP_FIXED_NOREPLACE);
-    char *place = just_freed(8 * PAGE);
-    char *map = map_any(place, 8 * PAGE, READ_WRITE, flags, fd, 0);
-    if (map != place) continue;
-    mapped += map[0] == 'A' && map[7 * PAGE] == 'H' && map[2 * PAGE] == 0;
-    char *other = just_freed(8 * PAGE);
-    char *there = remap(map, 8 * PAGE, 8 * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, other);
-    moved += there == other && there[0] == 'A' && there[7 * PAGE] == 'H';
-  }
-  report(mapped == ROUNDS, "at free addresses that the program names", "%d of %d", mapped, ROUNDS);
-  report(moved == ROUNDS, "and moved to such", "%d of %d", moved, ROUNDS);
-  errno = 0;
-  char *place = just_freed(8 * PAGE);
-  char *refused = map_any(place, 8 * PAGE, READ_WRITE, DIRECT | MAP_FIXED, fd, 1);
-  bool is_free = mmap(place, 8 * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0) == place;
-  check(refused == MAP_FAILED && is_free, "one that is refused leaves them free");
-}
-
 int main(int argc, char **argv) {
   begin(argc, argv);
-  free_addresses();
   huge_pages();
   bounds();
   another_region();

@@ -139,36 +139,6 @@ static void breakable(void) {
   close(target);
 }
 
-/* In one piece there, and in as many as it has blocks here. */
-static void in_many_pieces(void) {
-  enum { PIECES = 1500 };
-  int source = make_file(SOURCE, "");
-  int target = make_file(TARGET, "");
-  char page[PAGE];
-  for (int index = 0; index < PIECES; index++) {
-    memset(page, 'a' + index % 26, sizeof page);
-    if (pwrite(source, page, PAGE, (off_t)index * (off_t)PAGE) != (ssize_t)PAGE) give_up("a page is written");
-  }
-  for (int index = 0; index < PIECES; index++)
-    if (clone_range(source, (off_t)(PIECES - 1 - index) * (off_t)PAGE, target, (off_t)index * (off_t)PAGE, PAGE) != 0)
-      give_up("a page is cloned");
-  check(shares(source, 0, target, (PIECES - 1) * (off_t)PAGE), "two files share blocks in many pieces");
-  close(source);
-  unlink(path_of(SOURCE));
-  /* Its blocks are freed by and by. */
-  for (int index = 0, tries = 0; index < PIECES && tries < 300; tries++) {
-    while (index < PIECES && extent_at(target, (off_t)index * (off_t)PAGE).state == MAPDIRECT_WIRE_EXTENT_STATE_WRITTEN)
-      index++;
-    if (index < PIECES) sleep_ms(10);
-  }
-  char *map = map_any(NULL, PIECES * PAGE, READ_WRITE, DIRECT, target, 0);
-  if (check(map != MAP_FAILED, "when the other is gone every block of them can be mapped")) {
-    check(map[0] == 'a' + (PIECES - 1) % 26 && map[(PIECES - 1) * PAGE] == 'a', "and is what it was");
-    unmap(map, PIECES * PAGE);
-  }
-  close(target);
-}
-
 static void wrong_arguments(void) {
   int source = make_file(SOURCE, "WWW");
   int target = make_file(TARGET, "W");
@@ -231,7 +201,6 @@ int main(int argc, char **argv) {
   refused_at_map_time();
   leased_blocks_are_not_shared();
   breakable();
-  in_many_pieces();
   wrong_arguments();
   return end();
 }
