@@ -14,8 +14,9 @@ import {
   kindsByRole,
   type SegmentHead,
   segmentHead,
+  segmentPlaces,
 } from "../media/chain.ts";
-import { GROUP_MAGIC, GroupKind, RESERVED_BYTES, SegmentHeader, SegmentRole } from "../media/format.ts";
+import { GROUP_MAGIC, GroupKind, SegmentHeader, SegmentRole } from "../media/format.ts";
 import { type GroupInfo, groupAt, readRecords, refusingSink } from "../media/group.ts";
 import { type Media, readSome } from "../media/reading.ts";
 
@@ -38,8 +39,7 @@ export class SegmentFinder {
   #search(): Map<string, number> {
     const places = new Map<string, number>();
     const { segmentBytes } = this.#geometry;
-    const start = Math.ceil(RESERVED_BYTES / segmentBytes) * segmentBytes;
-    for (let at = start; isSegmentPlace(at, this.#geometry); at += segmentBytes) {
+    for (const at of segmentPlaces(this.#geometry)) {
       const head = segmentHead(readSome(this.#region, at, SegmentHeader.size), at, this.#geometry);
       if ((at / segmentBytes) % PROGRESS_STRIDE === 0)
         progress("searching the region", at, this.#geometry.regionBytes);

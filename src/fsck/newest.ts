@@ -8,7 +8,7 @@
 import { largest } from "../base/arrays.ts";
 import { CorruptionError, FsError } from "../base/errors.ts";
 import { viewOf } from "../layout/struct.ts";
-import { type ChainGeometry, isSegmentPlace, segmentHead } from "../media/chain.ts";
+import { type ChainGeometry, segmentHead, segmentPlaces } from "../media/chain.ts";
 import { crc32c } from "../media/checksum.ts";
 import { findCopies, Mended } from "../media/copies.ts";
 import {
@@ -29,7 +29,7 @@ import {
 import { randomUuid } from "../media/mkfs.ts";
 import { readSome } from "../media/reading.ts";
 import type { SuperblockValue } from "../media/superblock.ts";
-import { S_IFREG } from "../namespace/inode.ts";
+import { S_IFMT, S_IFREG } from "../namespace/inode.ts";
 import { type BroughtBack, bringBackFrom } from "../namespace/recovered.ts";
 import type { Region } from "../region/region.ts";
 
@@ -96,12 +96,10 @@ function segmentsOf(
   region: Region,
   geometry: ChainGeometry,
 ): { checkpoints: Start[]; logs: Start[]; incarnations: number } {
-  const { segmentBytes } = geometry;
   const checkpoints = new Map<number, Start>();
   const logs = new Map<number, Map<number, Start>>();
   let incarnations = 0;
-  const start = Math.ceil(RESERVED_BYTES / segmentBytes) * segmentBytes;
-  for (let at = start; isSegmentPlace(at, geometry); at += segmentBytes) {
+  for (const at of segmentPlaces(geometry)) {
     const head = segmentHead(readSome(region, at, SegmentHeader.size), at, geometry);
     if (typeof head === "string") continue;
     const { index, incarnation, firstLsn } = head;
@@ -189,7 +187,7 @@ function unknownVolume(region: Region, blockBytes: number, segmentBytes: number)
 function filesThatFit({ state }: BroughtBack, blockBytes: number): number {
   let files = 0;
   for (const { mode, size, extents } of state.inodes.values()) {
-    if ((mode & 0o170000) !== S_IFREG || extents === null) continue;
+    if ((mode & S_IFMT) !== S_IFREG || extents === null) continue;
     if (BigInt(extents.end) === (size + BigInt(blockBytes - 1)) / BigInt(blockBytes)) files += 1;
   }
   return files;

@@ -91,6 +91,7 @@ export function isReading(tid: number, ino: number): boolean | null {
 
 /** linux/capability.h */
 export const CAP_FOWNER = 3;
+export const CAP_FSETID = 4;
 export const CAP_LINUX_IMMUTABLE = 9;
 export const CAP_SYS_ADMIN = 21;
 

@@ -380,6 +380,13 @@ export function isSegmentPlace(at: number, geometry: ChainGeometry): boolean {
   );
 }
 
+/** All places where a segment can be. */
+export function* segmentPlaces(geometry: ChainGeometry): IterableIterator<number> {
+  const { segmentBytes } = geometry;
+  const start = Math.ceil(RESERVED_BYTES / segmentBytes) * segmentBytes;
+  for (let at = start; isSegmentPlace(at, geometry); at += segmentBytes) yield at;
+}
+
 export interface ChainGroup extends GroupInfo {
   readonly data: Buffer;
   readonly view: DataView;
@@ -647,9 +654,8 @@ function searchBarrier(
   where: { role: number; index: number; incarnation: number; lsn: number },
 ): number {
   let barrierLsn = -1;
-  const start = Math.ceil(RESERVED_BYTES / geometry.segmentBytes) * geometry.segmentBytes;
   const head = Buffer.alloc(SegmentHeader.size);
-  for (let at = start; isSegmentPlace(at, geometry); at += geometry.segmentBytes) {
+  for (const at of segmentPlaces(geometry)) {
     region.read(at, head, 0, head.length);
     const header = segmentHead(head, at, geometry);
     if (!isBehind(header, where) || header.index <= where.index) continue;

@@ -23,9 +23,10 @@ import {
   type SegmentHead,
   type SegmentSource,
   segmentHead,
+  segmentPlaces,
 } from "./chain.ts";
 import { readCopyTable, writeCopyTable } from "./copy-table.ts";
-import { COPY_ROLE, GroupKind, RESERVED_BYTES, SegmentHeader, SegmentRole } from "./format.ts";
+import { COPY_ROLE, GroupKind, SegmentHeader, SegmentRole } from "./format.ts";
 import { groupAt } from "./group.ts";
 import { type Media, readSome } from "./reading.ts";
 import type { SuperblockValue } from "./superblock.ts";
@@ -128,7 +129,7 @@ export function findCopies(
   where: "listed" | "anywhere",
 ): CopiesBySegment {
   const found = new Map<number, { place: number; head: SegmentHead }[]>();
-  for (const place of where === "listed" ? listed(region, geometry) : everywhere(geometry)) {
+  for (const place of where === "listed" ? listed(region, geometry) : segmentPlaces(geometry)) {
     const head = segmentHead(readSome(region, place, SegmentHeader.size), place, geometry);
     if (typeof head === "string" || !isSegmentPlace(head.next, geometry)) continue;
     const ofLog =
@@ -151,11 +152,6 @@ function* listed(region: Media, geometry: ChainGeometry): IterableIterator<numbe
     if (table === null || table === "damaged") continue;
     for (const place of table.copies) if (isSegmentPlace(place, geometry)) yield place;
   }
-}
-
-function* everywhere(geometry: ChainGeometry): IterableIterator<number> {
-  const start = Math.ceil(RESERVED_BYTES / geometry.segmentBytes) * geometry.segmentBytes;
-  for (let at = start; isSegmentPlace(at, geometry); at += geometry.segmentBytes) yield at;
 }
 
 /** A region in which segments are whole again as far as they and their copies together are. */

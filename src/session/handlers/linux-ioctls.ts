@@ -13,11 +13,12 @@ import {
 } from "../../fuse/linux-ioctls.ts";
 import type { Request } from "../../fuse/request.ts";
 import { type StructValue, viewOf } from "../../layout/struct.ts";
-import { CAP_FOWNER, CAP_LINUX_IMMUTABLE, CAP_SYS_ADMIN, hasCapability } from "../../lease/process.ts";
+import { CAP_FOWNER, CAP_LINUX_IMMUTABLE, CAP_SYS_ADMIN } from "../../lease/process.ts";
 import { LABEL_BYTES_MAX } from "../../media/format.ts";
 import type { Inode } from "../../namespace/inode.ts";
 import { INODE_FLAGS, InodeFlag, setInodeFlags } from "../../namespace/inode-flags.ts";
 import type { Session } from "../session.ts";
+import { mayAsRoot } from "./privileges.ts";
 
 interface Asked {
   readonly cmd: number;
@@ -71,10 +72,6 @@ function administratorOnly(session: Session, request: Request): void {
   if (!isOwner && !mayAsRoot(request, CAP_SYS_ADMIN))
     throw new FsError("EPERM", "for root and whoever mounted");
 }
-
-/** Who has this capability, or, where that cannot be seen, root. */
-const mayAsRoot = ({ uid, pid }: Request, capability: number): boolean =>
-  hasCapability(pid, capability) ?? uid === 0;
 
 /** @throws FsError EPERM, EROFS, EOPNOTSUPP, EINVAL, EBUSY (a snapshot is being taken), EINTR, EIO */
 async function trim(

@@ -3,7 +3,7 @@
  * and goes on believing in the mode that it has cached, unless it is told.
  */
 import type { Request } from "../../fuse/request.ts";
-import { groupsOfThread, hasCapability } from "../../lease/process.ts";
+import { CAP_FSETID, groupsOfThread, hasCapability } from "../../lease/process.ts";
 import type { Kill } from "../../namespace/attributes.ts";
 import { type Inode, S_ISGID, S_ISUID, S_IXGRP } from "../../namespace/inode.ts";
 import type { Session } from "../session.ts";
@@ -17,13 +17,12 @@ export function killOf(request: Request, inode: Inode, wanted: boolean): Kill {
   return isMember ? true : "stranger";
 }
 
-/** CAP_FSETID (linux/capability.h): its holder's writes leave setuid and setgid alone. */
-const CAP_FSETID = 4;
+/** Who has this capability, or, where that cannot be seen, root. */
+export const mayAsRoot = ({ uid, pid }: Request, capability: number): boolean =>
+  hasCapability(pid, capability) ?? uid === 0;
 
-/** For requests in which the kernel does not say so. */
-export function hasSetIdRight({ pid, uid }: Request): boolean {
-  return hasCapability(pid, CAP_FSETID) ?? uid === 0;
-}
+/** Whose writes leave setuid and setgid alone: for requests in which the kernel does not say so. */
+const hasSetIdRight = (request: Request): boolean => mayAsRoot(request, CAP_FSETID);
 
 /** As `wanted` of killOf() for those requests: whether the caller is not privileged is looked up where it matters. */
 export const lacksSetIdRight = (request: Request, inode: Inode): boolean =>
